@@ -1,0 +1,5 @@
+"""`python -m affectlens` is the command line."""
+
+from affectlens.cli import main
+
+main()

@@ -1,0 +1,12 @@
+"""WHAT IS ON DISK: checkpoints opened by their headers, and two of them paired site by site.
+
+    source ── opening ──▶ Store (names, shapes) ── locate ──▶ Checkpoint ── pairing ──▶ Pairing + ledger
+
+No model is ever built to read a checkpoint, and torch is imported only when tensors are read.
+"""
+
+from affectlens.checkpoints.checkpoint import Checkpoint, Header, Store
+from affectlens.checkpoints.opening import Source, open_checkpoint
+from affectlens.checkpoints.pairing import Pairing, pair
+
+__all__ = ["Checkpoint", "Header", "Pairing", "Source", "Store", "open_checkpoint", "pair"]

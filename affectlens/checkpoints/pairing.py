@@ -1,0 +1,72 @@
+"""Pair two checkpoints on canonical sites, and account for every parameter of both."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from affectlens.checkpoints.checkpoint import Checkpoint
+from affectlens.errors import NothingToCompare
+from affectlens.sites import Site, Sites
+
+STATES = ("paired", "identical", "reshaped", "tied", "only-base", "only-tuned")
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Sort the sites of two checkpoints: to compare, of another shape, and on one side only."""
+
+    base: Checkpoint
+    tuned: Checkpoint
+    comparable: Sites
+    reshaped: Sites
+    only_base: Sites
+    only_tuned: Sites
+
+    def ledger(self, identical: frozenset[Site]) -> list[dict[str, Any]]:
+        """Account for all parameters, given which of the comparable sites turned out identical.
+
+        One row a state that occurs; the columns of parameters add up to each checkpoint's total.
+        """
+        tied = Sites(s for s in self.only_base | self.only_tuned if s.role == "lm_head" and self._ties())
+        states = {
+            "paired": (self.comparable - identical, "compared, and moved"),
+            "identical": (self.comparable & identical, "compared, equal in every bit"),
+            "reshaped": (self.reshaped, "not compared: the shapes differ"),
+            "tied": (tied, "stored on one side, tied to the input embedding on the other"),
+            "only-base": (self.only_base - tied, "not in tuned"),
+            "only-tuned": (self.only_tuned - tied, "not in base"),
+        }
+        return [
+            {
+                "state": state,
+                "sites": len(sites),
+                "base_parameters": _count(self.base, sites),
+                "tuned_parameters": _count(self.tuned, sites),
+                "note": note,
+            }
+            for state, (sites, note) in states.items()
+            if len(sites) or state == "paired"
+        ]
+
+    def _ties(self) -> bool:
+        return self.base.tied != self.tuned.tied
+
+
+def pair(base: Checkpoint, tuned: Checkpoint) -> Pairing:
+    """Pair two checkpoints; raises `NothingToCompare` when no weight matrix has a partner."""
+    both = base.sites & tuned.sites
+    comparable = Sites(site for site in both if base.shape(site) == tuned.shape(site))
+    # Norms of equal width pair by chance between unrelated models; only matrices show kinship.
+    if not any(len(base.shape(site)) >= 2 for site in comparable):
+        kinds = [str(side.config.get("model_type", "unknown type")) for side in (base, tuned)]
+        first = next((site.parameter for site in tuned.sites), "none")
+        raise NothingToCompare(
+            f"none of the {len(tuned.sites)} parameters of {tuned.store.name} ({kinds[1]}) has a partner of "
+            f"its shape in {base.store.name} ({kinds[0]}); first: {first!r}. Is this the right base?"
+        )
+    return Pairing(
+        base, tuned, comparable, both - comparable, base.sites - tuned.sites, tuned.sites - base.sites
+    )
+
+
+def _count(side: Checkpoint, sites: Sites) -> int:
+    return sum(side.storage[site].size for site in sites if site in side.storage)

@@ -1,0 +1,47 @@
+"""Tables and JSON for the terminal, fit to print whatever a file called its tensors."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from affectlens.html import number, plain
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def show(frame: "pd.DataFrame", names: Sequence[str] = ()) -> None:
+    """Print the named columns of a frame (all by default), aligned."""
+    kept = [name for name in names or list(frame.columns) if name in frame]
+    rows = [[number(cell) for cell in row] for row in frame[kept].itertuples(index=False)]
+    print(aligned(kept, rows))
+
+
+def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Set rows in columns, numbers to the right.
+
+    >>> print(aligned(["role", "rms"], [["gate_proj", "0.1"], ["q", "0.25"]]))
+    role        rms
+    gate_proj   0.1
+    q          0.25
+    """
+    cells = [[plain(cell) for cell in row] for row in rows]
+    grid = [list(header), *cells]
+    widths = [max(len(row[i]) for row in grid) for i in range(len(header))]
+    right = [bool(cells) and all(_numeric(row[i]) for row in cells) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = zip(row, widths, right, strict=True)
+        return "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in cells).rstrip()
+
+    return "\n".join(line(row) for row in grid)
+
+
+def records(frame: "pd.DataFrame") -> list[dict[str, Any]]:
+    """The rows of a frame as strict JSON values: NaN and null become null."""
+    found: list[dict[str, Any]] = json.loads(frame.to_json(orient="records", double_precision=15))
+    return found
+
+
+def _numeric(cell: str) -> bool:
+    return not cell or cell[0] in "-+0123456789[" or cell in ("inf", "nan")

@@ -1,0 +1,243 @@
+"""The verbs of the command line. Heavy imports stay inside, so that `--help` answers at once."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from affectlens.cli.printing import aligned, records, show
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from affectlens.drift import Drift
+    from affectlens.effects import Effects
+    from affectlens.tasks import Task
+
+app = typer.Typer(
+    name="affectlens",
+    help="The microscope for affect in multimodal models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Base = Annotated[str, typer.Argument(help="Folder, file or hub id of the checkpoint before tuning.")]
+Tuned = Annotated[str, typer.Argument(help="The same after tuning.")]
+Control = Annotated[str | None, typer.Option(help="A tuning of the same base on something else than affect.")]
+Tasks = Annotated[
+    list[str], typer.Option("--task", help="KIND=FILE.jsonl; kinds: emotion-labels, valence, labels.")
+]
+Folder = Annotated[Path, typer.Option(help="Folder for the tables and the report.")]
+Output = Annotated[Path | None, typer.Option("-o", "--output", help="Write here; the suffix says how.")]
+
+_ROLE = ("tower", "role", "sites", "size", "frobenius", "relative", "rms", "changed", "control_relative")
+
+
+@app.command()
+def demo(out: Folder = Path("demo")) -> None:
+    """Run the whole argument on the pair that comes with affectlens."""
+    import torch
+
+    from affectlens.demo import load_demo
+    from affectlens.studying import study
+
+    # On a model this small a second thread waits more than it works, and several times so on a busy machine.
+    torch.set_num_threads(1)
+    base, tuned, control, tasks = load_demo()
+    title = "Affect tuning of the embedded pair"
+    found = study(base, tuned, tasks=tasks, control=control, out=out, dtype="float32", title=title)
+    _tell_drift(found.drift)
+    _tell_effects(found.effects)
+    _conclude(found.drift, found.effects)
+    print(f"\nThe report is in {out / 'report.html'}, the tables beside it.")
+
+
+@app.command()
+def inspect(
+    source: Annotated[str, typer.Argument(help="Folder, file or hub id of a checkpoint.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what a checkpoint is, and where its parameters are."""
+    from affectlens.checkpoints import open_checkpoint
+    from affectlens.sites.sites import layers
+
+    checkpoint = open_checkpoint(source)
+    rows = [
+        (tower, role, len(sites), sum(checkpoint.storage[site].size for site in sites), layers(sites))
+        for (tower, role), sites in checkpoint.sites.by("tower", "role").items()
+    ]
+    names = ("tower", "role", "sites", "parameters", "layers")
+    if as_json:
+        roles = [dict(zip(names, row, strict=True)) for row in rows]
+        print(json.dumps({**checkpoint.identity, "roles": roles}, indent=2))
+        return
+    print(checkpoint)
+    print("\n" + aligned(names, [(t, r, str(n), f"{size:,}", span) for t, r, n, size, span in rows]))
+
+
+@app.command()
+def diff(
+    base: Base,
+    tuned: Tuned,
+    control: Control = None,
+    by: Annotated[
+        str, typer.Option(help="role, layer or tower; comma-separated for several.")
+    ] = "tower,role",
+    output: Output = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print role table and ledger as JSON.")] = False,
+) -> None:
+    """Say how far every parameter moved from BASE to TUNED."""
+    from affectlens.drift import diff as diff_
+    from affectlens.drift.diffing import refuse_unrelated
+
+    drift = refuse_unrelated(diff_(base, tuned, control=control))
+    if output is not None:
+        drift.save(output)
+    if as_json:
+        tables = {"by": records(drift.by(by)), "ledger": records(drift.ledger)}
+        print(json.dumps({**tables, "findings": drift.findings, "origin": drift.origin}, indent=2))
+        return
+    _tell_drift(drift, by)
+    if output is not None:
+        print(f"\nThe table is in {output}.")
+
+
+@app.command()
+def sweep(
+    base: Base,
+    tuned: Tuned,
+    task: Tasks,
+    control: Control = None,
+    by: Annotated[
+        str, typer.Option(help="site, role, layer or tower; comma-separated for several.")
+    ] = "role",
+    actions: Annotated[
+        str, typer.Option(help="Of transplant, revert, zero; comma-separated.")
+    ] = "transplant,revert",
+    n_random: Annotated[int, typer.Option(help="Draws of the layer-stratified null.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    output: Output = None,
+) -> None:
+    """Transplant, revert and zero groups of sites, and judge each model by tasks."""
+    from affectlens.checkpoints import open_checkpoint
+    from affectlens.effects import Grid
+    from affectlens.effects import sweep as sweep_
+    from affectlens.lens import load
+
+    before = open_checkpoint(base)
+    chosen = tuple(action.strip() for action in actions.split(","))
+    grid = Grid(before.sites, by, chosen, donor=tuned, control=control, n_random=n_random, seed=seed)
+    effects = sweep_(load(before), grid, _tasks(task))
+    _tell_effects(effects)
+    if output is not None:
+        effects.save(output)
+        print(f"\nThe table is in {output}.")
+
+
+@app.command()
+def study(
+    base: Base,
+    tuned: Tuned,
+    task: Tasks,
+    control: Control = None,
+    out: Folder = Path("study"),
+    n_random: Annotated[int, typer.Option(help="Draws of the layer-stratified null.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    dtype: Annotated[str, typer.Option(help="dtype of the live model; auto is the stored one.")] = "auto",
+) -> None:
+    """Run the whole argument: drift, sweep and report."""
+    from affectlens.studying import study as study_
+
+    found = study_(
+        base, tuned, tasks=_tasks(task), control=control, out=out, n_random=n_random, seed=seed, dtype=dtype
+    )
+    _tell_drift(found.drift)
+    _tell_effects(found.effects)
+    _conclude(found.drift, found.effects)
+    print(f"\nThe report is in {out / 'report.html'}, the tables beside it.")
+
+
+@app.command()
+def report(
+    drift: Annotated[Path, typer.Argument(help="A drift table, as `diff -o` writes it.")],
+    effects: Annotated[Path | None, typer.Argument(help="An effects table, as `sweep -o` writes it.")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The report.")] = Path("report.html"),
+) -> None:
+    """Make one self-contained HTML file of saved tables."""
+    from affectlens.drift import Drift
+    from affectlens.effects import Effects
+    from affectlens.views import Report
+
+    tables: list[Drift | Effects] = [Drift.load(drift)]
+    if effects is not None:
+        tables.append(Effects.load(effects))
+    Report(*tables).save(output)
+    print(f"The report is in {output}.")
+
+
+def _tasks(specs: list[str]) -> "list[Task]":
+    from affectlens.errors import TaskError
+    from affectlens.tasks import load_task
+
+    tasks = []
+    for spec in specs:
+        kind, equals, file = spec.partition("=")
+        if not equals:
+            raise TaskError(f"--task {spec}: write KIND=FILE.jsonl, e.g. emotion-labels={spec}")
+        tasks.append(load_task(kind, file))
+    return tasks
+
+
+def _tell_drift(drift: "Drift", by: str = "tower,role") -> None:
+    for source, who in drift.origin["sources"].items():
+        print(
+            f"{source:8} {who['name']}: {who['model_type']}, {who['parameters']:,} parameters, {who['dtype']}"
+        )
+    print("\nHow far it moved")
+    frame = drift.by(by)
+    show(frame[(frame["frobenius"] > 0) | (len(frame) < 12)], (*by.split(","), *_ROLE))
+    print("\nLedger: every parameter of both sides")
+    show(drift.ledger)
+    for finding in drift.findings:
+        print(f"\n! {finding}")
+
+
+def _tell_effects(effects: "Effects") -> None:
+    print(
+        "\nWhat it does: change of the margin log p(gold) − log p(best other), 95 % interval, share of gain"
+    )
+    margins = effects.frame[effects.frame["metric"] == "margin"]
+    for task, rows in margins.groupby("task", sort=False):
+        about = effects.origin["tasks"][task]
+        fit = ", trained on" if about["fit"] else ""
+        print(f"\n{task} (n = {about['n']}, {about['kind']}{fit}, majority {about['majority']:.2f})")
+        print(aligned(("sites", "action", "kind", "effect", "interval", "share"), _lines(rows)))
+
+
+def _lines(rows: "pd.DataFrame") -> list[tuple[str, ...]]:
+    kept = rows[rows["kind"] != "random-control"]
+    return [
+        (
+            row.sites,
+            row.action,
+            row.kind,
+            f"{row.effect:+.3f}",
+            f"[{row.effect_low:+.3f}, {row.effect_high:+.3f}]",
+            "" if row.recovered != row.recovered else f"{row.recovered:.0%}",
+        )
+        for row in kept.itertuples()
+    ]
+
+
+def _conclude(drift: "Drift", effects: "Effects") -> None:
+    from affectlens.views.conclusions import conclude
+
+    found = conclude(drift, effects)
+    print("\nWhat may be concluded")
+    for sentence in found.may:
+        print(f"  + {sentence}")
+    print("What may not")
+    for sentence in found.may_not:
+        print(f"  - {sentence}")

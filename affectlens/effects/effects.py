@@ -1,0 +1,53 @@
+"""Effects: what each intervention did to each task, beside its nulls and within its interval."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pandas as pd
+
+from affectlens.errors import TableError
+from affectlens.table import Table
+
+
+@dataclass(frozen=True, repr=False)
+class Effects(Table):
+    """One row per (intervention, task, metric); made by `affectlens.sweep`.
+
+    `kind` is `effect`, `random-control` (a draw of the layer-stratified null), `control-tuning` (the
+    control's change at the same sites) or `reference` (the tuned model itself). `sites` is the
+    group's name and `parameters` its size. `value` lies within `low`..`high` (95 %); `effect` =
+    value − baseline within `effect_low`..`effect_high`, paired by example. `baseline` is the base
+    model's value for `transplant`, the tuned model's for `revert` and `zero`. `recovered` is the share
+    of the gain (tuned − base) that a transplant brings or a revert takes away, null where the gain is
+    not clear of zero. The reference row (`transplant` of `all`) is the tuned model itself.
+    """
+
+    schema: ClassVar[str] = "affectlens.effects/1"
+    rank: ClassVar[str] = "effect"
+    shown: ClassVar[tuple[str, ...]] = (
+        "action", "sites", "task", "metric", "kind",
+        "baseline", "value", "effect", "effect_low", "effect_high",
+    )  # fmt: skip
+
+    def ranks(self, metric: str = "margin") -> pd.DataFrame:
+        """Rank each group's effect among the draws of its null: `action sites task draws at_least p`.
+
+        `at_least` counts the draws whose effect is as strong or stronger in the direction the action
+        should work (up for a transplant, down for a revert). `p` is null below 999 draws: with 20,
+        nothing smaller than 1/21 could come out, whatever is true.
+        """
+        frame = self.frame[self.frame["metric"] == metric]
+        if frame.empty:
+            raise TableError(f"no rows have metric={metric!r}")
+        rows = []
+        for _, row in frame[frame["kind"] == "effect"].iterrows():
+            same = (frame["action"] == row["action"]) & (frame["task"] == row["task"])
+            null = frame[same & (frame["kind"] == "random-control") & (frame["null_of"] == row["null_of"])]
+            if null.empty:
+                continue
+            sign = -1.0 if row["action"] == "revert" else 1.0
+            strong = int((sign * null["effect"] >= sign * row["effect"]).sum())
+            p = (strong + 1) / (len(null) + 1) if len(null) >= 999 else None
+            named = {name: row[name] for name in ("action", "sites", "task")}
+            rows.append({**named, "draws": len(null), "at_least": strong, "p": p})
+        return pd.DataFrame(rows)

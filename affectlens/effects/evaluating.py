@@ -1,0 +1,135 @@
+"""Judge a lens by a task: constrained scoring over the label words, or strict greedy answers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from affectlens.errors import TaskError, near
+from affectlens.lens import Lens
+from affectlens.table import versions
+from affectlens.tasks import Scores, Task
+from affectlens.tasks.answers import read_answer
+
+WAYS = ("constrained", "greedy")
+
+
+def evaluate(lens: Lens, task: Task, *, answer: str = "constrained", batch_size: int = 32) -> Scores:
+    """Let the model answer every example of a task.
+
+    `constrained` compares the log-probabilities of the label words after the prompt, so each example
+    has a margin; `greedy` lets the model write and reads its answer strictly: several labels, or none,
+    is wrong. Raises `TaskError` for another way, `LensError` for examples the model can't take.
+    """
+    if answer == "constrained":
+        return to_scores(task, label_logps(lens, prepare_task(lens, task, batch_size=batch_size)))
+    if answer != "greedy":
+        raise TaskError(f"can't answer by {answer!r}. Ways: {near(answer, WAYS)}")
+    texts: list[str] = []
+    for start in range(0, len(task), batch_size):
+        texts += lens.generate(*task.examples[start : start + batch_size], prompt=task.prompt)
+    frame = _frame(task, [read_answer(text, task.labels) for text in texts])
+    frame["text"] = texts
+    return Scores(frame, _origin(task, answer))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task as model input, made once and run under many interventions."""
+
+    task: Task
+    batches: tuple[Mapping[str, Tensor], ...]
+    labels: tuple[tuple[int, ...], ...]  # token ids of each label
+
+
+def prepare_task(lens: Lens, task: Task, *, batch_size: int = 32) -> Prepared:
+    """Render, open and tokenize all examples of a task."""
+    batches = tuple(
+        lens.prepare(*task.examples[start : start + batch_size], prompt=task.prompt)
+        for start in range(0, len(task), batch_size)
+    )
+    # After a chat template's cue the answer begins at once; after bare text it is a new word.
+    glue = "" if getattr(lens.processor, "chat_template", None) else " "
+    encode = lens.tokenizer.encode
+    labels = tuple(tuple(encode(glue + label, add_special_tokens=False)) for label in task.labels)
+    for label, ids in zip(task.labels, labels, strict=True):
+        if not ids or labels.count(ids) > 1:
+            raise TaskError(f"task {task.name!r}: to this tokenizer label {label!r} is not a word of its own")
+    return Prepared(task, batches, labels)
+
+
+def label_logps(lens: Lens, prepared: Prepared) -> Float[Tensor, "examples labels"]:
+    """The log-probability of each label as the answer to each example, in float32."""
+    return torch.cat([_batch_logps(lens, batch, prepared.labels) for batch in prepared.batches])
+
+
+def _batch_logps(
+    lens: Lens, batch: Mapping[str, Tensor], labels: tuple[tuple[int, ...], ...]
+) -> Float[Tensor, "batch labels"]:
+    if all(len(ids) == 1 for ids in labels):
+        logps = lens.run(batch)[:, -1].log_softmax(-1)
+        return logps[:, [ids[0] for ids in labels]].cpu()
+    return torch.stack([_sequence_logp(lens, batch, ids) for ids in labels], dim=1).cpu()
+
+
+def _sequence_logp(lens: Lens, batch: Mapping[str, Tensor], ids: tuple[int, ...]) -> Float[Tensor, " batch"]:
+    """Run prompt and label together; the k label tokens are predicted at the k positions before the last."""
+    rows = len(batch["input_ids"])
+    answer = torch.tensor(ids, device=lens.device).expand(rows, -1)
+    longer = dict(batch)
+    longer["input_ids"] = torch.cat([batch["input_ids"], answer], dim=1)
+    for name in ("attention_mask", "token_type_ids", "mm_token_type_ids"):
+        if name in batch:
+            fill = torch.full_like(answer, 1 if name == "attention_mask" else 0)
+            longer[name] = torch.cat([batch[name], fill.to(batch[name].dtype)], dim=1)
+    logps = lens.run(longer, last=len(ids) + 1)[:, :-1].log_softmax(-1)
+    return logps.gather(-1, answer.unsqueeze(-1)).squeeze(-1).sum(1)
+
+
+def to_scores(task: Task, logps: Float[Tensor, "examples labels"]) -> Scores:
+    """Turn label log-probabilities into scores."""
+    found = logps.double().numpy()
+    gold = np.array([task.labels.index(example.label) for example in task.examples])
+    rows = np.arange(len(gold))
+    others = found.copy()
+    others[rows, gold] = -np.inf
+    frame = _frame(task, [task.labels[i] for i in found.argmax(1)])
+    frame["logp"] = found[rows, gold]
+    frame["margin"] = found[rows, gold] - others.max(1)
+    return Scores(frame, _origin(task, "constrained"))
+
+
+def _frame(task: Task, predictions: list[str | None] | list[str]) -> pd.DataFrame:
+    examples = task.examples
+    return pd.DataFrame(
+        {
+            "id": [example.id for example in examples],
+            "cluster": [example.cluster for example in examples],
+            "label": [example.label for example in examples],
+            "prediction": predictions,
+            "correct": [int(p == e.label) for p, e in zip(predictions, examples, strict=True)],
+        }
+    )
+
+
+def _origin(task: Task, answer: str) -> dict[str, Any]:
+    return {"task": describe(task), "answer": answer, "versions": versions()}
+
+
+def describe(task: Task) -> dict[str, Any]:
+    """What a result says of its task."""
+    return {
+        "name": task.name,
+        "n": len(task),
+        "majority": task.majority,
+        "labels": list(task.labels),
+        "kind": task.role,
+        "fit": task.fit,
+        "about": task.about,
+        "dropped": task.dropped,
+    }

@@ -1,0 +1,128 @@
+"""The grid of a sweep: which groups of sites get which action, and the nulls they are held against."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from affectlens.checkpoints import Checkpoint, Source
+from affectlens.errors import TableError, near
+from affectlens.sites import ATTENTION, MLP, Site, Sites
+
+ACTIONS = ("transplant", "revert", "zero")
+_BY = ("site", "role", "layer", "tower")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One intervention of a sweep: what is done to which sites, and what it stands for."""
+
+    action: str
+    name: str
+    sites: Sites
+    kind: str = "effect"
+    null_of: str = ""  # the family of roles whose draws are this effect's null, or that was drawn from
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Cross groups of sites with actions.
+
+    `by` is `"site" "role" "layer" "tower"`, a comma-separated mix, or your own mapping from names to
+    sites. `transplant` puts the donor's weights into base, `revert` base's into the donor, `zero`
+    deletes in the donor. `control`, another tuning of the same base, is transplanted at the same
+    sites. `n_random` draws of the layer-stratified null (a random one of the roles of equal size in
+    each layer) are made for each family of roles and each action but `zero`.
+    """
+
+    sites: Sites
+    by: str | Mapping[str, Sites] = "role"
+    actions: tuple[str, ...] = ("transplant", "revert")
+    donor: Source = field(kw_only=True)
+    control: Source | None = field(default=None, kw_only=True)
+    n_random: int = field(default=20, kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for action in self.actions:
+            if action not in ACTIONS:
+                raise TableError(f"no action {action!r}. Actions: {near(action, ACTIONS)}")
+        for name in self._names():
+            if name not in _BY:
+                raise TableError(f"can't group sites by {name!r}. By: {near(name, _BY)}")
+
+    def units(self, moved: Sites, live: Checkpoint) -> Iterator[Unit]:
+        """List the interventions over the sites that moved; the others would change nothing."""
+        families = _families(moved, live)
+        for name, sites in self.groups(moved).items():
+            family = next((f for f, roles in families.items() if _is_role(sites, roles)), "")
+            for action in self.actions:
+                yield Unit(action, name, sites, null_of=family)
+            if self.control is not None and "transplant" in self.actions:
+                yield Unit("transplant", name, sites, kind="control-tuning")
+        for family, roles in families.items():
+            yield from self._null(family, _by_layer(moved, roles))
+
+    def groups(self, moved: Sites) -> dict[str, Sites]:
+        """Name the groups of those sites that moved."""
+        if not isinstance(self.by, str):
+            return {name: kept for name, sites in self.by.items() if (kept := sites & moved)}
+        names = self._names()
+        if "site" in names:
+            return {str(site): Sites([site]) for site in moved & self.sites}
+        groups = (moved & self.sites).by("tower", *names)
+        return {_label(key[0], key[1:]): sites for key, sites in groups.items()}
+
+    def _names(self) -> list[str]:
+        return [name.strip() for name in self.by.split(",")] if isinstance(self.by, str) else []
+
+    def _null(self, family: str, layers: list[list[Sites]]) -> Iterator[Unit]:
+        rng = np.random.default_rng(self.seed)
+        for draw in range(self.n_random):
+            picked = [choices[rng.integers(len(choices))] for choices in layers]
+            sites = Sites(itertools.chain.from_iterable(picked))
+            for action in self.actions:
+                if action != "zero":
+                    yield Unit(action, f"{family} #{draw}", sites, "random-control", family, self.seed)
+
+
+def _label(tower: str, rest: tuple[Any, ...]) -> str:
+    words = [str(value) for value in rest if value is not None and value != tower]
+    return ".".join(words if tower == "language" and words else [tower, *words])
+
+
+def _families(moved: Sites, live: Checkpoint) -> dict[str, frozenset[str]]:
+    """Roles of the language model of one size in every layer, so that one can stand in for another."""
+    families: dict[str, frozenset[str]] = {}
+    for name, roles in (("mlp", MLP), ("attention", ATTENTION)):
+        sizes: dict[tuple[int, ...], list[str]] = {}
+        for role in roles:
+            sites = [s for s in moved if _eligible(s) and s.role == role and s.param == "weight"]
+            if sites:
+                key = tuple(int(np.prod(live.shape(site))) for site in sites)
+                sizes.setdefault(key, []).append(role)
+        for alike in sizes.values():
+            if len(alike) > 1:
+                whole = len(alike) == len(roles)
+                families[name if whole else "/".join(alike)] = frozenset(alike)
+    return families
+
+
+def _eligible(site: Site) -> bool:
+    return site.tower == "language" and site.layer is not None and site.expert is None
+
+
+def _is_role(sites: Sites, roles: frozenset[str]) -> bool:
+    found = {site.role for site in sites}
+    return len(found) == 1 and found <= roles and len({site.layer for site in sites}) > 1
+
+
+def _by_layer(moved: Sites, roles: frozenset[str]) -> list[list[Sites]]:
+    groups = Sites(s for s in moved if _eligible(s) and s.role in roles).by("layer", "role")
+    layers: dict[Any, list[Sites]] = {}
+    for (layer, _), sites in groups.items():
+        layers.setdefault(layer, []).append(sites)
+    return list(layers.values())

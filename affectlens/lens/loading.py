@@ -1,0 +1,79 @@
+"""Load a model and its processor; a parameter the files do not hold is an error, not a random weight."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from affectlens.checkpoints import Checkpoint
+from affectlens.checkpoints.opening import download
+from affectlens.errors import CheckpointError, LensError
+from affectlens.lens.lens import Lens
+
+_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+
+
+def load(
+    source: str | Path | Checkpoint,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "auto",
+) -> Lens:
+    """Load a checkpoint (a folder, a hub id, or one already open) as a lens.
+
+    `dtype` is a torch dtype, its name, or `"auto"`: the stored one. No remote code is run. Raises
+    `CheckpointError` where nothing can be loaded, and `LensError` where the files lack a parameter of
+    the model that is not tied to another.
+    """
+    from transformers import AutoConfig
+
+    name = source.store.source if isinstance(source, Checkpoint) else str(source)
+    if not name:
+        raise LensError("this checkpoint is only in memory; wrap its module: Lens(model, processor)")
+    path = Path(name) if Path(name).exists() else download(name, _FILES)
+    if not (path / "config.json").is_file():
+        raise CheckpointError(path, "no config.json here, so no model can be built")
+    wanted = getattr(torch, dtype, None) if isinstance(dtype, str) and dtype != "auto" else dtype
+    if wanted is None:
+        raise LensError(f"torch has no dtype {dtype!r}")
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    model, info = _auto_class(config).from_pretrained(
+        path,
+        dtype=wanted,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    _refuse_random(path, info)
+    processor = _processor(path)
+    return Lens(model.to(device) if device is not None else model, processor)
+
+
+def _auto_class(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    for kind in (AutoModelForImageTextToText, AutoModelForCausalLM):
+        if type(config) in kind._model_mapping:
+            return kind
+    raise LensError(f"transformers knows no causal or image-text model of type {config.model_type!r}")
+
+
+def _refuse_random(path: Path, info: dict[str, Any]) -> None:
+    random = sorted({str(key) for key in info["missing_keys"]} | {str(k) for k in info["mismatched_keys"]})
+    if random:
+        more = f" and {len(random) - 3} more" if len(random) > 3 else ""
+        raise LensError(
+            f"{path.name}: the files lack {', '.join(random[:3])}{more}, which would be random weights. "
+            "Is this a whole checkpoint of that model?"
+        )
+
+
+def _processor(path: Path) -> Any:
+    from transformers import AutoProcessor, AutoTokenizer
+
+    for kind in (AutoProcessor, AutoTokenizer):
+        try:
+            return kind.from_pretrained(path, trust_remote_code=False)
+        except (OSError, ValueError, ImportError, KeyError):
+            continue
+    return None

@@ -1,0 +1,67 @@
+"""From examples to model input: chat template, pictures and text through the model's own processor."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from affectlens.errors import LensError
+from affectlens.tasks import Example
+from affectlens.tasks.pictures import open_picture
+
+
+def prepare(processor: Any, examples: Sequence[Example], *, prompt: str) -> dict[str, Tensor]:
+    """Render and tokenize examples as one batch, padded on the left so that the last position answers."""
+    texts = [_render(processor, example, prompt) for example in examples]
+    pictures = [[open_picture(image) for image in example.images] for example in examples]
+    _check_media(processor, examples, texts)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    # A chat template has written its own beginning-of-sequence token; a second one would shift the model.
+    settings: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
+    settings["add_special_tokens"] = not _template(processor)
+    if any(pictures):
+        batch = processor(text=texts, images=pictures, **settings)
+    else:
+        batch = tokenizer(texts, **settings)
+    return {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+
+
+def _template(processor: Any) -> bool:
+    return bool(getattr(processor, "chat_template", None))
+
+
+def _render(processor: Any, example: Example, prompt: str) -> str:
+    messages = example.chat(prompt)
+    if _template(processor):
+        if not hasattr(processor, "tokenizer"):  # a tokenizer's template takes strings for content
+            messages = [{**m, "content": _words(m["content"])} for m in messages]
+        text: str = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return text
+    token = getattr(processor, "image_token", "")
+    body = "\n".join(_words(message["content"]) for message in messages)
+    return "\n".join([token] * len(example.images) + [body])
+
+
+def _words(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    return " ".join(part["text"] for part in content if part.get("type") == "text")
+
+
+def _check_media(processor: Any, examples: Sequence[Example], texts: Sequence[str]) -> None:
+    token = getattr(processor, "image_token", None)
+    for example, text in zip(examples, texts, strict=True):
+        if not token:
+            if example.images:
+                kind = type(processor).__name__
+                raise LensError(f"example {example.id!r} has a picture, but {kind} takes text alone")
+            continue
+        places = text.count(token)
+        if places != len(example.images):
+            raise LensError(
+                f"example {example.id!r}: the prompt has {places} places for pictures ({token}), and there are "
+                f"{len(example.images)} pictures"
+            )

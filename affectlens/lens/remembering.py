@@ -1,0 +1,78 @@
+"""Run an unchanged part of a model once per input, however many interventions are made elsewhere.
+
+A sweep over language roles shows the same pictures hundreds of times; the vision tower's answer is
+the same to the bit each time, so it is kept, under a hash of everything the tower was given.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from affectlens.checkpoints import Checkpoint
+from affectlens.sites import Sites
+
+_SENSES = ("vision", "audio")
+
+
+@contextmanager
+def remembering_senses(model: nn.Module, live: Checkpoint, *, changed: Sites) -> Iterator[list[str]]:
+    """Remember the vision and audio towers that hold none of the `changed` sites; yields their names."""
+    touched = {live.storage[site].tensor for site in changed}
+    with ExitStack() as stack:
+        names = []
+        for tower in _SENSES:
+            tensors = [where.tensor for site, where in live.storage.items() if site.tower == tower]
+            name = _root(tensors)
+            if name and not any(tensor.startswith(f"{name}.") for tensor in touched):
+                stack.enter_context(remembering(model.get_submodule(name)))
+                names.append(name)
+        yield names
+
+
+def _root(tensors: list[str]) -> str:
+    """The innermost module that holds all of these parameters."""
+    paths = [tensor.split(".")[:-1] for tensor in tensors]
+    shared = [parts[0] for parts in zip(*paths, strict=False) if len(set(parts)) == 1]
+    return ".".join(shared)
+
+
+@contextmanager
+def remembering(module: nn.Module) -> Iterator[dict[bytes, Any]]:
+    """Keep the outputs of a module's forward pass for the length of a block; yields the memory.
+
+    Only for a module whose weights and hooks stay as they are inside the block.
+    """
+    memory: dict[bytes, Any] = {}
+    forward = module.forward
+
+    def remembered(*args: Any, **kwargs: Any) -> Any:
+        key = _digest(args, kwargs)
+        if key not in memory:
+            memory[key] = forward(*args, **kwargs)
+        return memory[key]
+
+    shadowed = module.__dict__.get("forward")
+    module.forward = remembered
+    try:
+        yield memory
+    finally:
+        # The class's own forward shows again once the instance's is gone.
+        del module.forward
+        if shadowed is not None:
+            module.forward = shadowed
+
+
+def _digest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for value in (*args, *sorted(kwargs.items())):
+        name, value = value if isinstance(value, tuple) and len(value) == 2 else ("", value)
+        if isinstance(value, Tensor):
+            digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}:{value.stride()}".encode())
+            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(f"{name}:{value!r}".encode())
+    return digest.digest()

@@ -1,0 +1,244 @@
+"""Result tables: a pandas frame that knows where it came from, shows itself and saves by suffix.
+
+`Drift`, `Scores` and `Effects` are tables. The origin (sources and their hashes, versions, seed,
+command; never an absolute path) travels inside every file written.
+"""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import pandas as pd
+
+from affectlens import html
+from affectlens.errors import NoSuchSite, TableError, near
+from affectlens.files import whole
+from affectlens.sites import Site, Sites
+
+_KEYS = ("tower", "stack", "layer", "role", "expert", "param", "label", "parameter")
+_FORMULA = re.compile(r"^[=+\-@\t\r]")
+SHOWN = 12
+
+
+def versions() -> dict[str, str]:
+    """The versions of what a result rests on, of the packages that are installed."""
+    found = {}
+    for name in ("affectlens", "torch", "transformers", "safetensors", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class Table:
+    """Hold rows (a pandas frame, never changed) and their origin (a JSON-like mapping)."""
+
+    frame: pd.DataFrame
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    schema: ClassVar[str] = "affectlens.table/1"
+    rank: ClassVar[str] = ""  # the column `top` sorts by unless told otherwise
+    shown: ClassVar[tuple[str, ...]] = ()  # the columns a repr shows
+
+    def where(self, **fields: Any) -> Self:
+        """Keep the rows whose columns equal a value, lie in a collection or satisfy a function.
+
+        Raises `TableError` for an unknown column and `NoSuchSite` when no row is left.
+        """
+        frame = self.frame
+        for name, choice in fields.items():
+            there = self._column(name)
+            kept = frame[[_fits(value, choice) for value in frame[there]]]
+            if kept.empty:
+                known = sorted({str(value) for value in frame[there]})
+                raise NoSuchSite(f"no row has {name}={choice!r}. Here: {near(choice, known)}")
+            frame = kept
+        return type(self)(frame.reset_index(drop=True), self.origin)
+
+    def top(self, count: int, column: str = "") -> Self:
+        """Keep the `count` rows with the largest value in a column; nulls are never among them."""
+        name = self._column(column or self.rank)
+        frame = self.frame.dropna(subset=[name]).sort_values(name, ascending=False, kind="stable")
+        return type(self)(frame.head(count).reset_index(drop=True), self.origin)
+
+    @property
+    def sites(self) -> Sites:
+        """The sites of the rows, ready for an intervention."""
+        if "parameter" not in self.frame.columns:
+            raise TableError(f"a {type(self).__name__} table has no one site a row")
+        rows = self.frame.reindex(columns=list(_KEYS)).to_dict("records")
+        return Sites(_site(row) for row in rows)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a copy of the frame."""
+        return self.frame.copy()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the table, whole or not at all, as `.parquet .csv .json .md` or `.tex`.
+
+        Parquet and JSON carry schema and origin inside; a CSV has them in its first line, after `#`.
+        """
+        final = Path(path)
+        with whole(final) as partial:
+            _WRITERS[_known(final)](self, partial)
+        return final
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read back what `save` wrote as Parquet, CSV or JSON; raises `TableError` for another kind."""
+        final = Path(path)
+        if final.suffix not in _READERS:
+            raise TableError(f"{final}: tables are read from {', '.join(_READERS)}")
+        try:
+            frame, schema, origin = _READERS[final.suffix](final)
+        except FileNotFoundError:
+            raise TableError(f"{final}: there is no such file") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise TableError(f"{final}: this is not a table of affectlens ({error})") from None
+        if schema != cls.schema:
+            raise TableError(f"{final}: holds {schema}, not {cls.schema}")
+        return cls(frame, origin)
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def __repr__(self) -> str:
+        head = self.frame[self._shown()].head(SHOWN).map(html.number)
+        more = f"\n… {len(self) - SHOWN} more rows" if len(self) > SHOWN else ""
+        return f"{self.summary}\n{head.to_string(index=False)}{more}"
+
+    def _repr_html_(self) -> str:
+        names = self._shown()
+        rows = self.frame[names].head(SHOWN).itertuples(index=False)
+        return html.table(names, [tuple(row) for row in rows], caption=self.summary)
+
+    @property
+    def summary(self) -> str:
+        """One line: what this is and of what."""
+        sources = self.origin.get("sources", {})
+        of = " → ".join(html.plain(source.get("name", "?")) for source in sources.values())
+        return f"{type(self).__name__}: {len(self)} rows" + (f", {of}" if of else "")
+
+    def _shown(self) -> list[str]:
+        return [name for name in self.shown or tuple(self.frame.columns) if name in self.frame]
+
+    def _column(self, name: str) -> str:
+        if name not in self.frame.columns:
+            raise TableError(f"no column {name!r}. Columns: {near(name, self.frame.columns, 30)}")
+        return name
+
+
+def _fits(value: Any, choice: Any) -> bool:
+    if pd.isna(value):
+        return choice is None
+    if callable(choice):
+        return bool(choice(value))
+    if isinstance(choice, Collection) and not isinstance(choice, str):
+        return value in choice
+    return bool(value == choice)
+
+
+def _site(row: dict[Any, Any]) -> Site:
+    known = {name: value for name, value in row.items() if not pd.isna(value)}
+    numbers = {name: int(known[name]) for name in ("layer", "expert") if name in known}
+    return Site(**{**known, **numbers})
+
+
+def _known(path: Path) -> str:
+    if path.suffix not in _WRITERS:
+        raise TableError(f"{path.name}: can't write {path.suffix!r}. Kinds: {', '.join(_WRITERS)}")
+    return path.suffix
+
+
+def _head(table: Table) -> str:
+    return json.dumps({"schema": table.schema, "origin": dict(table.origin)}, allow_nan=False)
+
+
+def _to_parquet(table: Table, path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = pa.Table.from_pandas(table.frame, preserve_index=False)
+    metadata = {**(rows.schema.metadata or {}), b"affectlens": _head(table).encode()}
+    pq.write_table(rows.replace_schema_metadata(metadata), path)
+
+
+def _from_parquet(path: Path) -> tuple[pd.DataFrame, str, dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(path)
+    head = json.loads((rows.schema.metadata or {})[b"affectlens"])
+    return rows.to_pandas(), head["schema"], head["origin"]
+
+
+def _to_csv(table: Table, path: Path) -> None:
+    # A spreadsheet runs a cell that begins with one of these as a formula.
+    safe = table.frame.map(lambda x: f"'{x}" if isinstance(x, str) and _FORMULA.match(x) else x)
+    with path.open("w", encoding="utf-8") as stream:
+        stream.write(f"# {_head(table)}\n")
+        safe.to_csv(stream, index=False)
+
+
+def _from_csv(path: Path) -> tuple[pd.DataFrame, str, dict[str, Any]]:
+    with path.open(encoding="utf-8") as stream:
+        head = json.loads(stream.readline().removeprefix("# "))
+        frame = pd.read_csv(stream)
+    for name in frame.columns.intersection(["layer", "expert"]):
+        frame[name] = frame[name].astype("Int64")
+    return frame, head["schema"], head["origin"]
+
+
+def _to_json(table: Table, path: Path) -> None:
+    rows = json.loads(table.frame.to_json(orient="records", double_precision=15))
+    path.write_text(_head(table)[:-1] + f', "rows": {json.dumps(rows, allow_nan=False)}}}', "utf-8")
+
+
+def _from_json(path: Path) -> tuple[pd.DataFrame, str, dict[str, Any]]:
+    head = json.loads(path.read_text("utf-8"))
+    frame = pd.DataFrame(head["rows"])
+    for name in frame.columns.intersection(["layer", "expert"]):
+        frame[name] = frame[name].astype("Int64")
+    return frame, head["schema"], head["origin"]
+
+
+def _to_markdown(table: Table, path: Path) -> None:
+    def row(cells: Collection[Any]) -> str:
+        return "| " + " | ".join(html.number(cell).replace("|", "\\|") for cell in cells) + " |"
+
+    names = list(table.frame.columns)
+    body = [row(cells) for cells in table.frame.itertuples(index=False)]
+    path.write_text("\n".join([row(names), "|" + " --- |" * len(names), *body, ""]), "utf-8")
+
+
+_LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+
+
+def _to_latex(table: Table, path: Path) -> None:
+    def row(cells: Collection[Any]) -> str:
+        return " & ".join(html.number(cell).translate(escapes) for cell in cells) + r" \\"
+
+    escapes = str.maketrans(_LATEX)
+    names = list(table.frame.columns)
+    body = [row(cells) for cells in table.frame.itertuples(index=False)]
+    lines = [rf"\begin{{tabular}}{{{'l' * len(names)}}}", r"\toprule", row(names), r"\midrule"]
+    path.write_text("\n".join([*lines, *body, r"\bottomrule", r"\end{tabular}", ""]), "utf-8")
+
+
+_WRITERS = {
+    ".parquet": _to_parquet,
+    ".csv": _to_csv,
+    ".json": _to_json,
+    ".md": _to_markdown,
+    ".tex": _to_latex,
+}
+_READERS = {".parquet": _from_parquet, ".csv": _from_csv, ".json": _from_json}

@@ -1,0 +1,104 @@
+"""Intervals that cover: score intervals for counts, and a bootstrap over clusters for everything else.
+
+The plain bootstrap covers 88 % at n = 60 and 68 % with rare discordant pairs, where it promises 95;
+Wilson's and Tango's score intervals hold their level there (Wilson 1927; Tango 1998, Stat. Med. 17).
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+_NORMAL = NormalDist()
+Z = _NORMAL.inv_cdf(0.975)
+DRAWS = 2000
+
+
+class Interval(NamedTuple):
+    """An estimate and the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    @property
+    def clear_of_zero(self) -> bool:
+        """Whether zero lies outside."""
+        return self.low > 0 or self.high < 0
+
+
+def wilson(hits: int, n: int) -> Interval:
+    """Wilson's score interval of a proportion."""
+    p, z2 = hits / n, Z * Z
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z / (1 + z2 / n) * np.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    return Interval(p, float(max(0.0, middle - half)), float(min(1.0, middle + half)))
+
+
+def tango(gained: int, lost: int, *, n: int) -> Interval:
+    """Tango's score interval of a difference of paired proportions.
+
+    `gained` pairs went from wrong to right, `lost` from right to wrong, of `n`.
+    """
+    value = (gained - lost) / n
+
+    def score(delta: float) -> float:
+        # The likelihood of q = P(right → wrong) under the difference delta has its maximum at a
+        # root of a quadratic.
+        b = -gained - lost + (2 * n - gained + lost) * delta
+        c = -lost * delta * (1 - delta)
+        q = (np.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
+        variance = n * (2 * q + delta * (1 - delta))
+        gap = gained - lost - n * delta
+        return float(gap / np.sqrt(variance)) if variance > 1e-12 else np.inf * np.sign(gap or 1.0)
+
+    # The score falls as delta grows: bisect for where it crosses ±z.
+    return Interval(value, _crossing(score, -1.0, value, Z), _crossing(score, value, 1.0, -Z))
+
+
+def _crossing(score: Callable[[float], float], low: float, high: float, level: float) -> float:
+    for _ in range(60):
+        middle = (low + high) / 2
+        if score(middle) > level:
+            low = middle
+        else:
+            high = middle
+    return float((low + high) / 2)
+
+
+def bootstrap(
+    values: Float[np.ndarray, " examples"], clusters: Int[np.ndarray, " examples"], *, seed: int = 0
+) -> Interval:
+    """The BCa bootstrap interval of a mean, resampling whole clusters (Efron 1987).
+
+    A single cluster, or values that are all equal, give an interval without width.
+    """
+    sums = np.bincount(clusters, weights=values)
+    sizes = np.bincount(clusters).astype(float)
+    mean = float(values.mean())
+    count = len(sums)
+    if count < 2 or np.ptp(values) == 0:
+        return Interval(mean, mean, mean)
+    weights = _weights(count, seed)
+    draws = np.sort((weights @ sums) / (weights @ sizes))
+    below = np.clip(((draws < mean).mean() + (draws <= mean).mean()) / 2, 1 / DRAWS, 1 - 1 / DRAWS)
+    bias = _NORMAL.inv_cdf(float(below))
+    jack = (sums.sum() - sums) / (sizes.sum() - sizes)
+    away = jack.mean() - jack
+    skew = float((away**3).sum() / (6 * (away**2).sum() ** 1.5)) if np.any(away) else 0.0
+    ends = [bias + (bias + z) / (1 - skew * (bias + z)) for z in (-Z, Z)]
+    low, high = (float(np.quantile(draws, _NORMAL.cdf(end))) for end in ends)
+    return Interval(mean, min(low, mean), max(high, mean))
+
+
+@lru_cache(maxsize=8)
+def _weights(count: int, seed: int) -> Float[np.ndarray, "draws clusters"]:
+    # Shared by all means over the same clusters, so that comparisons see the same resamples.
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(count, np.full(count, 1 / count), size=DRAWS).astype(float)

@@ -1,0 +1,65 @@
+"""Scores: one row an example, so that every figure gets an interval and every comparison is paired."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from affectlens.errors import TableError, near
+from affectlens.table import Table
+from affectlens.tasks.intervals import Interval, bootstrap, wilson
+
+METRICS = {"accuracy": "correct", "margin": "margin"}  # metric → column; each metric is its mean
+
+
+@dataclass(frozen=True, repr=False)
+class Scores(Table):
+    """What a model answered; made by `affectlens.evaluate`.
+
+    Columns: `id, cluster, label, prediction` (null: no answer), `correct` (0 or 1), and for
+    constrained scoring `logp` of the gold label and `margin` = log p(gold) − log p(best other label).
+    """
+
+    schema: ClassVar[str] = "affectlens.scores/1"
+    rank: ClassVar[str] = "margin"
+    shown: ClassVar[tuple[str, ...]] = ("id", "label", "prediction", "margin")
+
+    def metric(self, name: str = "accuracy") -> Interval:
+        """The mean of a metric with its 95 % interval; clusters are resampled where examples share one."""
+        values = self.values(name)
+        if name == "accuracy" and not self.clustered:
+            return wilson(int(values.sum()), len(values))
+        return bootstrap(values, self.clusters)
+
+    def values(self, name: str) -> Float[np.ndarray, " examples"]:
+        """The per-example values of a metric."""
+        column = METRICS.get(name, name)
+        if column not in self.frame:
+            raise TableError(f"these scores have no {name!r}. Metrics: {near(name, self.metrics)}")
+        return self.frame[column].to_numpy(dtype=float)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics these scores have: greedy answers have no margin."""
+        return tuple(name for name, column in METRICS.items() if column in self.frame)
+
+    @property
+    def clusters(self) -> np.ndarray:
+        """The cluster of each example, numbered."""
+        return pd.factorize(self.frame["cluster"])[0]
+
+    @property
+    def clustered(self) -> bool:
+        """Whether any examples share a cluster, so that they are not independent."""
+        return self.frame["cluster"].nunique() < len(self.frame)
+
+    @property
+    def summary(self) -> str:
+        """One line: task, size and the metrics with their intervals."""
+        task = self.origin.get("task", {})
+        fit = " (trained on: fit, not skill)" if task.get("fit") else ""
+        metrics = ", ".join(f"{name} {self.metric(name)}" for name in self.metrics)
+        majority = f", majority {task['majority']:.2f}" if "majority" in task else ""
+        return f"Scores: {task.get('name', 'task')}{fit}, n = {len(self)}, {metrics}{majority}"

@@ -1,0 +1,134 @@
+"""A task: examples, the closed set of labels they are judged by, and the words that put the question."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from affectlens.errors import TaskError, near
+from affectlens.tasks.example import Example, from_json
+
+# kind → the question. What a kind judges is in its labels; `labels` asks nothing beyond the text.
+KINDS = {
+    "emotion-labels": "{text} Which emotion is this? Answer with one word of: {labels}.",
+    "valence": "{text} Is this positive or negative? Answer with one word of: {labels}.",
+    "labels": "{text}",
+}
+ROLES = ("affective", "control", "neutral")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Hold examples and how they are judged. `role` says what the task stands for in a study:
+
+    `affective` (what the tuning was for), `control` (what a control tuning was for) or `neutral`
+    (what base could do before). `fit` marks examples that the tuned model was trained on.
+    """
+
+    name: str
+    examples: tuple[Example, ...]
+    labels: tuple[str, ...]
+    prompt: str = "{text}"
+    role: str = "affective"
+    fit: bool = False
+    about: str = ""
+    dropped: int = 0  # examples that carry no judgeable label, left out and counted
+
+    def __post_init__(self) -> None:
+        if not self.examples:
+            raise TaskError(f"task {self.name!r} has no examples")
+        if len(self.labels) < 2:
+            raise TaskError(f"task {self.name!r} needs two labels or more, has {self.labels}")
+        if self.role not in ROLES:
+            raise TaskError(f"task role {self.role!r} is unknown. Roles: {near(self.role, ROLES)}")
+        ids = Counter(example.id for example in self.examples)
+        twice, count = ids.most_common(1)[0]
+        if count > 1:
+            raise TaskError(f"task {self.name!r} has {count} examples with the id {twice!r}")
+        stray = {example.label for example in self.examples} - set(self.labels)
+        if stray:
+            raise TaskError(f"task {self.name!r}: labels {sorted(stray)[:5]} are not among {self.labels}")
+
+    @property
+    def majority(self) -> float:
+        """The accuracy of always giving the commonest label."""
+        counts = Counter(example.label for example in self.examples)
+        return counts.most_common(1)[0][1] / len(self.examples)
+
+    def head(self, count: int) -> "Task":
+        """Keep the first `count` examples."""
+        return replace(self, examples=self.examples[:count])
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __repr__(self) -> str:
+        fit = ", trained on" if self.fit else ""
+        return (
+            f"Task({self.name!r}: {len(self)} examples{fit}, {len(self.labels)} labels, majority "
+            f"{self.majority:.2f}, {self.role})"
+        )
+
+
+def load_task(
+    kind: str,
+    path: str | Path,
+    *,
+    name: str = "",
+    labels: Sequence[str] = (),
+    prompt: str = "",
+    role: str = "affective",
+    fit: bool = False,
+    about: str = "",
+) -> Task:
+    """Load a task from a file of JSON lines (see `Example`).
+
+    `kind` is `emotion-labels`, `valence` or `labels`; it gives the prompt, unless `prompt` does
+    (`{text}` and `{labels}` are filled in). `labels` defaults to those in the file. A numeric label
+    under `valence` becomes its sign, and zeros are dropped and counted. Raises `TaskError`.
+    """
+    if kind not in KINDS:
+        raise TaskError(f"no kind of task is called {kind!r}. Kinds: {near(kind, KINDS)}")
+    file = Path(path)
+    examples = _read(file)
+    kept = [_signed(example) for example in examples] if kind == "valence" else list(examples)
+    judged = tuple(example for example in kept if example is not None)
+    found = tuple(labels) or tuple(sorted({example.label for example in judged}))
+    return Task(
+        name=name or file.stem,
+        examples=judged,
+        labels=found,
+        prompt=(prompt or KINDS[kind]).replace("{labels}", ", ".join(found)),
+        role=role,
+        fit=fit,
+        about=about,
+        dropped=len(examples) - len(judged),
+    )
+
+
+def _read(file: Path) -> list[Example]:
+    if not file.is_file():
+        raise TaskError(f"{file}: there is no such file of examples")
+    examples = []
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            where = f"{file.name}, line {number}"
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                raise TaskError(f"{where}: not valid JSON") from None
+            examples.append(from_json(entry, folder=file.parent, where=where))
+    return examples
+
+
+def _signed(example: Example) -> Example | None:
+    try:
+        value = float(example.label)
+    except ValueError:
+        return example
+    if not value:
+        return None
+    return replace(example, label="positive" if value > 0 else "negative")
