@@ -6,8 +6,9 @@
 Public names are resolved when first used, so that `import affectlens` loads neither torch nor pandas.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from affectlens.lazy import resolver
 
 if TYPE_CHECKING:
     from affectlens.checkpoints import Checkpoint, open_checkpoint
@@ -25,19 +26,33 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "checkpoints": ("Checkpoint", "open_checkpoint"),
-    "demo": ("Demo", "load_demo"),
-    "drift": ("Drift", "diff"),
-    "effects": ("Effects", "Grid", "evaluate", "sweep"),
-    "errors": ("AffectlensError",),
-    "interventions": ("Transplant", "Zero"),
-    "lens": ("Lens", "load"),
-    "sites": ("Site", "Sites"),
-    "studying": ("Study", "study"),
-    "tasks": ("Example", "Scores", "Task", "load_task"),
-    "views": ("Plot", "Report", "plot"),
+    "AffectlensError": "errors",
+    "Checkpoint": "checkpoints",
+    "Demo": "demo",
+    "Drift": "drift",
+    "Effects": "effects",
+    "Example": "tasks",
+    "Grid": "effects",
+    "Lens": "lens",
+    "Plot": "views",
+    "Report": "views",
+    "Scores": "tasks",
+    "Site": "sites",
+    "Sites": "sites",
+    "Study": "studying",
+    "Task": "tasks",
+    "Transplant": "interventions",
+    "Zero": "interventions",
+    "diff": "drift",
+    "evaluate": "effects",
+    "load": "lens",
+    "load_demo": "demo",
+    "load_task": "tasks",
+    "open_checkpoint": "checkpoints",
+    "plot": "views",
+    "study": "studying",
+    "sweep": "effects",
 }
-_WHERE = {name: folder for folder, names in _HOME.items() for name in names}
 
 __all__ = [  # noqa: RUF022 - in the order of the argument
     "Site", "Sites",
@@ -54,10 +69,7 @@ __all__ = [  # noqa: RUF022 - in the order of the argument
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'affectlens' has no attribute {name!r}")
-    return getattr(import_module(f"affectlens.{_WHERE[name]}"), name)
+__getattr__ = resolver(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

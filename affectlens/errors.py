@@ -63,7 +63,7 @@ class MissingExtra(AffectlensError, ImportError):
     """An optional package is needed; the message names the extra that brings it."""
 
 
-def near(asked: object, known: Iterable[object], most: int = 8) -> str:
+def near(asked: object, known: Iterable[object], *, most: int = 8) -> str:
     """Say what is there, and what was probably meant.
 
     >>> near("gate", ["gate_proj", "up_proj"])

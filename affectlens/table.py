@@ -6,6 +6,7 @@ command; never an absolute path) travels inside every file written.
 
 import json
 import re
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +21,7 @@ from affectlens.files import whole
 from affectlens.sites import Site, Sites
 
 _KEYS = ("tower", "stack", "layer", "role", "expert", "param", "label", "parameter")
+_FOLDER = re.compile(r"(?<![\w.~])/(?:[^/\s=]+/)*")  # the folders of an absolute path
 _FORMULA = re.compile(r"^[=+\-@\t\r]")
 SHOWN = 12
 
@@ -32,6 +34,16 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
+    return found
+
+
+def provenance() -> dict[str, Any]:
+    """What every result says of its making: versions, and the command line if there was one."""
+    found: dict[str, Any] = {"versions": versions()}
+    program = Path(sys.argv[0])
+    if "affectlens" in (program.name, program.parent.name):
+        words = (_FOLDER.sub("", word) for word in sys.argv[1:])
+        found["command"] = " ".join(("affectlens", *words))
     return found
 
 
@@ -130,7 +142,7 @@ class Table:
 
     def _column(self, name: str) -> str:
         if name not in self.frame.columns:
-            raise TableError(f"no column {name!r}. Columns: {near(name, self.frame.columns, 30)}")
+            raise TableError(f"no column {name!r}. Columns: {near(name, self.frame.columns, most=30)}")
         return name
 
 

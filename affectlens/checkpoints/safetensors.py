@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
+_HASHED = 64_000_000  # bytes; hashing more would cost as much as the diff
 _JSON_LIMIT = 64_000_000  # bytes; a config or index beyond this is no config or index
 
 
@@ -49,15 +50,28 @@ class SafetensorsStore:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The hash over all headers (names, shapes, dtypes, offsets), bytes and number of files."""
-        digest = hashlib.sha256()
-        for file in sorted(self._headers, key=lambda file: file.name):
-            digest.update(self._headers[file].digest.encode())
-        return {
-            "header_sha256": digest.hexdigest(),
-            "bytes": sum(header.size for header in self._headers.values()),
-            "files": len(self._headers),
+        """Hashes, bytes and number of files.
+
+        The header hash covers names, shapes, dtypes and offsets, so base and tuned often share it;
+        small checkpoints get a hash of their content too.
+        """
+        files = sorted(self._headers, key=lambda file: file.name)
+        size = sum(header.size for header in self._headers.values())
+        found = {
+            "header_sha256": _sha256(self._headers[file].digest.encode() for file in files),
+            "bytes": size,
+            "files": len(files),
         }
+        if size <= _HASHED:
+            found["content_sha256"] = _sha256(file.read_bytes() for file in files)
+        return found
+
+
+def _sha256(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def open_safetensors(path: Path, source: str) -> SafetensorsStore:

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from affectlens.cli.printing import aligned, records, show
+from affectlens.cli.printing import aligned, records
+from affectlens.cli.telling import tell_conclusions, tell_drift, tell_effects
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from affectlens.drift import Drift
     from affectlens.effects import Effects
     from affectlens.tasks import Task
@@ -32,8 +31,6 @@ Tasks = Annotated[
 Folder = Annotated[Path, typer.Option(help="Folder for the tables and the report.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Write here; the suffix says how.")]
 
-_ROLE = ("tower", "role", "sites", "size", "frobenius", "relative", "rms", "changed", "control_relative")
-
 
 @app.command()
 def demo(out: Folder = Path("demo")) -> None:
@@ -48,9 +45,9 @@ def demo(out: Folder = Path("demo")) -> None:
     base, tuned, control, tasks = load_demo()
     title = "Affect tuning of the embedded pair"
     found = study(base, tuned, tasks=tasks, control=control, out=out, dtype="float32", title=title)
-    _tell_drift(found.drift)
-    _tell_effects(found.effects)
-    _conclude(found.drift, found.effects)
+    tell_drift(found.drift)
+    tell_effects(found.effects)
+    tell_conclusions(found.drift, found.effects)
     print(f"\nThe report is in {out / 'report.html'}, the tables beside it.")
 
 
@@ -99,7 +96,7 @@ def diff(
         tables = {"by": records(drift.by(by)), "ledger": records(drift.ledger)}
         print(json.dumps({**tables, "findings": drift.findings, "origin": drift.origin}, indent=2))
         return
-    _tell_drift(drift, by)
+    tell_drift(drift, by)
     if output is not None:
         print(f"\nThe table is in {output}.")
 
@@ -126,11 +123,12 @@ def sweep(
     from affectlens.effects import sweep as sweep_
     from affectlens.lens import load
 
+    tasks = _tasks(task)
     before = open_checkpoint(base)
     chosen = tuple(action.strip() for action in actions.split(","))
     grid = Grid(before.sites, by, chosen, donor=tuned, control=control, n_random=n_random, seed=seed)
-    effects = sweep_(load(before), grid, _tasks(task))
-    _tell_effects(effects)
+    effects = sweep_(load(before), grid, tasks)
+    tell_effects(effects)
     if output is not None:
         effects.save(output)
         print(f"\nThe table is in {output}.")
@@ -153,9 +151,9 @@ def study(
     found = study_(
         base, tuned, tasks=_tasks(task), control=control, out=out, n_random=n_random, seed=seed, dtype=dtype
     )
-    _tell_drift(found.drift)
-    _tell_effects(found.effects)
-    _conclude(found.drift, found.effects)
+    tell_drift(found.drift)
+    tell_effects(found.effects)
+    tell_conclusions(found.drift, found.effects)
     print(f"\nThe report is in {out / 'report.html'}, the tables beside it.")
 
 
@@ -188,56 +186,3 @@ def _tasks(specs: list[str]) -> "list[Task]":
             raise TaskError(f"--task {spec}: write KIND=FILE.jsonl, e.g. emotion-labels={spec}")
         tasks.append(load_task(kind, file))
     return tasks
-
-
-def _tell_drift(drift: "Drift", by: str = "tower,role") -> None:
-    for source, who in drift.origin["sources"].items():
-        print(
-            f"{source:8} {who['name']}: {who['model_type']}, {who['parameters']:,} parameters, {who['dtype']}"
-        )
-    print("\nHow far it moved")
-    frame = drift.by(by)
-    show(frame[(frame["frobenius"] > 0) | (len(frame) < 12)], (*by.split(","), *_ROLE))
-    print("\nLedger: every parameter of both sides")
-    show(drift.ledger)
-    for finding in drift.findings:
-        print(f"\n! {finding}")
-
-
-def _tell_effects(effects: "Effects") -> None:
-    print(
-        "\nWhat it does: change of the margin log p(gold) − log p(best other), 95 % interval, share of gain"
-    )
-    margins = effects.frame[effects.frame["metric"] == "margin"]
-    for task, rows in margins.groupby("task", sort=False):
-        about = effects.origin["tasks"][task]
-        fit = ", trained on" if about["fit"] else ""
-        print(f"\n{task} (n = {about['n']}, {about['kind']}{fit}, majority {about['majority']:.2f})")
-        print(aligned(("sites", "action", "kind", "effect", "interval", "share"), _lines(rows)))
-
-
-def _lines(rows: "pd.DataFrame") -> list[tuple[str, ...]]:
-    kept = rows[rows["kind"] != "random-control"]
-    return [
-        (
-            row.sites,
-            row.action,
-            row.kind,
-            f"{row.effect:+.3f}",
-            f"[{row.effect_low:+.3f}, {row.effect_high:+.3f}]",
-            "" if row.recovered != row.recovered else f"{row.recovered:.0%}",
-        )
-        for row in kept.itertuples()
-    ]
-
-
-def _conclude(drift: "Drift", effects: "Effects") -> None:
-    from affectlens.views.conclusions import conclude
-
-    found = conclude(drift, effects)
-    print("\nWhat may be concluded")
-    for sentence in found.may:
-        print(f"  + {sentence}")
-    print("What may not")
-    for sentence in found.may_not:
-        print(f"  - {sentence}")

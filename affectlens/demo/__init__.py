@@ -28,7 +28,7 @@ class Demo(NamedTuple):
             if task.name == name:
                 return task
         names = [task.name for task in self.tasks]
-        raise TaskError(f"the demo has no task {name!r}. Tasks: {near(name, names, 20)}")
+        raise TaskError(f"the demo has no task {name!r}. Tasks: {near(name, names, most=20)}")
 
 
 def load_demo() -> Demo:

@@ -3,7 +3,13 @@
 Pairing ── measuring, block by block ──▶ Drift (rows + ledger) ── contrasting ──▶ beside noise and control
 """
 
-from affectlens.drift.diffing import diff
-from affectlens.drift.drift import Drift
+from typing import TYPE_CHECKING
+
+from affectlens.lazy import resolver
+
+if TYPE_CHECKING:
+    from affectlens.drift.diffing import diff
+    from affectlens.drift.drift import Drift
 
 __all__ = ["Drift", "diff"]
+__getattr__ = resolver(__name__, {"Drift": "drift", "diff": "diffing"})

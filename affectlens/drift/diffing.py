@@ -11,7 +11,7 @@ from affectlens.drift.drift import Drift
 from affectlens.drift.measuring import measure, same_bits
 from affectlens.errors import NothingToCompare
 from affectlens.sites import Site
-from affectlens.table import versions
+from affectlens.table import provenance
 
 _SITE = ("tower", "stack", "layer", "role", "expert", "param", "label")
 
@@ -57,7 +57,7 @@ def _rows(pairing: Pairing, control: Checkpoint | None) -> Iterator[tuple[Site, 
             **{name: getattr(site, name) for name in _SITE},
             "size": b.numel(),
             "dtype": " → ".join(dtypes),
-            **measure(b, t, c),
+            **measure(b, t, control=c),
             "targeted": True,  # a whole checkpoint could have moved anywhere; an adapter could not
         }
         yield site, row, same_bits(b, t)
@@ -71,7 +71,7 @@ def _origin(
         sources["control"] = control.identity
     return {
         "sources": sources,
-        "versions": versions(),
+        **provenance(),
         "ledger": pairing.ledger(identical),
         "findings": list(_findings(frame)),
     }

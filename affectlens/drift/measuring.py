@@ -40,7 +40,7 @@ def same_bits(one: Tensor, two: Tensor) -> bool:
     return torch.equal(one.contiguous().view(kind), two.contiguous().view(kind))
 
 
-def measure(base: Tensor, tuned: Tensor, control: Tensor | None = None) -> dict[str, float | int]:
+def measure(base: Tensor, tuned: Tensor, *, control: Tensor | None = None) -> dict[str, float | int]:
     """Measure how far `tuned` lies from `base`, tensors of one shape.
 
     Returns the measure columns of `Drift`. Elements that are NaN or infinite on either side are
@@ -103,7 +103,7 @@ def _dot(x: Tensor, y: Tensor) -> float:
 
 
 def _measures(sums: Sums, control: bool) -> dict[str, float | int]:
-    finite = sums.size - sums.nonfinite
+    finite = float(sums.size - sums.nonfinite)
     frobenius, base_norm = math.sqrt(sums.dd), math.sqrt(sums.bb)
     tuned_norm = math.sqrt(max(sums.bb + 2 * sums.bd + sums.dd, 0.0))
     product = base_norm * tuned_norm
@@ -129,4 +129,4 @@ def _measures(sums: Sums, control: bool) -> dict[str, float | int]:
 
 
 def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else (math.nan if part or not whole else 0.0)
+    return part / whole if whole else math.nan

@@ -3,9 +3,17 @@
 Grid ──▶ units ── sweeping: intervene, evaluate, undo ──▶ Effects (value, interval, null, control)
 """
 
-from affectlens.effects.effects import Effects
-from affectlens.effects.evaluating import evaluate
-from affectlens.effects.grid import Grid
-from affectlens.effects.sweeping import sweep
+from typing import TYPE_CHECKING
+
+from affectlens.lazy import resolver
+
+if TYPE_CHECKING:
+    from affectlens.effects.effects import Effects
+    from affectlens.effects.evaluating import evaluate
+    from affectlens.effects.grid import Grid
+    from affectlens.effects.sweeping import sweep
 
 __all__ = ["Effects", "Grid", "evaluate", "sweep"]
+__getattr__ = resolver(
+    __name__, {"Effects": "effects", "Grid": "grid", "evaluate": "evaluating", "sweep": "sweeping"}
+)

@@ -19,7 +19,8 @@ class Effects(Table):
     value − baseline within `effect_low`..`effect_high`, paired by example. `baseline` is the base
     model's value for `transplant`, the tuned model's for `revert` and `zero`. `recovered` is the share
     of the gain (tuned − base) that a transplant brings or a revert takes away, null where the gain is
-    not clear of zero. The reference row (`transplant` of `all`) is the tuned model itself.
+    not clear of zero. The `transplant` of `all` is a whole model: the tuned one as `reference`, the
+    control as `control-tuning`.
     """
 
     schema: ClassVar[str] = "affectlens.effects/1"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from affectlens.errors import TaskError, near
 from affectlens.lens import Lens
-from affectlens.table import versions
+from affectlens.table import provenance
 from affectlens.tasks import Scores, Task
 from affectlens.tasks.answers import read_answer
 
@@ -118,7 +118,7 @@ def _frame(task: Task, predictions: list[str | None] | list[str]) -> pd.DataFram
 
 
 def _origin(task: Task, answer: str) -> dict[str, Any]:
-    return {"task": describe(task), "answer": answer, "versions": versions()}
+    return {"task": describe(task), "answer": answer, **provenance()}
 
 
 def describe(task: Task) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from affectlens.errors import NothingToCompare
 from affectlens.interventions import Transplant, Zero
 from affectlens.lens import Intervention, Lens
 from affectlens.sites import Sites
-from affectlens.table import versions
+from affectlens.table import provenance
 from affectlens.tasks import Scores, Task
 
 _COLUMNS = (
@@ -96,7 +96,7 @@ class _Sweep:
             sources["control"] = open_checkpoint(self.grid.control).identity
         return {
             "sources": sources,
-            "versions": versions(),
+            **provenance(),
             "seed": self.grid.seed,
             "n_random": self.grid.n_random,
             "device": str(self.lens.device),

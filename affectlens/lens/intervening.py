@@ -6,7 +6,7 @@ never edited in place: `w += d; w -= d` changes 2 % of bfloat16 elements for goo
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from affectlens.errors import LensError
 from affectlens.sites import Site
 
 
+@runtime_checkable
 class Intervention(Protocol):
     """Anything that says which sites get which values, given the live weights as they are."""
 

@@ -95,7 +95,7 @@ class Lens:
     def generate(self, *examples: Example, prompt: str = "{text}", max_new_tokens: int = 8) -> list[str]:
         """Answer examples greedily; returns the new text of each."""
         batch = self._typed(self.prepare(*examples, prompt=prompt))
-        settings: dict[str, Any] = dict(do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)
+        settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": max_new_tokens}
         out = self.model.generate(**batch, **settings, pad_token_id=self.tokenizer.pad_token_id)  # type: ignore[operator]
         new = out[:, batch["input_ids"].shape[1] :]
         texts: Sequence[str] = self.tokenizer.batch_decode(new, skip_special_tokens=True)

@@ -1,5 +1,7 @@
 """Load a model and its processor; a parameter the files do not hold is an error, not a random weight."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +39,31 @@ def load(
     if wanted is None:
         raise LensError(f"torch has no dtype {dtype!r}")
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    model, info = _auto_class(config).from_pretrained(
-        path,
-        dtype=wanted,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
+    with _no_bar():
+        model, info = _auto_class(config).from_pretrained(
+            path,
+            dtype=wanted,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
     _refuse_random(path, info)
     processor = _processor(path)
     return Lens(model.to(device) if device is not None else model, processor)
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    # A library that is called in loops does not draw on the terminal.
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _auto_class(config: Any) -> Any:

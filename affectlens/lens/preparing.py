@@ -62,6 +62,6 @@ def _check_media(processor: Any, examples: Sequence[Example], texts: Sequence[st
         places = text.count(token)
         if places != len(example.images):
             raise LensError(
-                f"example {example.id!r}: the prompt has {places} places for pictures ({token}), and there are "
-                f"{len(example.images)} pictures"
+                f"example {example.id!r}: the prompt has {places} places for pictures ({token}), "
+                f"and there are {len(example.images)} pictures"
             )

@@ -1,6 +1,6 @@
 """WHERE: names and shapes become canonical sites, and each site knows its slice of storage.
 
-    names, shapes ── naming ──▶ canonical names ── roles ──▶ tower, layer, role ── locating ──▶ {Site: Storage}
+    names, shapes ── naming ──▶ canonical names ── roles ──▶ tower, layer, role ── locating ──▶ Site
 
 Neither torch nor transformers is needed to say where a parameter belongs.
 """

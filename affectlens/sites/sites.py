@@ -9,6 +9,7 @@ from affectlens.sites.roles import ATTENTION, MLP
 from affectlens.sites.site import Site
 
 Choice = str | int | Collection[Any] | Callable[[Any], bool] | None
+_FIELDS = ("tower", "layer", "role", "stack", "expert", "param")
 GROUPS = {"attention": ATTENTION, "mlp": MLP}
 
 
@@ -38,9 +39,9 @@ class Sites(Sequence[Site]):
         `role` also takes the groups `"attention"` and `"mlp"`. Raises `NoSuchSite`, with what is
         there and the nearest name, when nothing fits.
         """
-        asked = dict(tower=tower, layer=layer, role=role, stack=stack, expert=expert, param=param)
+        asked = (tower, layer, role, stack, expert, param)
         kept = self._sites
-        for name, choice in asked.items():
+        for name, choice in zip(_FIELDS, asked, strict=True):
             if choice is None:
                 continue
             known = sorted({getattr(site, name) for site in kept}, key=str)

@@ -1,4 +1,4 @@
-"""One example: a JSON line `{id, text | messages, image, images, label, meta}` and what it says to a model."""
+"""One example: a JSON line `{id, text | messages, image, images, label, meta}`, and its chat."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -38,7 +38,8 @@ def wilson(hits: int, n: int) -> Interval:
     p, z2 = hits / n, Z * Z
     middle = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z / (1 + z2 / n) * np.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return Interval(p, float(max(0.0, middle - half)), float(min(1.0, middle + half)))
+    # At 0 and 1 the ends are p itself, but for the last bit.
+    return Interval(p, min(p, max(0.0, float(middle - half))), max(p, min(1.0, float(middle + half))))
 
 
 def tango(gained: int, lost: int, *, n: int) -> Interval:

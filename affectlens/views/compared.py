@@ -1,0 +1,96 @@
+"""What was compared: names, header hashes, sizes and settings, and the ledger of every parameter."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from affectlens.drift.drift import Drift
+from affectlens.html import plain
+from affectlens.table import Table
+from affectlens.views.fragments import grid, items, paragraph, section
+from affectlens.views.wording import percent
+
+FACTS = {
+    "name": "name",
+    "format": "format",
+    "model_type": "model",
+    "dtype": "dtype",
+    "parameters": "parameters",
+    "bytes": "size",
+    "header_sha256": "header sha256",
+    "content_sha256": "content sha256",
+    "revision": "revision",
+}
+
+
+def compared(tables: Iterable[Table]) -> str:
+    """Write the sources side by side, then the settings; a later table adds what an earlier one lacks."""
+    sources: dict[str, Mapping[str, Any]] = {}
+    settings: dict[str, str] = {}
+    for table in tables:
+        for side, facts in table.origin.get("sources", {}).items():
+            sources.setdefault(str(side), facts)
+        for name, value in _settings(table):
+            settings.setdefault(name, value)
+    facts = [fact for fact in FACTS if any(source.get(fact) is not None for source in sources.values())]
+    rows = [[FACTS[fact], *(_fact(fact, source.get(fact)) for source in sources.values())] for fact in facts]
+    sides = grid(["", *map(plain, sources)], rows, left=1 + len(sources))
+    parts = [f'<div class="sources">{sides}</div>'] if rows else []
+    if settings:
+        parts.append(grid(["setting", "value"], list(settings.items()), left=2))
+    return section("What was compared", *parts)
+
+
+def ledger(drift: Drift) -> str:
+    """Write the ledger, and say whether it accounts for every parameter of both sides."""
+    rows = drift.ledger
+    if rows.empty:
+        return ""
+    sides = {"base": "base_parameters", "tuned": "tuned_parameters"}
+    totals = {side: int(rows[column].fillna(0).sum()) for side, column in sides.items()}
+    words = " ".join(_accounted(drift, side, total=total) for side, total in totals.items())
+    columns = ["state", "note", "sites", *sides.values()]
+    body = [list(row) for row in rows[columns].astype(object).where(rows.notna(), None).to_numpy()]
+    body.append(["total", "", int(rows["sites"].fillna(0).sum()), *totals.values()])
+    table = grid(["state", "note", "sites", "base parameters", "tuned parameters"], body, left=2)
+    found = items((plain(finding) for finding in drift.findings), "findings") if drift.findings else ""
+    return section("Every parameter, accounted for", paragraph(words), found, table)
+
+
+def _accounted(drift: Drift, side: str, *, total: int) -> str:
+    stated = drift.origin.get("sources", {}).get(side, {}).get("parameters")
+    if not stated:
+        return f"The ledger lists {total:,} parameters of {side}."
+    if int(stated) == total:
+        return f"The ledger accounts for 100 % of {side}: {total:,} parameters."
+    share = percent(total / int(stated))
+    return f"The ledger does not account for all of {side}: {total:,} of {int(stated):,} ({share})."
+
+
+def _settings(table: Table) -> Iterable[tuple[str, str]]:
+    origin = table.origin
+    kind = type(table).__name__
+    if origin.get("versions"):
+        yield "versions", ", ".join(f"{plain(name)} {plain(of)}" for name, of in origin["versions"].items())
+    for name in ("seed", "dtype", "device"):
+        if origin.get(name) is not None:
+            yield name, plain(origin[name])
+    if origin.get("command"):
+        command = origin["command"]
+        words = command if isinstance(command, str) else " ".join(map(str, command))
+        yield f"command ({kind})", plain(words)
+
+
+def _fact(fact: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if fact == "bytes":
+        return _bytes(float(value))
+    return f"{value:,}" if fact == "parameters" and isinstance(value, int) else plain(value)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"

@@ -1,0 +1,128 @@
+"""The drift map: which layer and which role moved, with the control's map beside it on one colour scale."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from affectlens.drift.drift import Drift
+from affectlens.errors import TableError, near
+from affectlens.views.moved import language
+from affectlens.views.style import EMPTY, MEASURES, ROLES, SEQUENTIAL, SIZE, dress, safe
+
+FEW = 12  # layers up to which a number fits into each cell
+
+
+def drift_map(
+    drift: Drift, *, measure: str = "relative", tower: str = "language", title: str = ""
+) -> go.Figure:
+    """Draw layer × role for one tower; grey cells have no value, or could not be reached by the tuning.
+
+    Raises `TableError` for an unknown measure, `NoSuchSite` for a tower without such sites.
+    """
+    known = [name for name in drift.frame.select_dtypes("number") if name not in ("layer", "expert", "size")]
+    if measure not in known:
+        raise TableError(f"no measure {measure!r}. Measures: {near(measure, known, most=30)}")
+    if drift.frame[measure].isna().all():
+        raise TableError(f"{measure!r} was not measured in this drift; every value is null")
+    kept = language(drift, tower)
+    kept = Drift(kept.frame[kept.frame["layer"].notna()], kept.origin)
+    cells = _cells(kept, measure)
+    sides = [("tuned − base", measure)]
+    if f"control_{measure}" in cells:
+        sides.append(("control − base", f"control_{measure}"))
+    figure = make_subplots(
+        cols=len(sides), shared_yaxes=True, horizontal_spacing=0.05, subplot_titles=[n for n, _ in sides]
+    )
+    for column, (_, name) in enumerate(sides, 1):
+        figure.add_trace(_heatmap(cells, name), row=1, col=column)
+    layers = cells["layer"].nunique()
+    dress(figure, title=title, height=max(300, min(1000, 170 + (30 if layers <= FEW else 17) * layers)))
+    return _finish(figure, cells, names=[name for _, name in sides])
+
+
+def _cells(drift: Drift, measure: str) -> pd.DataFrame:
+    rows = drift.by("layer", "role")
+    if measure not in rows:  # a measure that doesn't add up, such as a cosine: its mean, by size
+        frame = drift.frame.assign(_mass=drift.frame[measure] * drift.frame["size"])
+        sums = frame.groupby(["layer", "role"])[["_mass", "size"]].sum(min_count=1)
+        mean = (sums["_mass"] / sums["size"]).rename(measure).reset_index()
+        rows = rows.merge(mean, on=["layer", "role"])
+    names = drift.frame.groupby(["layer", "role"])["parameter"].agg(list).rename("names").reset_index()
+    return rows.merge(names, on=["layer", "role"])
+
+
+def _heatmap(cells: pd.DataFrame, name: str) -> go.Heatmap:
+    layers = sorted(set(cells["layer"]))
+    scale = 100.0 if name.endswith("relative") else 1.0
+    z = np.full((len(layers), len(ROLES)), np.nan)
+    hover = np.full(z.shape, "", dtype=object)
+    for row in cells.to_dict("records"):
+        at = layers.index(row["layer"]), ROLES.index(str(row["role"]))
+        z[at] = scale * row[name]
+        hover[at] = _hover({str(key): value for key, value in row.items()}, name)
+    few = len(layers) <= FEW
+    return go.Heatmap(
+        z=z.tolist(),
+        x=list(range(len(ROLES))),
+        y=list(range(len(layers))),
+        customdata=hover.tolist(),
+        hovertemplate="%{customdata}<extra></extra>",
+        hoverongaps=False,
+        coloraxis="coloraxis",
+        xgap=1.5,
+        ygap=1.5 if few else 0.6,
+        texttemplate="%{z:.3~g}" if few else None,
+        textfont={"size": SIZE - 1},
+    )
+
+
+def _hover(row: dict[str, Any], name: str) -> str:
+    names = row["names"]
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    prefix = "control_" if name.startswith("control_") else ""
+    return (
+        f"<b>layer {int(row['layer'])} {row['role']}</b><br>{safe(names[0])}{more}<br>"
+        f"{safe(name)} {row[name]:.4g}<br>{int(row['size']):,} elements<br>"
+        f"‖Δ‖ {row[prefix + 'frobenius']:.4g}   ‖W‖ {row['base_norm']:.4g}"
+    )
+
+
+def _finish(figure: go.Figure, cells: pd.DataFrame, *, names: list[str]) -> go.Figure:
+    layers = sorted(int(layer) for layer in set(cells["layer"]))
+    step = 1 if len(layers) <= 20 else 2 if len(layers) <= 40 else 4
+    scale = 100.0 if names[0] == "relative" else 1.0
+    values = cells[names].to_numpy(dtype=float) * scale
+    label = MEASURES.get(names[0], safe(names[0]))
+    bounded = names[0] != "cosine"
+    figure.update_layout(
+        margin_t=figure.layout.margin.t - 34,
+        plot_bgcolor=EMPTY,
+        coloraxis={
+            "colorscale": SEQUENTIAL,
+            "cmin": 0.0 if bounded else float(np.nanmin(values)),
+            "cmax": float(np.nanmax(values)) or 1.0,
+            "colorbar": {
+                "title": {"text": label, "side": "right", "font": {"size": SIZE - 1}},
+                "tickfont": {"size": SIZE - 1},
+                "thickness": 12,
+                "outlinewidth": 0,
+                "x": 1.02,
+            },
+        },
+    )
+    ticks = [role.removesuffix("_proj") for role in ROLES]
+    figure.update_xaxes(
+        tickvals=list(range(len(ROLES))), ticktext=ticks, showgrid=False, title_text="role", tickangle=0
+    )
+    shown = [index for index, layer in enumerate(layers) if not layer % step]
+    figure.update_yaxes(
+        tickvals=shown,
+        ticktext=[str(layers[i]) for i in shown],
+        showgrid=False,
+        range=[-0.5, len(layers) - 0.5],
+    )
+    figure.update_yaxes(title_text="layer (0 is next to the input)", col=1)
+    return figure

@@ -1,0 +1,108 @@
+"""Plot: an immutable figure spec over a table; nothing is computed until it is shown or saved."""
+
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from affectlens.drift.drift import Drift
+from affectlens.effects.effects import Effects
+from affectlens.errors import MissingExtra, TableError, near
+from affectlens.files import whole, write_text
+from affectlens.html import plain
+from affectlens.table import Table
+from affectlens.views.drift_map import drift_map
+from affectlens.views.effect_panels import effect_panels
+from affectlens.views.norm_contrast import norm_contrast
+from affectlens.views.page import figure, page
+from affectlens.views.role_bars import role_bars
+from affectlens.views.venue import fitted
+
+KINDS: dict[type[Table], dict[str, Callable[..., go.Figure]]] = {
+    Drift: {"map": drift_map, "roles": role_bars, "contrast": norm_contrast},
+    Effects: {"effects": effect_panels},
+}
+IMAGES = (".png", ".svg", ".pdf")
+SUFFIXES = (".html", ".json", *IMAGES)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Plot:
+    """Say what to draw: a kind, a table and options of that kind (`measure`, `metric`, `title`, …)."""
+
+    kind: str
+    table: Table
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def figure(self) -> go.Figure:
+        """Draw it, as a Plotly figure."""
+        draw = _kinds(self.table)[self.kind]
+        return draw(self.table, **self.options)
+
+    def save(self, path: str | Path, *, venue: str | None = None) -> Path:
+        """Write the figure as `.html` (one file, no network), `.json`, or `.png .svg .pdf` by kaleido.
+
+        `venue` sets width and type size: `"acl"`, `"acl-column"`, `"neurips"`, `"nature"`, … Raises
+        `TableError` for an unknown suffix or venue, `MissingExtra` for an image without kaleido.
+        """
+        final = Path(path)
+        if final.suffix not in SUFFIXES:
+            raise TableError(f"{final.name}: can't write {final.suffix!r}. Kinds: {', '.join(SUFFIXES)}")
+        if final.suffix in IMAGES and importlib.util.find_spec("kaleido") is None:
+            raise MissingExtra(
+                f"{final.name}: images are drawn by kaleido, which isn't installed. "
+                'Try: pip install "affectlens[paper]", or save .html'
+            )
+        drawn = self.figure if venue is None else fitted(self.figure, venue)
+        if final.suffix == ".html":
+            write_text(final, page(self._title, figure(drawn)))
+        elif final.suffix == ".json":
+            write_text(final, drawn.to_json())
+        else:
+            with whole(final) as partial:
+                # 300 dots an inch for what has dots; an SVG or PDF keeps its size.
+                drawn.write_image(partial, scale=300 / 96 if final.suffix == ".png" else 1)
+        return final
+
+    @property
+    def _title(self) -> str:
+        return str(self.options.get("title") or f"affectlens: {self.kind}")
+
+    def __repr__(self) -> str:
+        options = "".join(f", {name}={plain(value)!r}" for name, value in self.options.items())
+        return f"Plot({self.kind!r} of {self.table.summary}{options})"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        # Plotly's own bundle follows the renderer that the notebook has chosen, and opens no window.
+        shown = self.figure._repr_mimebundle_(include, exclude) or {}
+        return {"text/plain": repr(self), **shown}
+
+
+def plot(table: Table, kind: str | None = None, **options: Any) -> Plot:
+    """Plot a table: a `Drift` as `"map"`, `"roles"` or `"contrast"`, an `Effects` as `"effects"`.
+
+    Without a kind the first of these is taken. Raises `TableError` for a table, kind or option
+    that is not known.
+    """
+    kinds = _kinds(table)
+    chosen = next(iter(kinds)) if kind is None else kind
+    if chosen not in kinds:
+        raise TableError(f"no plot {chosen!r} of a {type(table).__name__}. Kinds: {near(chosen, kinds)}")
+    known = list(inspect.signature(kinds[chosen]).parameters)[1:]
+    for name in options:
+        if name not in known:
+            raise TableError(f"plot {chosen!r} has no option {name!r}. Options: {near(name, known)}")
+    return Plot(chosen, table, options)
+
+
+def _kinds(table: Table) -> dict[str, Callable[..., go.Figure]]:
+    for type_, kinds in KINDS.items():
+        if isinstance(table, type_):
+            return kinds
+    names = ", ".join(type_.__name__ for type_ in KINDS)
+    raise TableError(f"no plot of a {type(table).__name__} is known. Tables with plots: {names}")

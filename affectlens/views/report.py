@@ -1,0 +1,138 @@
+"""The report: every table as sentences, figures and numbers in one file that needs no network."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from affectlens.drift.drift import Drift
+from affectlens.effects.effects import Effects
+from affectlens.files import write_text
+from affectlens.html import plain
+from affectlens.table import Table
+from affectlens.views.compared import compared, ledger
+from affectlens.views.conclusions import BRACKETS, Conclusions, conclude
+from affectlens.views.drift_sections import drift_sections
+from affectlens.views.effect_sections import effect_sections
+from affectlens.views.fragments import grid, items, paragraph, section, text
+from affectlens.views.outcome import outcomes
+from affectlens.views.page import page
+
+MOST = 40  # rows shown of a table that has no figures of its own
+METHODS = (
+    (
+        "Δ is tuned minus base, read from the files on canonical, unfused parameters; no model was built for "
+        "it. ‖·‖ is the Frobenius norm, rms is ‖Δ‖ over the root of the number of elements. Roles are added "
+        "up by sums of squares, never by averaging ratios."
+    ),
+    (
+        "Noise alone: what a change of one rms in every weight would give. The relative norm mostly follows "
+        "1/‖W‖, so it can put a role first that did nothing."
+    ),
+    (
+        "Transplant (sufficiency): the group's tuned weights in base. Revert (necessity): the group's base "
+        "weights in tuned. Grafting as in arXiv 2302.06600; the claim under study is arXiv 2601.15906's."
+    ),
+    (
+        "Null: real changes of the same shape, a random role of the group's family in each layer. Below 999 "
+        "draws no p is printed. Nothing is corrected for the number of tasks, roles and metrics."
+    ),
+    (
+        "Intervals are 95\N{NO-BREAK SPACE}%, paired by example; where zero lies "
+        "inside, the effect is one that this data could not see. They speak for other examples, not for "
+        "other runs of the tuning."
+    ),
+)
+
+
+class Report:
+    """Say, draw and tabulate a `Drift`, an `Effects` or both; other tables are listed at the end."""
+
+    def __init__(self, *tables: Table, title: str = "Where the change is", notes: Iterable[str] = ()) -> None:
+        self.tables = tables
+        self.title = title
+        self.notes = (notes,) if isinstance(notes, str) else tuple(notes)
+
+    @property
+    def conclusions(self) -> Conclusions | None:
+        """The sentences, or nothing where no table has any."""
+        drift, effects = self._drift, self._effects
+        return None if drift is None and effects is None else conclude(drift, effects)
+
+    @property
+    def html(self) -> str:
+        """The whole report as one page: no network, nothing loaded, every name escaped."""
+        drift, effects = self._drift, self._effects
+        body = [
+            self._head(),
+            compared(self.tables),
+            self._findings(),
+            *([ledger(drift), drift_sections(drift)] if drift is not None else []),
+            effect_sections(effects) if effects is not None else "",
+            *(_other(table) for table in self.tables if table is not drift and table is not effects),
+            section("Methods and limits", items((*METHODS, *map(plain, self.notes)), "small")),
+        ]
+        return page(self.title, "".join(body))
+
+    def save(self, path: str | Path = "report.html") -> Path:
+        """Write the report as one file, whole or not at all."""
+        write_text(path, self.html)
+        return Path(path)
+
+    def __repr__(self) -> str:
+        return f"Report({plain(self.title)!r}: {'; '.join(table.summary for table in self.tables)})"
+
+    def _repr_html_(self) -> str:
+        more = paragraph('The whole report, with its figures: .save("report.html")')
+        return f"<div>{self._head()}{self._findings()}{more}</div>"
+
+    @property
+    def _drift(self) -> Drift | None:
+        return next((table for table in self.tables if isinstance(table, Drift)), None)
+
+    @property
+    def _effects(self) -> Effects | None:
+        return next((table for table in self.tables if isinstance(table, Effects)), None)
+
+    def _head(self) -> str:
+        found = self.conclusions
+        answer = paragraph(found.answer, "answer") if found else ""
+        return f"<header><h1>{text(plain(self.title))}</h1>{answer}</header>"
+
+    def _findings(self) -> str:
+        found = self.conclusions
+        if found is None:
+            return ""
+        columns = (
+            ("May be concluded", found.may, "may", "The weights"),
+            ("May not be concluded", found.may_not, "not", "The weights, and standing limits"),
+        )
+        cards = "".join(
+            f'<div class="{kind}"><h3>{title}</h3>{self._grouped(sentences, last)}</div>'
+            for title, sentences, kind, last in columns
+            if sentences
+        )
+        note = paragraph(BRACKETS, "note") if self._effects is not None else ""
+        return section("Findings", f'<div class="columns">{cards}</div>', note)
+
+    def _grouped(self, sentences: Iterable[str], last: str) -> str:
+        # Sentences on a task begin with its name; under a heading they need not.
+        tasks = [] if self._effects is None else [f"{plain(one.task)}: " for one in outcomes(self._effects)]
+        groups: dict[str, list[str]] = {}
+        for sentence in sentences:
+            task = next((task for task in tasks if sentence.startswith(task)), "")
+            rest = sentence.removeprefix(task)
+            groups.setdefault(task, []).append(
+                rest[:1].upper() + rest[1:] if "_" not in rest.split(" ")[0] else rest
+            )
+        return "".join(
+            f"<h4>{text(task.removesuffix(': ') or last)}</h4>{items(found)}"
+            for task, found in groups.items()
+        )
+
+
+def _other(table: Table) -> str:
+    frame = table.frame.head(MOST)
+    rows = frame.astype(object).where(frame.notna(), None).itertuples(index=False)
+    more = paragraph(f"The first {MOST} of {len(table):,} rows.") if len(table) > MOST else ""
+    return section(
+        type(table).__name__, paragraph(table.summary), grid([plain(c) for c in frame], rows), more
+    )

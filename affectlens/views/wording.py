@@ -1,0 +1,93 @@
+"""Sentences with figures: what may be said and what may not, and how numbers are written in them."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+MINUS = "\N{MINUS SIGN}"
+NORMS = {
+    "relative": "‖Δ‖/‖W‖",
+    "rms": "rms",
+    "frobenius": "‖Δ‖",
+    "mean_abs": "mean |Δ|",
+    "max_abs": "max |Δ|",
+}
+
+
+class Said(NamedTuple):
+    """Two lists of sentences: what the numbers allow one to say, and what they don't."""
+
+    may: tuple[str, ...] = ()
+    may_not: tuple[str, ...] = ()
+
+    def and_(self, other: "Said") -> "Said":
+        """Return both, in order."""
+        return Said(self.may + other.may, self.may_not + other.may_not)
+
+
+def allowed(sentence: str) -> Said:
+    """Say what may be concluded."""
+    return Said(may=(sentence,))
+
+
+def barred(sentence: str) -> Said:
+    """Say what may not be concluded."""
+    return Said(may_not=(sentence,))
+
+
+def joined(parts: Iterable[Said]) -> Said:
+    """Put several together, in order."""
+    whole = Said()
+    for part in parts:
+        whole = whole.and_(part)
+    return whole
+
+
+def figure(value: float, digits: int = 3) -> str:
+    """Write a number in three significant digits, or more.
+
+    >>> figure(0.12345), figure(-2.0), figure(0.0000123)
+    ('0.123', '−2', '1.23e−05')
+    """
+    return "unknown" if math.isnan(value) else f"{value:.{digits}g}".replace("-", MINUS)
+
+
+def signed(value: float) -> str:
+    """Write a change, with its sign.
+
+    >>> signed(0.5), signed(-0.5)
+    ('+0.5', '−0.5')
+    """
+    return "unknown" if math.isnan(value) else f"{value:+.3g}".replace("-", MINUS)
+
+
+def percent(share: float) -> str:
+    """Write a share in percent.
+
+    >>> percent(0.617), percent(0.00123), percent(-0.04)
+    ('62\xa0%', '0.12\xa0%', '−4\xa0%')
+    """
+    if math.isnan(share):
+        return "unknown"
+    text = f"{100 * share:.0f}" if abs(share) >= 0.1 else f"{100 * share:.2g}"
+    return text.replace("-", MINUS) + "\N{NO-BREAK SPACE}%"
+
+
+def between(values: Sequence[float]) -> str:
+    """Write the range of some numbers.
+
+    >>> between([1.0, 1.25]), between([2.0])
+    ('1 to 1.25', '2')
+    """
+    low, high = figure(min(values)), figure(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def listed(names: Iterable[str], last: str = "and") -> str:
+    """Write names as a list.
+
+    >>> listed(["a", "b", "c"])
+    'a, b and c'
+    """
+    *most, end = list(names)
+    return f"{', '.join(most)} {last} {end}" if most else end

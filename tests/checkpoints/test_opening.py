@@ -1,0 +1,147 @@
+"""Opening: every way a model lies on disk, and a clear error for what is none."""
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import affectlens as al
+from affectlens.errors import CheckpointError
+
+# first bytes of what people find under the name .safetensors → what the error says it is
+IMPOSTORS = (
+    (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+    (b"<!DOCTYPE html><html></html>", "web page"),
+    (b"PK\x03\x04 and so on", "zip archive"),
+    (b"\x80\x02}q\x00.", "pickle"),
+    (b"\x1f\x8b\x08 and so on", "gzip"),
+    (b"GGUF\x03\x00\x00\x00", "GGUF"),
+    (b"abc", "too short"),
+    (b"\xff" * 64, "the header claims"),
+)
+
+# a header that is wrong → what the error says
+HEADERS = (
+    ('{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+     "named twice"),
+    ('{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}', "4 bytes for shape"),
+    ('{"a":{"dtype":"F31","shape":[1],"data_offsets":[0,4]}}', "unknown dtype"),
+    ('{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}', "whole numbers"),
+    ('{"a":{"dtype":"F32","shape":[1]}}', "lacks dtype"),
+    ('{"a":{"dtype":"F32","shape":[0],"data_offsets":[2,2]}}', "hole"),
+    ('{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}', "the tensors need 3 bytes"),
+    ('{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}}',
+     "overlaps"),
+    ("[]", "not a JSON object"),
+    ("{", "not valid JSON"),
+)  # fmt: skip
+
+
+@pytest.fixture
+def folder(pair: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A sharded checkpoint to break."""
+    return Path(shutil.copytree(pair[1], tmp_path / "broken"))
+
+
+def test_shards_and_one_file_are_the_same(pair: tuple[Path, Path], save: Callable[..., Path]) -> None:
+    """A checkpoint in one file equals the same one in shards, tensor by tensor."""
+    whole, shards = al.open_checkpoint(pair[0]), al.open_checkpoint(pair[1])
+
+    assert 1 < shards.identity["files"]
+    assert whole.sites == shards.sites
+    assert whole.parameters == shards.parameters
+    changed = [site for site in whole.sites if not torch.equal(whole.read(site), shards.read(site))]
+    assert {"language"} == {site.tower for site in changed}
+
+
+def test_a_single_file_opens(pair: tuple[Path, Path]) -> None:
+    """The file alone is the folder, config included."""
+    assert al.open_checkpoint(pair[0]).sites == al.open_checkpoint(pair[0] / "model.safetensors").sites
+
+
+def test_identity_holds_no_path(pair: tuple[Path, Path]) -> None:
+    """What goes into results names the folder, not where it lies."""
+    assert str(pair[0].parent) not in json.dumps(al.open_checkpoint(pair[0]).identity)
+
+
+@pytest.mark.parametrize(("content", "message"), IMPOSTORS)
+def test_impostors(content: bytes, message: str, tmp_path: Path) -> None:
+    """What is no safetensors file is called what it is."""
+    (tmp_path / "model.safetensors").write_bytes(content)
+
+    with pytest.raises(CheckpointError, match=message):
+        al.open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(("header", "message"), HEADERS)
+def test_broken_headers(header: str, message: str, tmp_path: Path) -> None:
+    """A header that two readers could read differently is refused."""
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", len(header)) + header.encode() + b"\0\0\0\0")
+
+    with pytest.raises(CheckpointError, match=message):
+        al.open_checkpoint(file)
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "sub/x.safetensors"])
+def test_an_index_can_not_name_files_elsewhere(name: str, folder: Path) -> None:
+    """A shard is a file in the folder and nothing else."""
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": name}}))
+
+    with pytest.raises(CheckpointError, match="outside the folder"):
+        al.open_checkpoint(folder)
+
+
+def test_a_link_out_of_the_folder_is_refused(folder: Path, pair: tuple[Path, Path]) -> None:
+    """A shard that links elsewhere would read a stranger's file as a weight."""
+    shard = next(folder.glob("model-*.safetensors"))
+    shard.unlink()
+    shard.symlink_to(pair[0] / "model.safetensors")
+
+    with pytest.raises(CheckpointError, match="links to a file outside"):
+        al.open_checkpoint(folder)
+
+
+def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
+    """A named pipe under the name of a checkpoint is an error at once."""
+    os.mkfifo(tmp_path / "model.safetensors")
+
+    with pytest.raises(CheckpointError, match="not an ordinary file"):
+        al.open_checkpoint(tmp_path)
+
+
+def test_a_missing_shard_is_named(folder: Path) -> None:
+    """The error says which file of the index is not there."""
+    shard = next(folder.glob("model-*.safetensors"))
+    shard.unlink()
+
+    with pytest.raises(CheckpointError, match=f"{shard.name}: the index names this shard"):
+        al.open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("/no/such/place", "no such file or folder"),
+        (42, "neither a path"),
+        ("", "no such file or folder|no checkpoint"),
+    ],
+)
+def test_what_is_no_checkpoint(source: object, message: str) -> None:
+    """A wrong path or a wrong thing is said to be one."""
+    with pytest.raises(CheckpointError, match=message):
+        al.open_checkpoint(source)  # type: ignore[arg-type]
+
+
+def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path) -> None:
+    """The error names the files that make a checkpoint, and what is there instead."""
+    (tmp_path / "notes.txt").touch()
+
+    with pytest.raises(CheckpointError, match=r"neither model.safetensors nor .*In it: notes.txt"):
+        al.open_checkpoint(tmp_path)

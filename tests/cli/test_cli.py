@@ -1,0 +1,123 @@
+"""The command line as a stranger meets it: tables out, one clear line when something is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import affectlens as al
+from tests.conftest import tiny
+
+ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+
+
+def affectlens(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own."""
+    command = [sys.executable, "-m", "affectlens", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENV, cwd=cwd)
+
+
+def test_diff_prints_the_role_table_and_the_ledger(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Both are on the terminal, and the Parquet file reads back with pandas."""
+    run = affectlens("diff", *pair, "-o", tmp_path / "drift.parquet")
+
+    assert (0, "") == (run.returncode, run.stderr)
+    assert "gate_proj" in run.stdout
+    assert "compared, equal in every bit" in run.stdout
+    frame = pd.read_parquet(tmp_path / "drift.parquet")
+    assert al.open_checkpoint(pair[0]).parameters == frame["size"].sum()
+
+
+def test_diff_as_json_is_strict(pair: tuple[Path, Path]) -> None:
+    """One document, no NaN literals."""
+    run = affectlens("diff", *pair, "--json", "--by", "role")
+
+    def refuse(literal: str) -> None:
+        raise AssertionError(literal)
+
+    found = json.loads(run.stdout, parse_constant=refuse)
+    assert {"by", "ledger", "findings", "origin"} == set(found)
+    assert "gate_proj" in {row["role"] for row in found["by"]}
+
+
+def test_inspect_says_what_a_checkpoint_is(pair: tuple[Path, Path]) -> None:
+    """Type, size and coverage in words, and the same as JSON."""
+    told, listed = affectlens("inspect", pair[0]), affectlens("inspect", pair[0], "--json")
+
+    assert "100.0% of the parameters have a role" in told.stdout
+    assert "llava" == json.loads(listed.stdout)["model_type"]
+
+
+def test_errors_are_one_line(pair: tuple[Path, Path], save: Callable[..., Path], tmp_path: Path) -> None:
+    """A wrong path, a folder that is no checkpoint, strangers of other and of one shape: one line, code 1."""
+    stranger = save(tiny("llava", seed=5), "stranger")
+    other = save(tiny("gemma2", hidden_size=16, head_dim=4), "other")
+    cases = (
+        (pair[0], tmp_path / "none", "no such file or folder"),
+        (pair[0], "none/such", "no such file or folder here, and the hub did not give it"),
+        (pair[0], tmp_path, "no checkpoint here"),
+        (pair[0], other, "Is this the right base?"),
+        (pair[0], stranger, "is probably not the base of stranger"),
+    )
+    for base, tuned, message in cases:
+        run = affectlens("diff", base, tuned)
+        assert (1, "", 1) == (run.returncode, run.stdout, len(run.stderr.splitlines())), run.stderr
+        assert message in run.stderr
+
+
+def test_usage_errors_have_code_2() -> None:
+    """A missing argument is told by the parser."""
+    run = affectlens("diff", "one")
+
+    assert 2 == run.returncode
+    assert "Missing argument" in run.stderr
+
+
+def test_names_from_files_can_not_speak_to_the_terminal(tmp_path: Path) -> None:
+    """Escape sequences in a tensor's name are not printed."""
+    import torch
+    from safetensors.torch import save_file
+
+    name = "model.layers.0.\x1b[31mevil\x1b]0;title\x07.weight"
+    save_file({name: torch.ones(4, 4)}, tmp_path / "model.safetensors")
+
+    for words in (("inspect", tmp_path), ("diff", tmp_path, tmp_path)):
+        assert "\x1b" not in affectlens(*words).stdout
+
+
+def test_sweep_study_and_report(tmp_path: Path) -> None:
+    """The verbs chain through their tables, here on a small task."""
+    home = Path(al.__file__).parent / "demo"
+    lines = (home / "tasks" / "sentences.jsonl").read_text("utf-8").splitlines()[::4]
+    (tmp_path / "few.jsonl").write_text("\n".join(lines), "utf-8")
+    pair = (home / "base", home / "tuned")
+    few = f"labels={tmp_path / 'few.jsonl'}"
+
+    swept = affectlens("sweep", *pair, "--task", few, "--n-random", 1, "-o", tmp_path / "effects.parquet")
+    assert 0 == swept.returncode, swept.stderr
+    affectlens("diff", *pair, "-o", tmp_path / "drift.parquet")
+    told = affectlens(
+        "report", tmp_path / "drift.parquet", tmp_path / "effects.parquet", "-o", tmp_path / "r.html"
+    )
+    assert 0 == told.returncode, told.stderr
+    assert 100_000 < (tmp_path / "r.html").stat().st_size
+
+    studied = affectlens("study", *pair, "--task", few, "--n-random", 1, "--out", tmp_path / "study")
+    assert 0 == studied.returncode, studied.stderr
+    assert {"drift.parquet", "effects.parquet", "report.html"} == {
+        f.name for f in (tmp_path / "study").iterdir()
+    }
+
+
+@pytest.mark.parametrize("task", ["few.jsonl", "emotions=few.jsonl", "labels=none.jsonl"])
+def test_wrong_tasks_are_told(task: str, pair: tuple[Path, Path]) -> None:
+    """No kind, an unknown kind, no file: one line each."""
+    run = affectlens("sweep", *pair, "--task", task)
+
+    assert 1 == run.returncode
+    assert 1 == len(run.stderr.splitlines()), run.stderr

@@ -1,0 +1,79 @@
+"""Judging: constrained scores are the model's own probabilities, greedy ones its own words."""
+
+import pytest
+import torch
+
+import affectlens as al
+from affectlens.effects.evaluating import label_logps, prepare_task
+from affectlens.errors import TaskError
+
+
+@pytest.fixture(scope="module")
+def task(demo: al.Demo) -> al.Task:
+    return demo.task("faces-unseen").head(24)
+
+
+def test_constrained_scores_are_log_probabilities(lens: al.Lens, task: al.Task) -> None:
+    """logp and margin are those of the logits, computed by hand one example at a time."""
+    scores = al.evaluate(lens, task)
+    ids = [lens.tokenizer.encode(label, add_special_tokens=False)[0] for label in task.labels]
+
+    for row, example in zip(scores.frame.itertuples(), task.examples[:5], strict=False):
+        logps = lens.logits(example, prompt=task.prompt)[0].log_softmax(-1)[ids]
+        gold = task.labels.index(example.label)
+        others = torch.cat([logps[:gold], logps[gold + 1 :]])
+        assert pytest.approx(float(logps[gold]), abs=1e-4) == row.logp
+        assert pytest.approx(float(logps[gold] - others.max()), abs=1e-4) == row.margin
+        assert task.labels[int(logps.argmax())] == row.prediction
+
+
+def test_labels_of_several_tokens_get_the_probability_of_all(lens: al.Lens, task: al.Task) -> None:
+    """log p(ab) = log p(a) + log p(b | a), with the label's tokens run after the prompt."""
+    prepared = prepare_task(lens, task)
+    first, second = prepared.labels[0][0], prepared.labels[1][0]
+    batch = prepared.batches[0]
+    longer = {
+        "input_ids": torch.cat([batch["input_ids"], torch.full((24, 1), first)], dim=1),
+        "attention_mask": torch.cat([batch["attention_mask"], torch.ones(24, 1, dtype=torch.long)], dim=1),
+        "pixel_values": batch["pixel_values"],
+    }
+    expected = (
+        lens.run(batch)[:, -1].log_softmax(-1)[:, first] + lens.run(longer)[:, -1].log_softmax(-1)[:, second]
+    )
+    double = type(prepared)(task, prepared.batches, ((first, second), *prepared.labels[1:]))
+
+    torch.testing.assert_close(expected, label_logps(lens, double)[:, 0], atol=1e-4, rtol=1e-4)
+
+
+def test_the_size_of_a_batch_changes_no_answer(lens: al.Lens, task: al.Task) -> None:
+    """Margins are the same in batches of 5 and of 24."""
+    one, two = (al.evaluate(lens, task, batch_size=size).values("margin") for size in (5, 24))
+
+    assert pytest.approx(one, abs=1e-4) == two
+
+
+def test_greedy_answers_are_words_read_strictly(lens: al.Lens, task: al.Task) -> None:
+    """Each example keeps what was said; there is no margin."""
+    scores = al.evaluate(lens, task, answer="greedy")
+
+    assert len(task) == len(scores.frame["text"])
+    assert ("accuracy",) == scores.metrics
+    with pytest.raises(TaskError, match="can't answer by 'sampling'"):
+        al.evaluate(lens, task, answer="sampling")
+
+
+def test_scores_say_what_they_are(lens: al.Lens, demo: al.Demo) -> None:
+    """Fit is called fit, and every metric has an interval."""
+    summary = al.evaluate(lens, demo.task("faces-fit").head(8)).summary
+
+    assert "fit, not skill" in summary
+    assert "[" in summary
+
+
+def test_labels_that_a_tokenizer_can_not_tell_apart_are_refused(lens: al.Lens, task: al.Task) -> None:
+    """Two labels with the same tokens can't be judged."""
+    one = task.examples[0]
+    examples = (al.Example("1", "happy", images=one.images), al.Example("2", "HAPPY", images=one.images))
+
+    with pytest.raises(TaskError, match="not a word of its own"):
+        al.evaluate(lens, al.Task("t", examples, ("happy", "HAPPY"), prompt="feel"))

@@ -1,0 +1,113 @@
+"""Names become sites: right for every family named here, in both layouts, and never a guess."""
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import affectlens as al
+from affectlens.checkpoints.memory import from_module
+from affectlens.errors import CheckpointError
+from affectlens.sites import locate
+from tests.conftest import TEXT, tiny
+
+TEXT_ONLY = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
+MULTIMODAL = ("llava", "gemma3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
+# (canonical name, tower, layer, role) of names that a leaf table alone gets wrong.
+TRAPS = (
+    ("model.layers.0.mlp.gate.weight", "language", 0, "router"),
+    ("model.layers.0.mlp.shared_expert_gate.weight", "language", 0, "shared_expert_gate"),
+    ("model.layers.0.self_attn.gate_proj.weight", "language", 0, "attn_out_gate"),
+    ("model.layers.0.mlp.up_proj.weight", "language", 0, "fc1"),
+    ("model.layers.0.mlp.experts.down_proj", "language", 0, "other"),
+    ("model.layers.0.attention.frobnicate.weight", "language", 0, "other"),
+    ("visual.merger_list.3.weight", "vision", None, "other"),
+    ("visual.blocks.1.attn.proj.weight", "vision", 1, "o_proj"),
+)
+
+
+@pytest.mark.parametrize("model_type", TEXT_ONLY + MULTIMODAL)
+def test_every_gated_mlp_of_the_language_model_is_found(model_type: str) -> None:
+    """Gate and up have the shape (MLP width, hidden), down its transpose, once in each layer."""
+    sites = from_module(tiny(model_type))
+    wide = (TEXT["intermediate_size"], TEXT["hidden_size"])
+
+    for role, shape in (("gate_proj", wide), ("up_proj", wide), ("down_proj", wide[::-1])):
+        found = sites.sites.where(tower="language", role=role).expect(2)
+        assert [0, 1] == [site.layer for site in found]
+        assert {shape} == {sites.shape(site) for site in found}
+
+
+@pytest.mark.parametrize("model_type", TEXT_ONLY + MULTIMODAL)
+def test_no_parameter_is_without_a_role(model_type: str) -> None:
+    """In the families named here every parameter has a role, and every element lies in one site."""
+    model = tiny(model_type)
+    checkpoint = from_module(model)
+
+    assert [] == [site.parameter for site in checkpoint.sites if site.role == "other"]
+    assert sum(p.numel() for p in model.parameters()) == checkpoint.parameters
+
+
+@pytest.mark.parametrize("model_type", TEXT_ONLY + MULTIMODAL)
+def test_disk_and_memory_give_the_same_sites(model_type: str, save) -> None:  # type: ignore[no-untyped-def]
+    """However a model was saved, its sites are those of the live one, with the same values."""
+    model = tiny(model_type)
+    live, stored = from_module(model), al.open_checkpoint(save(model, model_type))
+
+    assert live.sites == stored.sites
+    assert [site.parameter for site in live.sites] == [site.parameter for site in stored.sites]
+    assert all(torch.equal(live.read(site), stored.read(site)) for site in live.sites)
+
+
+@pytest.mark.parametrize("model_type", MULTIMODAL)
+def test_canonical_names_are_those_of_the_live_model(model_type: str, save) -> None:  # type: ignore[no-untyped-def]
+    """`parameter` is the name that transformers gives the parameter in memory."""
+    model = tiny(model_type)
+    stored = al.open_checkpoint(save(model, model_type))
+
+    assert {site.parameter for site in stored.sites} <= {name for name, _ in model.named_parameters()}
+
+
+def test_fused_vision_qkv_is_split_in_thirds(save) -> None:  # type: ignore[no-untyped-def]
+    """The q, k and v of Qwen's vision tower are the thirds that its forward pass takes."""
+    folder = save(tiny("qwen2_5_vl"), "fused")
+    checkpoint = al.open_checkpoint(folder)
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        name = next(key for key in file.keys() if key.endswith("blocks.1.attn.qkv.weight"))  # noqa: SIM118
+        thirds = file.get_tensor(name).chunk(3)
+
+    for role, expected in zip(("q_proj", "k_proj", "v_proj"), thirds, strict=True):
+        (site,) = checkpoint.sites.where(tower="vision", layer=1, role=role, param="weight").expect(1)
+        assert torch.equal(expected, checkpoint.read(site))
+
+
+@pytest.mark.parametrize(("name", "tower", "layer", "role"), TRAPS)
+def test_traps(name: str, tower: str, layer: int | None, role: str) -> None:
+    """What only looks like a gate, a layer or a known role is not called one."""
+    (site,) = locate({name: (4, 4)})
+
+    assert (tower, layer, role) == (site.tower, site.layer, site.role)
+
+
+def test_wrappers_are_stripped() -> None:
+    """Training frameworks' prefixes change nothing."""
+    name = "model.layers.0.self_attn.q_proj.weight"
+    plain = locate({name: (4, 4)})
+
+    for prefix in ("module.", "_orig_mod.", "module._orig_mod.", "base_model.model."):
+        assert plain.keys() == locate({prefix + name: (4, 4)}).keys()
+
+
+def test_text_model_and_the_language_model_inside_llava_share_sites() -> None:
+    """A multimodal model's language layers pair with those of the text model it was built on."""
+    text, inside = from_module(tiny("llama")).sites, from_module(tiny("llava")).sites
+
+    assert text == inside.where(tower="language")
+
+
+def test_two_tensors_that_claim_one_site_are_refused() -> None:
+    """A site has one storage."""
+    names = ("model.layers.0.self_attn.q_proj.weight", "module.model.layers.0.self_attn.q_proj.weight")
+
+    with pytest.raises(CheckpointError, match="names the same parameter"):
+        locate({name: (4, 4) for name in names})

@@ -1,0 +1,130 @@
+"""The report is one file that says everything, loads nothing and runs nothing but its own scripts."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from affectlens.drift.drift import Drift
+from affectlens.effects.effects import Effects
+from affectlens.table import Table
+from affectlens.views import Report
+
+Drifts = Callable[..., Drift]
+Sweeps = Callable[..., Effects]
+MOVED = {"o_proj": 0.4, "gate_proj": 0.2, "up_proj": 0.1}
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ORDER = [
+    "What was compared", "Findings", "Every parameter, accounted for", "Where it moved", "Role by role",
+    "Gate against up", "What carries the change", "Scores of the whole models", "Methods and limits",
+]  # fmt: skip
+
+
+def test_sections_stand_in_order(make_drift: Drifts, make_effects: Sweeps) -> None:
+    """From what was compared to the methods, in the order of the argument."""
+    html = Report(make_drift(), make_effects(MOVED)).html
+
+    assert ORDER == re.findall(r"<h2>(.*?)</h2>", html)
+
+
+@pytest.mark.parametrize("names", [("drift",), ("effects",), ("drift", "effects", "other"), ("other",)])
+def test_any_tables_make_a_report(make_drift: Drifts, make_effects: Sweeps, names: tuple[str, ...]) -> None:
+    """A drift alone, effects alone and further tables all make a page."""
+    tables = {"drift": make_drift(), "effects": make_effects(MOVED), "other": Table(make_drift().frame)}
+    report = Report(*(tables[name] for name in names), notes="a note")
+
+    assert "<li>a note</li>" in report.html
+    assert repr(report).startswith("Report('Where the change is': ")
+
+
+def test_ledger_accounts_for_both_sides(make_drift: Drifts) -> None:
+    """The ledger's totals are held against the sizes of the files."""
+    whole, part = make_drift(layers=2), make_drift(layers=2)
+    part.origin["sources"]["tuned"]["parameters"] *= 2
+
+    assert (
+        "100 % of base: 1,536 parameters. The ledger accounts for 100 % of tuned: 1,536" in Report(whole).html
+    )
+    assert "does not account for all of tuned: 1,536 of 3,072 (50\xa0%)" in Report(part).html
+
+
+def test_no_name_escapes(make_drift: Drifts, make_effects: Sweeps, hostile: str) -> None:
+    """A name that would run as a script is text wherever it stands."""
+    html = (
+        hostile_report(make_drift, make_effects, hostile).html
+        + hostile_report(make_drift, make_effects, hostile)._repr_html_()
+    )
+
+    assert 0 == html.count("<img") - plotly_itself(html, "<img")
+    assert hostile not in html
+
+
+def test_nothing_is_loaded(make_drift: Drifts, make_effects: Sweeps) -> None:
+    """Outside plotly's own code the page holds no address, and no tag that loads."""
+    html = Report(make_drift(), make_effects(MOVED)).html
+    ours = re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)
+
+    assert [] == re.findall(r"https?:|//\w|<iframe|<img|@import|url\(|src=", ours)
+    assert "default-src 'none'" in ours
+    assert 1 == html.count("plotly.js v")
+
+
+def test_summary_for_a_notebook_is_short(make_drift: Drifts, make_effects: Sweeps) -> None:
+    """In Jupyter the report shows its sentences, not five megabytes."""
+    assert 20_000 > len(Report(make_drift(), make_effects(MOVED))._repr_html_())
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here")
+def test_browser_reports_no_error_and_asks_for_nothing(
+    make_drift: Drifts, make_effects: Sweeps, hostile: str, tmp_path: Path
+) -> None:
+    """A browser draws every figure without a word on the console; the policy would report any request."""
+    page = hostile_report(make_drift, make_effects, hostile).save(tmp_path / "report.html")
+    dom, console = browse(page)
+
+    assert [] == console
+    assert 4 == dom.count('class="main-svg"') // 3
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here")
+def test_browser_test_would_notice(make_drift: Drifts, tmp_path: Path) -> None:
+    """A page that loads something, or runs a foreign script, is heard by the same browser."""
+    html = Report(make_drift()).html.replace(
+        "</main>", "<img src='https://localhost/x'><script>1</script></main>"
+    )
+    (tmp_path / "report.html").write_text(html, "utf-8")
+
+    assert 2 == len(browse(tmp_path / "report.html")[1])
+
+
+def hostile_report(make_drift: Drifts, make_effects: Sweeps, hostile: str) -> Report:
+    """Build a report in which every name is hostile."""
+    drift = make_drift(findings=[hostile], command=hostile, versions={hostile: hostile})
+    drift.frame["parameter"] = hostile
+    drift.origin["ledger"][0] |= {"state": hostile, "note": hostile}
+    for facts in drift.origin["sources"].values():
+        facts |= {"name": hostile, "format": hostile, "model_type": hostile, "dtype": hostile}
+    effects = make_effects({**MOVED, hostile: 0.3}, task=hostile, metric=hostile)
+    return Report(drift, effects, Table(drift.frame), title=hostile, notes=[hostile])
+
+
+def plotly_itself(html: str, tag: str) -> int:
+    """Count a tag in the page's scripts, which hold plotly's own templates."""
+    scripts = re.findall(r"<script>(.*?)</script>", html, flags=re.DOTALL)
+    return sum(script.count(tag) for script in scripts)
+
+
+def browse(page: Path) -> tuple[str, list[str]]:
+    """Open a page; return the DOM after its scripts ran and the lines on its console."""
+    done = subprocess.run(
+        [
+            str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+            "--virtual-time-budget=8000", "--enable-logging=stderr", "--v=0",
+            f"--user-data-dir={page.parent / 'profile'}", "--dump-dom", page.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    return done.stdout, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
