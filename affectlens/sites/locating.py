@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from affectlens.errors import CheckpointError
 from affectlens.sites.naming import canonical
-from affectlens.sites.roles import place
+from affectlens.sites.roles import Place, place
 from affectlens.sites.site import Site
 
 Shape = tuple[int, ...]
@@ -15,6 +16,7 @@ Shape = tuple[int, ...]
 _THIRDS = {"qkv_proj": ("q_proj", "k_proj", "v_proj")}
 # A role below these parents is the layer's own; below any other (a cross attention) it is labelled.
 _OWN = frozenset({"self_attn", "attn", "attention", "mlp", "feed_forward", ""})
+_STACKS = ("encoder", "decoder")
 _SHARED = frozenset({"norm", "other", "learned_token", "proj", "fc1", "fc2", "conv"})
 
 
@@ -39,38 +41,57 @@ def locate(shapes: Mapping[str, Shape], source: str = "these names") -> dict[Sit
     """
     names = canonical(shapes)
     modules = frozenset(_split(name)[0] for name in names.values())
+    places = {module: place(module, modules) for module in modules}
+    stacked = _stacked(places)
     sites: dict[Site, Storage] = {}
-    for tensor, shape in shapes.items():
-        for site, storage in _sites(tensor, names[tensor], shape, modules):
-            if site in sites:
-                reason = f"names the same parameter as {sites[site].tensor!r} ({site})"
+    # In the order of names: what becomes of a clash must not depend on how a file happens to be sorted.
+    for tensor in sorted(shapes, key=lambda tensor: (names[tensor], tensor)):
+        name = names[tensor]
+        where = places[_split(name)[0]]
+        stack = _stack(name) if where.tower in stacked else None
+        for site, storage in _sites(tensor, shapes[tensor], _site(name, where, stack)):
+            found = site
+            if site in sites and names[sites[site].tensor] != name:
+                found = replace(site, label=name)  # a structure this table does not know: keep them apart
+            if found in sites:
+                reason = f"names the same parameter as {sites[found].tensor!r} ({found})"
                 raise CheckpointError(source, reason, key=tensor)
-            sites[site] = storage
+            sites[found] = storage
     return dict(sorted(sites.items(), key=lambda item: item[0]))
 
 
-def _sites(tensor: str, name: str, shape: Shape, modules: frozenset[str]) -> list[tuple[Site, Storage]]:
-    module, param = _split(name)
-    where = place(module, modules)
+def _stack(module: str) -> str | None:
+    return next((part for part in module.split(".") if part in _STACKS), None)
+
+
+def _stacked(places: Mapping[str, Place]) -> frozenset[str]:
+    """The towers with both an encoder and a decoder, where layer numbers alone would not be unique."""
+    stacks: dict[str, set[str]] = {}
+    for module, where in places.items():
+        if stack := _stack(module):
+            stacks.setdefault(where.tower, set()).add(stack)
+    return frozenset(tower for tower, found in stacks.items() if len(found) > 1)
+
+
+def _site(name: str, where: Place, stack: str | None) -> Site:
     parent = where.local.rpartition(".")[0]
     if where.layer is None or where.role in _SHARED:
         label = "" if where.role in ("embed_tokens", "lm_head") else where.local
     else:
         label = "" if parent in _OWN else parent
     label = label.removeprefix("model.").removeprefix("language_model.")
-    if param in ("in_proj_weight", "in_proj_bias"):
-        param = param.removeprefix("in_proj_")
+    param = _split(name)[1].removeprefix("in_proj_")
+    return Site(where.tower, where.role, where.layer, stack, param, label=label, parameter=name)
 
-    def site(role: str) -> Site:
-        return Site(where.tower, role, layer=where.layer, param=param, label=label, parameter=name)
 
-    roles = _THIRDS.get(where.role, ())
+def _sites(tensor: str, shape: Shape, whole: Site) -> list[tuple[Site, Storage]]:
+    roles = _THIRDS.get(whole.role, ())
     if not roles or not shape or shape[0] % len(roles):
-        return [(site(where.role), Storage(tensor, shape))]
+        return [(whole, Storage(tensor, shape))]
     count = shape[0] // len(roles)
     starts = range(0, shape[0], count)
     return [
-        (site(role), Storage(tensor, (count, *shape[1:]), slice(start, start + count)))
+        (replace(whole, role=role), Storage(tensor, (count, *shape[1:]), slice(start, start + count)))
         for role, start in zip(roles, starts, strict=True)
     ]
 

@@ -26,7 +26,7 @@ _TOWERS = (
     ("vision", r"(^|\.)(visual|vision_tower|vision_model|image_encoder)\."),
     ("audio", r"(^|\.)(audio_tower|audio_model|audio_encoder)\."),
 )
-_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h|layer)\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|block|h|layer)\.(\d+)\.")
 
 # (pattern of the path below the layer, role); `attn` and `mlp` in a pattern are what tells twins apart.
 _ROLES = tuple(

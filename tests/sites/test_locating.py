@@ -111,3 +111,30 @@ def test_two_tensors_that_claim_one_site_are_refused() -> None:
 
     with pytest.raises(CheckpointError, match="names the same parameter"):
         locate({name: (4, 4) for name in names})
+
+
+def test_layers_of_an_encoder_and_a_decoder_are_kept_apart() -> None:
+    """Layer numbers repeat across stacks, and cross attention is not self-attention."""
+    names = (
+        "model.encoder.layers.0.self_attn.q_proj.weight",
+        "model.decoder.layers.0.self_attn.q_proj.weight",
+        "model.decoder.layers.0.encoder_attn.q_proj.weight",
+    )
+
+    sites = al.Sites(locate({name: (4, 4) for name in names}))
+
+    assert ["decoder", "decoder", "encoder"] == sorted(str(site.stack) for site in sites)
+    assert {"", "encoder_attn"} == {site.label for site in sites.where(stack="decoder")}
+
+
+def test_structures_that_the_table_does_not_know_stay_apart() -> None:
+    """Two parameters that look alike to the table are two sites, whatever order a file has them in."""
+    names = (
+        "model.layers.0.a.layers.0.self_attn.q_proj.weight",
+        "model.layers.0.a.layers.1.self_attn.q_proj.weight",
+    )
+
+    one, two = (locate({name: (4, 4) for name in order}) for order in (names, names[::-1]))
+
+    assert 2 == len(one)
+    assert one == two
