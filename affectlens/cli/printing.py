@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def show(frame: "pd.DataFrame", names: Sequence[str] = ()) -> None:
-    """Print the named columns of a frame (all by default), aligned."""
+def rows(frame: "pd.DataFrame", names: Sequence[str] = ()) -> list[str]:
+    """Write the named columns of a frame (all by default) as aligned lines."""
     kept = [name for name in names or list(frame.columns) if name in frame]
-    rows = [[number(cell) for cell in row] for row in frame[kept].itertuples(index=False)]
-    print(aligned(kept, rows))
+    cells = [[number(cell) for cell in row] for row in frame[kept].itertuples(index=False)]
+    return aligned(kept, cells).splitlines()
 
 
 def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

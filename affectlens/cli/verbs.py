@@ -10,8 +10,7 @@ from affectlens.cli.printing import aligned, records
 from affectlens.cli.telling import tell_conclusions, tell_drift, tell_effects
 
 if TYPE_CHECKING:
-    from affectlens.drift import Drift
-    from affectlens.effects import Effects
+    from affectlens.studying import Study
     from affectlens.tasks import Task
 
 app = typer.Typer(
@@ -45,10 +44,7 @@ def demo(out: Folder = Path("demo")) -> None:
     base, tuned, control, tasks = load_demo()
     title = "Affect tuning of the embedded pair"
     found = study(base, tuned, tasks=tasks, control=control, out=out, dtype="float32", title=title)
-    tell_drift(found.drift)
-    tell_effects(found.effects)
-    tell_conclusions(found.drift, found.effects)
-    print(f"\nThe report is in {out / 'report.html'}, the tables beside it.")
+    _tell(found, out)
 
 
 @app.command()
@@ -96,7 +92,7 @@ def diff(
         tables = {"by": records(drift.by(by)), "ledger": records(drift.ledger)}
         print(json.dumps({**tables, "findings": drift.findings, "origin": drift.origin}, indent=2))
         return
-    tell_drift(drift, by)
+    print("\n".join(tell_drift(drift, by)))
     if output is not None:
         print(f"\nThe table is in {output}.")
 
@@ -128,7 +124,7 @@ def sweep(
     chosen = tuple(action.strip() for action in actions.split(","))
     grid = Grid(before.sites, by, chosen, donor=tuned, control=control, n_random=n_random, seed=seed)
     effects = sweep_(load(before), grid, tasks)
-    tell_effects(effects)
+    print("\n".join(tell_effects(effects)))
     if output is not None:
         effects.save(output)
         print(f"\nThe table is in {output}.")
@@ -151,10 +147,7 @@ def study(
     found = study_(
         base, tuned, tasks=_tasks(task), control=control, out=out, n_random=n_random, seed=seed, dtype=dtype
     )
-    tell_drift(found.drift)
-    tell_effects(found.effects)
-    tell_conclusions(found.drift, found.effects)
-    print(f"\nThe report is in {out / 'report.html'}, the tables beside it.")
+    _tell(found, out)
 
 
 @app.command()
@@ -186,3 +179,13 @@ def _tasks(specs: list[str]) -> "list[Task]":
             raise TaskError(f"--task {spec}: write KIND=FILE.jsonl, e.g. emotion-labels={spec}")
         tasks.append(load_task(kind, file))
     return tasks
+
+
+def _tell(found: "Study", out: Path) -> None:
+    parts = (
+        tell_drift(found.drift),
+        tell_effects(found.effects),
+        tell_conclusions(found.drift, found.effects),
+        [f"The report is in {out / 'report.html'}, the tables beside it."],
+    )
+    print("\n\n".join("\n".join(lines) for lines in parts))

@@ -11,13 +11,30 @@ from safetensors.torch import load_file, save_file
 
 import affectlens as al
 from affectlens.drift.diffing import refuse_unrelated
-from affectlens.errors import NothingToCompare, NoSuchSite, TableError
+from affectlens.errors import NoSuchSite, NothingToCompare, TableError
 from tests.conftest import nudge, tiny
 
-COLUMNS = (
-    "parameter tower stack layer role expert size dtype frobenius base_norm relative rms mean_abs max_abs "
-    "cosine changed sign_flips nonfinite targeted"
-).split()
+COLUMNS = [
+    "parameter",
+    "tower",
+    "stack",
+    "layer",
+    "role",
+    "expert",
+    "size",
+    "dtype",
+    "frobenius",
+    "base_norm",
+    "relative",
+    "rms",
+    "mean_abs",
+    "max_abs",
+    "cosine",
+    "changed",
+    "sign_flips",
+    "nonfinite",
+    "targeted",
+]
 
 
 @pytest.fixture(scope="module")

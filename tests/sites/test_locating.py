@@ -110,7 +110,7 @@ def test_two_tensors_that_claim_one_site_are_refused() -> None:
     names = ("model.layers.0.self_attn.q_proj.weight", "module.model.layers.0.self_attn.q_proj.weight")
 
     with pytest.raises(CheckpointError, match="names the same parameter"):
-        locate({name: (4, 4) for name in names})
+        locate(dict.fromkeys(names, (4, 4)))
 
 
 def test_layers_of_an_encoder_and_a_decoder_are_kept_apart() -> None:
@@ -121,7 +121,7 @@ def test_layers_of_an_encoder_and_a_decoder_are_kept_apart() -> None:
         "model.decoder.layers.0.encoder_attn.q_proj.weight",
     )
 
-    sites = al.Sites(locate({name: (4, 4) for name in names}))
+    sites = al.Sites(locate(dict.fromkeys(names, (4, 4))))
 
     assert ["decoder", "decoder", "encoder"] == sorted(str(site.stack) for site in sites)
     assert {"", "encoder_attn"} == {site.label for site in sites.where(stack="decoder")}
@@ -134,7 +134,7 @@ def test_structures_that_the_table_does_not_know_stay_apart() -> None:
         "model.layers.0.a.layers.1.self_attn.q_proj.weight",
     )
 
-    one, two = (locate({name: (4, 4) for name in order}) for order in (names, names[::-1]))
+    one, two = (locate(dict.fromkeys(order, (4, 4))) for order in (names, names[::-1]))
 
     assert 2 == len(one)
     assert one == two
