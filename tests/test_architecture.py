@@ -82,7 +82,7 @@ def test_sizes(file: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_signatures(file: Path) -> None:
-    """Functions take ≤ 6 arguments, public ones keyword-only after the second; verbs of the API may differ."""
+    """Functions take ≤ 6 arguments, public ones keyword-only after the second; the API's verbs may differ."""
     if layer(file) == "cli":
         return
     for node in ast.walk(tree(file)):

@@ -143,5 +143,5 @@ def test_wrong_grids_are_told(demo: al.Demo) -> None:
     """Unknown actions and groups name what there is."""
     with pytest.raises(TableError, match="Did you mean 'revert'"):
         al.Grid(demo.base.sites, actions=("revers",), donor=demo.tuned)
-    with pytest.raises(TableError, match="can't group sites by 'rule'. By: site, role"):
+    with pytest.raises(TableError, match=r"can't group sites by 'rule'. By: site, role"):
         al.Grid(demo.base.sites, "rule", donor=demo.tuned)
