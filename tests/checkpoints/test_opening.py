@@ -145,3 +145,35 @@ def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match=r"neither model.safetensors nor .*In it: notes.txt"):
         al.open_checkpoint(tmp_path)
+
+
+def test_a_hub_id_is_fetched_by_the_hubs_own_client(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Name and revision are handed over, and the cache's links into its blobs are followed."""
+    cache = tmp_path / "models--owner--name"
+    snapshot, blobs = cache / "snapshots" / "abc", cache / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for file in pair[1].iterdir():
+        shutil.copy(file, blobs / file.name)
+        (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
+    asked = []
+
+    def fetch(name: str, **options: object) -> str:
+        asked.append((name, options["revision"]))
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    found = al.open_checkpoint("owner/name@abc")
+
+    assert [("owner/name", "abc")] == asked
+    assert "owner/name@abc" == found.identity["name"]
+    assert al.open_checkpoint(pair[1]).sites == found.sites
+
+
+def test_content_hash_tells_base_from_tuned(pair: tuple[Path, Path]) -> None:
+    """Two checkpoints of one shape differ by content where their headers may not."""
+    one, two = (al.open_checkpoint(side).identity["content_sha256"] for side in pair)
+
+    assert one != two

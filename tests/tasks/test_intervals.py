@@ -50,7 +50,7 @@ def test_tango_covers(n: int, gain: float, loss: float) -> None:
 
 
 def test_bootstrap_covers_with_clusters() -> None:
-    """At least 90 % of 300 intervals hold the truth where examples share clusters; without them, far fewer."""
+    """At least 90 % of 300 intervals over clusters hold the truth; over examples, far fewer."""
     rng = np.random.default_rng(1)
     clusters = np.repeat(np.arange(60), 4)
     held, naive = [], []
