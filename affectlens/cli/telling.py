@@ -60,7 +60,7 @@ def tell_effects(effects: "Effects", metric: str = "margin") -> list[str]:
     return lines
 
 
-_HEAD = ("sites", "transplant", "share", "revert", "share", "control's Δ", "zero", "null ≥ (of)")
+_HEAD = ("sites", "transplant", "share", "revert", "share", "control's Δ", "zero", "null as strong")
 
 
 def _groups(table: "pd.DataFrame", ranks: "pd.DataFrame") -> list[tuple[str, ...]]:
@@ -72,7 +72,7 @@ def _groups(table: "pd.DataFrame", ranks: "pd.DataFrame") -> list[tuple[str, ...
         control = group[group["kind"] == "control-tuning"]
         null = ranks[ranks["sites"] == name] if len(ranks) else ranks
         counts = null[["action", "at_least", "draws"]].itertuples(index=False, name=None)
-        drawn = [f"{action[0]} {strong} ({draws})" for action, strong, draws in counts]
+        drawn = [f"{action[0]} {strong}/{draws}" for action, strong, draws in counts]
         cells = (_effect(grown), _share(grown), _effect(reverted), _share(reverted))
         lines.append((str(name), *cells, _effect(control), _effect(zeroed), ", ".join(drawn)))
     return lines
@@ -87,7 +87,7 @@ def _effect(found: "pd.DataFrame") -> str:
 
 def _share(found: "pd.DataFrame") -> str:
     known = found["recovered"].dropna()
-    return f"{known.iloc[0]:.0%}" if len(known) else ""
+    return f"{round(100 * known.iloc[0])}%" if len(known) else ""
 
 
 def _value(found: "pd.DataFrame") -> str:

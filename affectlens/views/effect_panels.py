@@ -50,7 +50,8 @@ def effect_panels(
             _panel(figure, one, action=action, at=(row, column))
     note = 44 if "zero" in chosen else 0
     dress(figure, title=title, height=150 + note + 70 * (len(found) - 1) + 36 * sum(heights))
-    figure.update_layout(margin_t=128 if title else 98, margin_b=60 + note)
+    # Two rows of legend: at the width of a page it does not fit in one.
+    figure.update_layout(margin_t=150 if title else 120, margin_b=60 + note)
     for heading in figure.layout.annotations[: len(chosen)]:
         heading.yshift = 17  # above the names of the lines
     if note:

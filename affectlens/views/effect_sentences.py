@@ -10,7 +10,7 @@ from affectlens.views.reading import Reading
 from affectlens.views.wording import Said, figure, joined, listed, percent, signed
 
 RARE = 0.05  # the share of null draws that may be as strong before an effect no longer stands out
-ENOUGH = 20  # draws below which not even 'none of them' says much
+ENOUGH = 999  # draws below which a rank is a picture and no test
 
 
 def about_effects(reading: Reading) -> Said:
@@ -33,6 +33,7 @@ def about_effects(reading: Reading) -> Said:
         changed,
         *_sufficient(reading),
         *_attention_or_gate(reading),
+        *_blocks(reading),
         *_necessary(reading),
         *_unseen(reading),
         *_gap(reading, gain),
@@ -72,7 +73,9 @@ def _standing(reading: Reading, change: Change) -> Said:
     if strong / draws > RARE:
         return reading.bars(f"{name} does not stand out; {count}.")
     if draws < ENOUGH:
-        return reading.bars(f"whether {name} stands out is open; {count}, and {draws} draws are too few.")
+        return reading.bars(
+            f"whether {name} stands out is open; {count}, and {draws} draws make a picture, not a test."
+        )
     return reading.allows(f"{name} stands out; {count}.")
 
 
@@ -98,6 +101,21 @@ def _attention_or_gate(reading: Reading) -> Iterator[Said]:
         yield reading.bars(
             f"that {first} matters more than {second} is open, since their intervals overlap ({named})."
         )
+
+
+def _blocks(reading: Reading) -> Iterator[Said]:
+    """Hold attention as a whole against the MLP as a whole, with what each is made of."""
+    both = [reading.outcome.change("transplant", name) for name in ("attention", "mlp")]
+    attention, mlp = both
+    if attention is None or mlp is None:
+        return
+    sizes = [f"{one.size:,.0f} parameters, {_measured(one)}" for one in (attention, mlp)]
+    pair = f"attention as a whole ({sizes[0]}) and the MLP as a whole ({sizes[1]})"
+    if not apart(attention, mlp):
+        yield reading.bars(f"{pair}, put into base, can't be told apart: their intervals overlap.")
+        return
+    ahead = reading.sign * attention.effect > reading.sign * mlp.effect
+    yield reading.allows(f"of {pair}, put into base, {'attention' if ahead else 'the MLP'} does more.")
 
 
 def _necessary(reading: Reading) -> Iterator[Said]:

@@ -17,14 +17,15 @@ ATTENTION = {**GATE, "o_proj": 0.6, "gate_proj": 0.2}
 
 
 def test_gate_wins(make_effects: Sweeps) -> None:
-    """Where the gate carries most and clears its null, that is what may be said."""
+    """Where the gate carries most, that is what may be said; 20 draws of its null are no test."""
     found = conclude(None, make_effects(GATE))
 
     assert (
         "On emotion, gate_proj alone carries 60\xa0% of the gain, the most of the roles tried."
         == found.answer
     )
-    assert said(found.may, "gate_proj stands out; 0 of 20 draws")
+    assert said(found.may_not, "whether gate_proj stands out is open; 0 of 20 draws")
+    assert said(found.may_not, "20 draws make a picture, not a test")
     assert said(found.may, "the gate matters more than attention here")
     assert said(found.may, "gate_proj costs most (−0.48")
 
@@ -89,6 +90,23 @@ def test_interaction_gap_is_whole_minus_sum(make_effects: Sweeps) -> None:
     found = conclude(None, make_effects(GATE))
 
     assert said(found.may, "sum to +1.15, the whole change makes +1: an interaction gap of −0.15")
+
+
+@pytest.mark.parametrize(
+    ("attention", "mlp", "where", "words"),
+    [
+        (0.9, 0.3, "may", "put into base, attention does more"),
+        (0.3, 0.9, "may", "put into base, the MLP does more"),
+        (0.5, 0.55, "may_not", "can't be told apart: their intervals overlap"),
+    ],
+)
+def test_whole_blocks_are_held_against_each_other(
+    make_effects: Sweeps, attention: float, mlp: float, where: str, words: str
+) -> None:
+    """Attention as a whole and the MLP as a whole, with the parameters of each."""
+    found = conclude(None, make_effects({**GATE, "attention": attention, "mlp": mlp}))
+
+    assert said(getattr(found, where), words)
 
 
 @pytest.mark.parametrize(
