@@ -5,6 +5,7 @@ command; never an absolute path) travels inside every file written.
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Collection, Mapping
@@ -18,11 +19,11 @@ import pandas as pd
 from affectlens import html
 from affectlens.errors import NoSuchSite, TableError, near
 from affectlens.files import whole
+from affectlens.formats import READERS, WRITERS
 from affectlens.sites import Site, Sites
 
 _KEYS = ("tower", "stack", "layer", "role", "expert", "param", "label", "parameter")
 _FOLDER = re.compile(r"(?<![\w.~])/(?:[^/\s=]+/)*")  # the folders of an absolute path
-_FORMULA = re.compile(r"^[=+\-@\t\r]")
 SHOWN = 12
 
 
@@ -35,6 +36,20 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def writable(path: str | Path) -> Path:
+    """Return the path if a table can be written there; raises `TableError`, before any work, if not."""
+    final = Path(path)
+    _known(final)
+    folder = _existing(final.parent)
+    if final.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise TableError(f"{final}: can't write there")
+    return final
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.exists() or folder == folder.parent else _existing(folder.parent)
 
 
 def provenance() -> dict[str, Any]:
@@ -98,17 +113,17 @@ class Table:
         """
         final = Path(path)
         with whole(final) as partial:
-            _WRITERS[_known(final)](self, partial)
+            WRITERS[_known(final)](self.frame, self._head, partial)
         return final
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read back what `save` wrote as Parquet, CSV or JSON; raises `TableError` for another kind."""
         final = Path(path)
-        if final.suffix not in _READERS:
-            raise TableError(f"{final}: tables are read from {', '.join(_READERS)}")
+        if final.suffix not in READERS:
+            raise TableError(f"{final}: tables are read from {', '.join(READERS)}")
         try:
-            frame, schema, origin = _READERS[final.suffix](final)
+            frame, schema, origin = READERS[final.suffix](final)
         except FileNotFoundError:
             raise TableError(f"{final}: there is no such file") from None
         except (KeyError, TypeError, ValueError) as error:
@@ -116,6 +131,10 @@ class Table:
         if schema != cls.schema:
             raise TableError(f"{final}: holds {schema}, not {cls.schema}")
         return cls(frame, origin)
+
+    @property
+    def _head(self) -> str:
+        return json.dumps({"schema": self.schema, "origin": dict(self.origin)}, allow_nan=False)
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -134,7 +153,9 @@ class Table:
     def summary(self) -> str:
         """One line: what this is and of what."""
         sources = self.origin.get("sources", {})
-        of = " → ".join(html.plain(source.get("name", "?")) for source in sources.values())
+        names = {side: html.plain(source.get("name", "?")) for side, source in sources.items()}
+        control = f" (control: {names.pop('control')})" if "control" in names else ""
+        of = " → ".join(names.values()) + control
         return f"{type(self).__name__}: {len(self)} rows" + (f", {of}" if of else "")
 
     def _shown(self) -> list[str]:
@@ -163,94 +184,6 @@ def _site(row: dict[Any, Any]) -> Site:
 
 
 def _known(path: Path) -> str:
-    if path.suffix not in _WRITERS:
-        raise TableError(f"{path.name}: can't write {path.suffix!r}. Kinds: {', '.join(_WRITERS)}")
+    if path.suffix not in WRITERS:
+        raise TableError(f"{path.name}: can't write {path.suffix!r}. Kinds: {', '.join(WRITERS)}")
     return path.suffix
-
-
-def _head(table: Table) -> str:
-    return json.dumps({"schema": table.schema, "origin": dict(table.origin)}, allow_nan=False)
-
-
-def _to_parquet(table: Table, path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = pa.Table.from_pandas(table.frame, preserve_index=False)
-    metadata = {**(rows.schema.metadata or {}), b"affectlens": _head(table).encode()}
-    pq.write_table(rows.replace_schema_metadata(metadata), path)
-
-
-def _from_parquet(path: Path) -> tuple[pd.DataFrame, str, dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    rows = pq.read_table(path)
-    head = json.loads((rows.schema.metadata or {})[b"affectlens"])
-    return rows.to_pandas(), head["schema"], head["origin"]
-
-
-def _to_csv(table: Table, path: Path) -> None:
-    # A spreadsheet runs a cell that begins with one of these as a formula.
-    safe = table.frame.map(lambda x: f"'{x}" if isinstance(x, str) and _FORMULA.match(x) else x)
-    with path.open("w", encoding="utf-8") as stream:
-        stream.write(f"# {_head(table)}\n")
-        safe.to_csv(stream, index=False)
-
-
-def _from_csv(path: Path) -> tuple[pd.DataFrame, str, dict[str, Any]]:
-    with path.open(encoding="utf-8") as stream:
-        head = json.loads(stream.readline().removeprefix("# "))
-        frame = pd.read_csv(stream)
-    for name in frame.columns.intersection(["layer", "expert"]):
-        frame[name] = frame[name].astype("Int64")
-    return frame, head["schema"], head["origin"]
-
-
-def _to_json(table: Table, path: Path) -> None:
-    rows = json.loads(table.frame.to_json(orient="records", double_precision=15))
-    path.write_text(_head(table)[:-1] + f', "rows": {json.dumps(rows, allow_nan=False)}}}', "utf-8")
-
-
-def _from_json(path: Path) -> tuple[pd.DataFrame, str, dict[str, Any]]:
-    head = json.loads(path.read_text("utf-8"))
-    frame = pd.DataFrame(head["rows"])
-    for name in frame.columns.intersection(["layer", "expert"]):
-        frame[name] = frame[name].astype("Int64")
-    return frame, head["schema"], head["origin"]
-
-
-def _to_markdown(table: Table, path: Path) -> None:
-    def row(cells: Collection[Any]) -> str:
-        return "| " + " | ".join(html.number(cell).replace("|", "\\|") for cell in cells) + " |"
-
-    names = list(table.frame.columns)
-    body = [row(cells) for cells in table.frame.itertuples(index=False)]
-    path.write_text("\n".join([row(names), "|" + " --- |" * len(names), *body, ""]), "utf-8")
-
-
-_LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-}
-
-
-def _to_latex(table: Table, path: Path) -> None:
-    def row(cells: Collection[Any]) -> str:
-        return " & ".join(html.number(cell).translate(escapes) for cell in cells) + r" \\"
-
-    escapes = str.maketrans(_LATEX)
-    names = list(table.frame.columns)
-    body = [row(cells) for cells in table.frame.itertuples(index=False)]
-    lines = [rf"\begin{{tabular}}{{{'l' * len(names)}}}", r"\toprule", row(names), r"\midrule"]
-    path.write_text("\n".join([*lines, *body, r"\bottomrule", r"\end{tabular}", ""]), "utf-8")
-
-
-_WRITERS = {
-    ".parquet": _to_parquet,
-    ".csv": _to_csv,
-    ".json": _to_json,
-    ".md": _to_markdown,
-    ".tex": _to_latex,
-}
-_READERS = {".parquet": _from_parquet, ".csv": _from_csv, ".json": _from_json}

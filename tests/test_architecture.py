@@ -13,8 +13,8 @@ import affectlens
 ROOT = Path(affectlens.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 ORDER = (
-    "lazy", "errors", "html", "files", "sites", "table", "checkpoints", "tasks", "demo", "drift", "lens",
-    "interventions", "tuning", "effects", "views", "studying", "cli", "__main__",
+    "lazy", "errors", "html", "files", "sites", "formats", "table", "checkpoints", "tasks", "demo",
+    "drift", "lens", "interventions", "tuning", "effects", "views", "studying", "cli", "__main__",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "nnsight", "transformer_lens", "peft", "plotly", "pandas")
 
@@ -164,6 +164,9 @@ def layers_imported(file: Path) -> Iterator[str]:
     if file == ROOT / "__init__.py":
         return
     for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Import):
+            # `import affectlens…` would slip past the tests of order and cycles.
+            assert not any(alias.name.startswith("affectlens") for alias in node.names), file
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("affectlens"):
             parts = [*str(node.module).split("."), *(alias.name for alias in node.names)]
             if parts[1] in ORDER:

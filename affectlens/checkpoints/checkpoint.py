@@ -68,7 +68,8 @@ class Checkpoint:
     @property
     def tied(self) -> bool:
         """Whether the output embedding is the input embedding and so is not stored."""
-        text = self.config.get("text_config", {})
+        text = self.config.get("text_config")
+        text = text if isinstance(text, dict) else {}
         flag = self.config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
         return bool(flag) and not any(site.role == "lm_head" for site in self.storage)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from affectlens.checkpoints.checkpoint import Checkpoint
+from affectlens.checkpoints.configs import differing
 from affectlens.errors import NothingToCompare
 from affectlens.sites import Site, Sites
 
@@ -29,9 +30,9 @@ class Pairing:
         tied = Sites(s for s in self.only_base | self.only_tuned if s.role == "lm_head" and self._ties())
         states = {
             "paired": (self.comparable - identical, "compared, and moved"),
-            "identical": (self.comparable & identical, "compared, equal in every bit"),
+            "identical": (self.comparable & identical, "compared, equal in every value"),
             "reshaped": (self.reshaped, "not compared: the shapes differ"),
-            "tied": (tied, "stored on one side, tied to the input embedding on the other"),
+            "tied": (tied, "stored on one side, tied to the input embedding on the other: not compared"),
             "only-base": (self.only_base - tied, "not in tuned"),
             "only-tuned": (self.only_tuned - tied, "not in base"),
         }
@@ -46,6 +47,27 @@ class Pairing:
             for state, (sites, note) in states.items()
             if len(sites) or state == "paired"
         ]
+
+    @property
+    def unlike(self) -> tuple[str, ...]:
+        """What tells tuned from base beside the values of comparable parameters, in sentences.
+
+        A transplant carries over none of it, so base with all of tuned's weights is not tuned then.
+        """
+        found = []
+        for sites, words in (
+            (self.reshaped, "have another shape"),
+            (self.only_tuned, "are stored in tuned alone"),
+            (self.only_base, "are stored in base alone"),
+        ):
+            if sites:
+                found.append(f"{len(sites)} parameters {words} (first: {sites[0].parameter}).")
+        if self._ties():
+            found.append("The output embedding is tied to the input embedding on one side only.")
+        settings = differing(self.base.config, self.tuned.config)
+        if settings:
+            found.append(f"The configs differ in {', '.join(settings)}.")
+        return tuple(found)
 
     def _ties(self) -> bool:
         return self.base.tied != self.tuned.tied

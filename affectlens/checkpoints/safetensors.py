@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
 _HASHED = 64_000_000  # bytes; hashing more would cost as much as the diff
 _JSON_LIMIT = 64_000_000  # bytes; a config or index beyond this is no config or index
 
@@ -82,11 +83,11 @@ def open_safetensors(path: Path, source: str) -> SafetensorsStore:
     if not path.is_dir():
         return SafetensorsStore(source, [ordinary(path)], config=_json(path.parent / "config.json"))
     config = _json(path / "config.json")
+    # Where both are there, transformers loads the single file; so the diff reads what the lens runs.
+    if (path / _SINGLE).exists():
+        return SafetensorsStore(source, [_inside(path, _SINGLE)], config=config)
     if (path / INDEX).exists():
-        return SafetensorsStore(source, _shards(path), config=config)
-    single = path / "model.safetensors"
-    if single.exists():
-        return SafetensorsStore(source, [_inside(path, single.name)], config=config)
+        return _sharded(path, source, config)
     if (path / "adapter_config.json").exists():
         fix = "Merge the adapter into its base first (PEFT's merge_and_unload)"
         raise CheckpointError(path, "this is a PEFT adapter, not a whole checkpoint", fix=fix)
@@ -98,11 +99,15 @@ def open_safetensors(path: Path, source: str) -> SafetensorsStore:
     raise CheckpointError(path, reason, fix=f"In it: {', '.join(there) or 'nothing'}")
 
 
-def _shards(folder: Path) -> list[Path]:
+def _sharded(folder: Path, source: str, config: Mapping[str, Any]) -> SafetensorsStore:
     weights = _json(folder / INDEX).get("weight_map")
     if not isinstance(weights, dict) or not all(isinstance(f, str) for f in weights.values()):
         raise CheckpointError(folder / INDEX, "the index has no weight_map from tensors to files")
-    return [_inside(folder, file) for file in sorted(set(weights.values()))]
+    files = [_inside(folder, file) for file in sorted(set(weights.values()))]
+    store = SafetensorsStore(source, files, config=config)
+    for tensor in sorted(weights.keys() - store.headers.keys()):
+        raise CheckpointError(folder / INDEX, "no shard holds this tensor", key=tensor)
+    return store
 
 
 def _inside(folder: Path, file: str) -> Path:
@@ -119,9 +124,10 @@ def _inside(folder: Path, file: str) -> Path:
 
 
 def _blobs(folder: Path) -> Path:
-    # The hub cache keeps files in <repo>/blobs and links to them from <repo>/snapshots/<revision>.
+    # The hub cache keeps files in <repo>/blobs and links to them from <repo>/snapshots/<revision>/….
     real = folder.resolve()
-    return real.parents[1] / "blobs" if real.parent.name == "snapshots" else real
+    cached = next((above for above in real.parents if above.name == "snapshots"), None)
+    return cached.parent / "blobs" if cached else real
 
 
 def _json(path: Path) -> dict[str, Any]:

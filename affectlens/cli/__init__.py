@@ -17,6 +17,8 @@ def main() -> None:
         app(standalone_mode=False)
     except AffectlensError as error:
         _stop(f"error: {' '.join(plain_lines(str(error)))}", 1)
+    except OSError as error:  # a full disk, a folder that can't be written
+        _stop(f"error: {plain(error)}", 1)
     except KeyboardInterrupt:
         _stop("interrupted", 130)
     except Exception as error:  # typer's and click's own usage errors carry their exit code

@@ -1,8 +1,7 @@
 """Tables and JSON for the terminal, fit to print whatever a file called its tensors."""
 
-import json
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from affectlens.html import number, plain
 
@@ -35,12 +34,6 @@ def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         return "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in cells).rstrip()
 
     return "\n".join(line(row) for row in grid)
-
-
-def records(frame: "pd.DataFrame") -> list[dict[str, Any]]:
-    """The rows of a frame as strict JSON values: NaN and null become null."""
-    found: list[dict[str, Any]] = json.loads(frame.to_json(orient="records", double_precision=15))
-    return found
 
 
 def _numeric(cell: str) -> bool:

@@ -45,7 +45,8 @@ def _source(side: str, who: "Mapping[str, Any]") -> str:
 def tell_effects(effects: "Effects", metric: str = "margin") -> list[str]:
     """Say, for each task, what each group of sites does, beside its null and the control."""
     meaning = " = log p(gold) − log p(best other)" if metric == "margin" else ""
-    lines = [f"What the change does to the {metric}{meaning}; 95 % intervals, share of the gain over base"]
+    lines = [f"! {plain(finding)}" for finding in effects.origin.get("findings", ())]
+    lines += [f"What the change does to the {metric}{meaning}; 95 % intervals, share of the gain over base"]
     ranks = effects.ranks(metric)
     for task, group in effects.frame[effects.frame["metric"] == metric].groupby("task", sort=False):
         about = effects.origin["tasks"][task]

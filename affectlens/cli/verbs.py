@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from affectlens.cli.printing import aligned, records
+from affectlens.cli.printing import aligned
 from affectlens.cli.telling import tell_conclusions, tell_drift, tell_effects
 
 if TYPE_CHECKING:
@@ -25,7 +25,11 @@ Base = Annotated[str, typer.Argument(help="Folder, file or hub id of the checkpo
 Tuned = Annotated[str, typer.Argument(help="The same after tuning.")]
 Control = Annotated[str | None, typer.Option(help="A tuning of the same base on something else than affect.")]
 Tasks = Annotated[
-    list[str], typer.Option("--task", help="KIND=FILE.jsonl; kinds: emotion-labels, valence, labels.")
+    list[str], typer.Option("--task", help="[NAME:]KIND=FILE.jsonl; kinds: emotion-labels, valence, labels.")
+]
+Others = Annotated[
+    list[str] | None,
+    typer.Option("--control-task", help="The same, for what the control was tuned on."),
 ]
 Folder = Annotated[Path, typer.Option(help="Folder for the tables and the report.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Write here; the suffix says how.")]
@@ -84,7 +88,9 @@ def diff(
     """Say how far every parameter moved from BASE to TUNED."""
     from affectlens.drift import diff as diff_
     from affectlens.drift.diffing import refuse_unrelated
+    from affectlens.formats import records
 
+    _early(output)
     drift = refuse_unrelated(diff_(base, tuned, control=control))
     if output is not None:
         drift.save(output)
@@ -103,6 +109,7 @@ def sweep(
     tuned: Tuned,
     task: Tasks,
     control: Control = None,
+    control_task: Others = None,
     by: Annotated[
         str, typer.Option(help="site, role, layer or tower; comma-separated for several.")
     ] = "role",
@@ -119,7 +126,8 @@ def sweep(
     from affectlens.effects import sweep as sweep_
     from affectlens.lens import load
 
-    tasks = _tasks(task)
+    tasks = [*_tasks(task), *_tasks(control_task or [], "control")]
+    _early(output)
     before = open_checkpoint(base)
     chosen = tuple(action.strip() for action in actions.split(","))
     grid = Grid(before.sites, by, chosen, donor=tuned, control=control, n_random=n_random, seed=seed)
@@ -136,6 +144,7 @@ def study(
     tuned: Tuned,
     task: Tasks,
     control: Control = None,
+    control_task: Others = None,
     out: Folder = Path("study"),
     n_random: Annotated[int, typer.Option(help="Draws of the layer-stratified null.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
@@ -145,7 +154,14 @@ def study(
     from affectlens.studying import study as study_
 
     found = study_(
-        base, tuned, tasks=_tasks(task), control=control, out=out, n_random=n_random, seed=seed, dtype=dtype
+        base,
+        tuned,
+        tasks=[*_tasks(task), *_tasks(control_task or [], "control")],
+        control=control,
+        out=out,
+        n_random=n_random,
+        seed=seed,
+        dtype=dtype,
     )
     _tell(found, out)
 
@@ -168,7 +184,15 @@ def report(
     print(f"The report is in {output}.")
 
 
-def _tasks(specs: list[str]) -> "list[Task]":
+def _early(output: Path | None) -> None:
+    """Refuse what can't be written before any work is done for it."""
+    from affectlens.table import writable
+
+    if output is not None:
+        writable(output)
+
+
+def _tasks(specs: list[str], role: str = "affective") -> "list[Task]":
     from affectlens.errors import TaskError
     from affectlens.tasks import load_task
 
@@ -177,7 +201,8 @@ def _tasks(specs: list[str]) -> "list[Task]":
         kind, equals, file = spec.partition("=")
         if not equals:
             raise TaskError(f"--task {spec}: write KIND=FILE.jsonl, e.g. emotion-labels={spec}")
-        tasks.append(load_task(kind, file))
+        name, _, kind = kind.rpartition(":")
+        tasks.append(load_task(kind, file, name=name, role=role))
     return tasks
 
 

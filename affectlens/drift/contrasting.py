@@ -20,7 +20,9 @@ def contrast(frame: pd.DataFrame, *, first: str, second: str) -> pd.DataFrame:
     the noise columns hold the expectation for iid noise of one rms (null for `max_abs`).
     """
     weights = frame[(frame["tower"] == "language") & (frame["param"] == "weight")]
-    weights = weights[weights["layer"].notna() & weights["expert"].isna()]
+    # A layer's own: no expert, no cross attention, and of an encoder-decoder model the decoder.
+    own = weights["expert"].isna() & (weights["label"] == "") & (weights["stack"] != "encoder")
+    weights = weights[weights["layer"].notna() & own]
     roles = sorted(set(weights["role"]))
     for role in (first, second):
         if role not in roles:

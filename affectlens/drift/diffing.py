@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
+from torch import Tensor
 from tqdm import tqdm
 
 from affectlens.checkpoints import Checkpoint, Pairing, Source, open_checkpoint, pair
@@ -30,22 +31,28 @@ def diff(base: Source, tuned: Source, *, control: Source | None = None, progress
         pair(pairing.base, beside)
     sites = pairing.comparable
     total = sum(pairing.base.storage[site].size for site in sites)
-    rows, identical = [], set()
+    rows, states = [], {}
     with tqdm(
         total=total, unit="param", unit_scale=True, disable=None if progress else True, leave=False
     ) as bar:
-        for site, row, equal in _rows(pairing, beside):
+        for site, row, state in _rows(pairing, beside):
             rows.append(row)
-            if equal:
-                identical.add(site)
+            states[site] = state
             bar.update(row["size"])
     frame = pd.DataFrame(rows)
     for name in ("layer", "expert"):
         frame[name] = frame[name].astype("Int64")
-    return Drift(frame, _origin(pairing, beside, frame, frozenset(identical)))
+    return Drift(frame, _origin(pairing, beside, frame, states))
 
 
-def _rows(pairing: Pairing, control: Checkpoint | None) -> Iterator[tuple[Site, dict[str, Any], bool]]:
+def _only_rounded(base: Tensor, tuned: Tensor) -> bool:
+    """Whether one side is the other saved in another dtype."""
+    if base.dtype == tuned.dtype:
+        return False
+    return same_bits(base.to(tuned.dtype), tuned) or same_bits(base, tuned.to(base.dtype))
+
+
+def _rows(pairing: Pairing, control: Checkpoint | None) -> Iterator[tuple[Site, dict[str, Any], str]]:
     for site in pairing.comparable:
         b, t = pairing.base.read(site), pairing.tuned.read(site)
         c = None
@@ -60,12 +67,15 @@ def _rows(pairing: Pairing, control: Checkpoint | None) -> Iterator[tuple[Site, 
             **measure(b, t, control=c),
             "targeted": True,  # a whole checkpoint could have moved anywhere; an adapter could not
         }
-        yield site, row, same_bits(b, t)
+        still = same_bits(b, t) or not (row["changed"] or row["nonfinite"])
+        yield site, row, "identical" if still else "rounded" if _only_rounded(b, t) else "moved"
 
 
 def _origin(
-    pairing: Pairing, control: Checkpoint | None, frame: pd.DataFrame, identical: frozenset[Site]
+    pairing: Pairing, control: Checkpoint | None, frame: pd.DataFrame, states: dict[Site, str]
 ) -> dict[str, Any]:
+    identical = frozenset(site for site, state in states.items() if state == "identical")
+    rounded = sum(state == "rounded" for state in states.values())
     sources = {"base": pairing.base.identity, "tuned": pairing.tuned.identity}
     if control is not None:
         sources["control"] = control.identity
@@ -73,14 +83,16 @@ def _origin(
         "sources": sources,
         **provenance(),
         "ledger": pairing.ledger(identical),
-        "findings": list(_findings(frame)),
+        "findings": [*_findings(frame, moved=len(states) - len(identical), rounded=rounded), *pairing.unlike],
     }
 
 
-def _findings(frame: pd.DataFrame) -> Iterator[str]:
+def _findings(frame: pd.DataFrame, *, moved: int, rounded: int) -> Iterator[str]:
     language = frame[frame["tower"] == "language"]
-    if len(language) and not language["frobenius"].any():
+    if len(language) and not language["changed"].any() and not language["nonfinite"].any():
         yield "The language model did not move at all: its drift is exactly zero."
+    if rounded:
+        yield f"{rounded} of {moved} parameters that moved did so by rounding to another dtype alone."
     if unrelated(frame):
         yield "This is probably not the base: no weight matrix of tuned resembles its partner (cosine ≈ 0)."
     if count := int(frame["nonfinite"].sum()):

@@ -81,8 +81,11 @@ def _aggregate(group: pd.DataFrame) -> dict[str, float | int]:
         **{name: int(group[name].sum()) for name in ("changed", "sign_flips", "nonfinite")},
     }
     if "control_frobenius" in group:
-        control = float(np.sqrt((group["control_frobenius"] ** 2).sum()))
+        # Only over the sites that the control has too, or the ratio would come out too small.
+        known = group[group["control_frobenius"].notna()]
+        control = float(np.sqrt((known["control_frobenius"] ** 2).sum())) if len(known) else np.nan
+        norm, count = float(np.sqrt((known["base_norm"] ** 2).sum())), int(known["size"].sum())
         row["control_frobenius"] = control
-        row["control_relative"] = control / base_norm if base_norm else np.nan
-        row["control_rms"] = control / np.sqrt(size) if size else np.nan
+        row["control_relative"] = control / norm if norm else np.nan
+        row["control_rms"] = control / np.sqrt(count) if count else np.nan
     return row

@@ -74,8 +74,6 @@ def _add_still(sums: Sums, b: Tensor) -> None:
 
 def _add(sums: Sums, b: Tensor, t: Tensor, c: Tensor | None = None) -> None:
     finite = torch.isfinite(b) & torch.isfinite(t)
-    if c is not None:
-        finite &= torch.isfinite(c)
     count = int(finite.sum())
     if count < b.numel():
         sums.nonfinite += b.numel() - count
@@ -92,7 +90,8 @@ def _add(sums: Sums, b: Tensor, t: Tensor, c: Tensor | None = None) -> None:
     sums.absolute += float(d_abs.sum(dtype=torch.float64))
     sums.largest = max(sums.largest, float(d_abs.max()))
     if c is not None:
-        e = c - b
+        # What the control lost is no matter of the pair: leave those elements out of its sums alone.
+        e = torch.where(torch.isfinite(c), c - b, 0.0)
         sums.cc += _dot(e, e)
         sums.cd += _dot(e, d)
 

@@ -24,7 +24,8 @@ def compare(after: Scores, start: Scores, *, gain: tuple[Scores, Scores]) -> lis
     """One row a metric: value and effect with intervals, and the share of the gain.
 
     `gain` holds the scores of base and tuned. The share counts what a transplant brings, or what a
-    revert takes away, and is NaN where the gain itself is not clear of zero.
+    revert takes away, and is NaN where the gain is not clear of zero or known only vaguely: where its
+    interval is wider than the gain.
     """
     rows = []
     for metric in after.metrics:
@@ -41,7 +42,7 @@ def compare(after: Scores, start: Scores, *, gain: tuple[Scores, Scores]) -> lis
                 "effect": change.value,
                 "effect_low": change.low,
                 "effect_high": change.high,
-                "recovered": sign * change.value / whole.value if whole.clear_of_zero else np.nan,
+                "recovered": sign * change.value / whole.value if whole.divides else np.nan,
             }
         )
     return rows

@@ -19,8 +19,8 @@ class Effects(Table):
     value − baseline within `effect_low`..`effect_high`, paired by example. `baseline` is the base
     model's value for `transplant`, the tuned model's for `revert` and `zero`. `recovered` is the share
     of the gain (tuned − base) that a transplant brings or a revert takes away, null where the gain is
-    not clear of zero. The `transplant` of `all` is a whole model: the tuned one as `reference`, the
-    control as `control-tuning`.
+    not clear of zero or its interval wider than itself. The `transplant` of `all` is a whole model: the
+    tuned one as `reference`, the control as `control-tuning`.
     """
 
     schema: ClassVar[str] = "affectlens.effects/1"
@@ -33,9 +33,9 @@ class Effects(Table):
     def ranks(self, metric: str = "margin") -> pd.DataFrame:
         """Rank each group's effect among the draws of its null: `action sites task draws at_least p`.
 
-        `at_least` counts the draws whose effect is as strong or stronger in the direction the action
-        should work (up for a transplant, down for a revert). `p` is null below 999 draws: with 20,
-        nothing smaller than 1/21 could come out, whatever is true.
+        `at_least` counts the draws whose effect is as strong or stronger in the direction in which the
+        action should work: a transplant the way tuning went, a revert against it. `p` is null below
+        999 draws: with 20, nothing smaller than 1/21 could come out, whatever is true.
         """
         frame = self.frame[self.frame["metric"] == metric]
         if frame.empty:
@@ -46,9 +46,15 @@ class Effects(Table):
             null = frame[same & (frame["kind"] == "random-control") & (frame["null_of"] == row["null_of"])]
             if null.empty:
                 continue
-            sign = -1.0 if row["action"] == "revert" else 1.0
+            sign = _way(frame, str(row["task"])) * (-1.0 if row["action"] == "revert" else 1.0)
             strong = int((sign * null["effect"] >= sign * row["effect"]).sum())
             p = (strong + 1) / (len(null) + 1) if len(null) >= 999 else None
             named = {name: row[name] for name in ("action", "sites", "task")}
             rows.append({**named, "draws": len(null), "at_least": strong, "p": p})
         return pd.DataFrame(rows)
+
+
+def _way(frame: pd.DataFrame, task: str) -> float:
+    """The direction in which tuning moved a task: down where the whole change clearly lowered it."""
+    whole = frame[(frame["kind"] == "reference") & (frame["task"] == task)]
+    return -1.0 if len(whole) and whole["effect_high"].iloc[0] < 0 else 1.0

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from affectlens.errors import TaskError, near
+from affectlens.errors import LensError, TaskError, near
 from affectlens.lens import Lens
 from affectlens.table import provenance
 from affectlens.tasks import Scores, Task
@@ -53,19 +53,38 @@ def prepare_task(lens: Lens, task: Task, *, batch_size: int = 32) -> Prepared:
         lens.prepare(*task.examples[start : start + batch_size], prompt=task.prompt)
         for start in range(0, len(task), batch_size)
     )
-    # After a chat template's cue the answer begins at once; after bare text it is a new word.
-    glue = "" if getattr(lens.processor, "chat_template", None) else " "
-    encode = lens.tokenizer.encode
-    labels = tuple(tuple(encode(glue + label, add_special_tokens=False)) for label in task.labels)
-    for label, ids in zip(task.labels, labels, strict=True):
-        if not ids or labels.count(ids) > 1:
-            raise TaskError(f"task {task.name!r}: to this tokenizer label {label!r} is not a word of its own")
+    labels = tuple(_label_ids(lens, label) for label in task.labels)
+    _check_labels(task, labels)
     return Prepared(task, batches, labels)
+
+
+def _check_labels(task: Task, labels: tuple[tuple[int, ...], ...]) -> None:
+    """Refuse labels whose tokens are the beginning of another's: the shorter would win every time."""
+    for i, (label, ids) in enumerate(zip(task.labels, labels, strict=True)):
+        for j, other in enumerate(labels):
+            if not ids or (i != j and other[: len(ids)] == ids):
+                raise TaskError(
+                    f"task {task.name!r}: to this tokenizer label {label!r} is not a word of its own, but "
+                    f"the beginning of {task.labels[j]!r}. Try other label words"
+                )
+
+
+def _label_ids(lens: Lens, label: str) -> tuple[int, ...]:
+    encode = lens.tokenizer.encode
+    if getattr(lens.processor, "chat_template", None):
+        # After a chat template's cue the answer begins at once.
+        return tuple(encode(label, add_special_tokens=False))
+    # After bare text it is a new word, which some tokenizers spell otherwise than a text's first one.
+    before, after = (encode(text, add_special_tokens=False) for text in ("a", f"a {label}"))
+    return tuple(after[len(before) :] if after[: len(before)] == before else encode(f" {label}"))
 
 
 def label_logps(lens: Lens, prepared: Prepared) -> Float[Tensor, "examples labels"]:
     """The log-probability of each label as the answer to each example, in float32."""
-    return torch.cat([_batch_logps(lens, batch, prepared.labels) for batch in prepared.batches])
+    found = torch.cat([_batch_logps(lens, batch, prepared.labels) for batch in prepared.batches])
+    if torch.isnan(found).any():
+        raise LensError(f"task {prepared.task.name!r}: the model's logits hold NaN, so nothing can be judged")
+    return found
 
 
 def _batch_logps(
@@ -126,6 +145,7 @@ def describe(task: Task) -> dict[str, Any]:
     return {
         "name": task.name,
         "n": len(task),
+        "clusters": len({example.cluster for example in task.examples}),
         "majority": task.majority,
         "labels": list(task.labels),
         "kind": task.role,

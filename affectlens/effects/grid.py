@@ -47,6 +47,8 @@ class Grid:
     seed: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.by, str) and "all" in self.by:
+            raise TableError("a group can't be called 'all': that is the name of the whole change")
         for action in self.actions:
             if action not in ACTIONS:
                 raise TableError(f"no action {action!r}. Actions: {near(action, ACTIONS)}")
@@ -54,14 +56,17 @@ class Grid:
             if name not in _BY:
                 raise TableError(f"can't group sites by {name!r}. By: {near(name, _BY)}")
 
-    def units(self, moved: Sites, live: Checkpoint) -> Iterator[Unit]:
-        """List the interventions over the sites that moved; the others would change nothing."""
+    def units(self, moved: Sites, live: Checkpoint, *, control: Sites | None = None) -> Iterator[Unit]:
+        """List the interventions over the sites that moved; the others would change nothing.
+
+        `control` are the sites that the control tuning has too; a group it lacks any of has no such row.
+        """
         families = _families(moved, live)
         for name, sites in self.groups(moved).items():
             family = next((f for f, roles in families.items() if _is_role(sites, roles)), "")
             for action in self.actions:
                 yield Unit(action, name, sites, null_of=family)
-            if self.control is not None and "transplant" in self.actions:
+            if control is not None and "transplant" in self.actions and not sites - control:
                 yield Unit("transplant", name, sites, kind="control-tuning")
         for family, roles in families.items():
             yield from self._null(family, _by_layer(moved, roles))
@@ -98,11 +103,11 @@ def _families(moved: Sites, live: Checkpoint) -> dict[str, frozenset[str]]:
     """Roles of the language model of one size in every layer, so that one can stand in for another."""
     families: dict[str, frozenset[str]] = {}
     for name, roles in (("mlp", MLP), ("attention", ATTENTION)):
-        sizes: dict[tuple[int, ...], list[str]] = {}
+        sizes: dict[tuple[tuple[int | None, int], ...], list[str]] = {}
         for role in roles:
             sites = [s for s in moved if _eligible(s) and s.role == role and s.param == "weight"]
             if sites:
-                key = tuple(int(np.prod(live.shape(site))) for site in sites)
+                key = tuple((site.layer, live.storage[site].size) for site in sites)
                 sizes.setdefault(key, []).append(role)
         for alike in sizes.values():
             if len(alike) > 1:
@@ -112,7 +117,8 @@ def _families(moved: Sites, live: Checkpoint) -> dict[str, frozenset[str]]:
 
 
 def _eligible(site: Site) -> bool:
-    return site.tower == "language" and site.layer is not None and site.expert is None
+    own = site.tower == "language" and site.layer is not None
+    return own and site.expert is None and not site.label
 
 
 def _is_role(sites: Sites, roles: frozenset[str]) -> bool:

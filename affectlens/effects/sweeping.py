@@ -13,7 +13,7 @@ from affectlens.effects.comparing import compare
 from affectlens.effects.effects import Effects
 from affectlens.effects.evaluating import Prepared, describe, label_logps, prepare_task, to_scores
 from affectlens.effects.grid import Grid, Unit
-from affectlens.errors import NothingToCompare
+from affectlens.errors import NothingToCompare, TaskError
 from affectlens.interventions import Transplant, Zero
 from affectlens.lens import Intervention, Lens
 from affectlens.sites import Sites
@@ -27,97 +27,137 @@ _COLUMNS = (
 
 
 def sweep(
-    lens: Lens, grid: Grid, tasks: Sequence[Task], *, batch_size: int = 64, progress: bool = True
+    lens: Lens,
+    grid: Grid,
+    tasks: Task | Sequence[Task],
+    *,
+    batch_size: int = 64,
+    progress: bool = True,
 ) -> Effects:
     """Apply every intervention of a grid to the base model in `lens` and judge it by every task.
 
     Draws of the null are judged by affective tasks only. Raises `NothingToCompare` when the donor
-    equals base, `LensError` and `TaskError` as `evaluate` does.
+    equals base, `TaskError` for two tasks of one name, `LensError` and `TaskError` as `evaluate` does.
     """
-    swept = _Sweep(lens, grid, _moved(lens, open_checkpoint(grid.donor)))
-    prepared = [prepare_task(lens, task, batch_size=batch_size) for task in tasks]
+    asked = [tasks] if isinstance(tasks, Task) else list(tasks)
+    _check_names(asked)
+    swept = _prepare(lens, grid)
+    prepared = [prepare_task(lens, task, batch_size=batch_size) for task in asked]
     units = list(swept.units())
     changed = Sites(site for unit in units for site in unit.sites)
     rows: list[dict[str, Any]] = []
     with lens.remember_senses(changed):
-        base = [swept.scores(one) for one in prepared]
-        tuned = [swept.scores(one, *swept.whole()) for one in prepared]
+        base = swept.scores(prepared)
+        tuned = swept.scores(prepared, *swept.whole)
         for unit in tqdm(units, unit="intervention", disable=None if progress else True, leave=False):
-            for one, before, after in zip(prepared, base, tuned, strict=True):
-                if unit.kind == "random-control" and one.task.role != "affective":
-                    continue
-                scores = swept.scores(one, *swept.interventions(unit))
-                start = before if unit.action == "transplant" else after
-                rows += _rows(unit, one.task, swept.size(unit), compare(scores, start, gain=(before, after)))
+            judges = [
+                one for one in prepared if unit.kind != "random-control" or one.task.role == "affective"
+            ]
+            found = swept.scores(judges, *swept.interventions(unit))
+            for name, scores in found.items():
+                start = base[name] if unit.action == "transplant" else tuned[name]
+                compared = compare(scores, start, gain=(base[name], tuned[name]))
+                rows += _rows(unit, name, compared, size=swept.size(unit), n=len(scores))
     frame = pd.DataFrame(rows, columns=list(_COLUMNS))
     frame["seed"] = frame["seed"].astype("Int64")
-    return Effects(frame, swept.origin(tasks))
+    return Effects(frame, swept.origin(asked))
 
 
 @dataclass(frozen=True)
 class _Sweep:
-    """The base lens, what is done to it, and the sites at which the donor differs."""
+    """The base lens, the opened donors, and the sites at which they differ from base."""
 
     lens: Lens
     grid: Grid
+    tuned: Checkpoint
     moved: Sites
+    control: Checkpoint | None
+    control_moved: Sites
+    unlike: tuple[str, ...]
 
     def units(self) -> Iterator[Unit]:
         yield Unit("transplant", "all", self.moved, kind="reference")
-        if self.grid.control is not None:
-            control = _moved(self.lens, open_checkpoint(self.grid.control))
-            yield Unit("transplant", "all", control, kind="control-tuning")
-        yield from self.grid.units(self.moved, self.lens.checkpoint)
+        shared = None
+        if self.control is not None:
+            shared = pair(self.lens.checkpoint, self.control).comparable
+            if self.control_moved:
+                yield Unit("transplant", "all", self.control_moved, kind="control-tuning")
+        yield from self.grid.units(self.moved, self.lens.checkpoint, control=shared)
 
+    @property
     def whole(self) -> tuple[Intervention, ...]:
-        return (Transplant(self.moved, donor=self.grid.donor),)
+        """The tuned model: base with all that moved."""
+        return (Transplant(self.moved, donor=self.tuned),)
 
     def interventions(self, unit: Unit) -> tuple[Intervention, ...]:
-        """What turns base into the unit's model; the tuned model is base with all that moved."""
-        if unit.kind == "control-tuning":
-            assert self.grid.control is not None  # such units are listed only with a control
-            return (Transplant(unit.sites, donor=self.grid.control),)
+        """What turns base into the unit's model."""
+        if unit.kind == "control-tuning" and self.control is not None:
+            return (Transplant(unit.sites, donor=self.control),)
         if unit.action == "transplant":
-            return (Transplant(unit.sites, donor=self.grid.donor),)
-        if unit.action == "revert":
-            return (Transplant(self.moved - unit.sites, donor=self.grid.donor),)
-        return (*self.whole(), Zero(unit.sites))
+            return (Transplant(unit.sites, donor=self.tuned),)
+        if unit.action == "zero":
+            return (*self.whole, Zero(unit.sites))
+        kept = self.moved - unit.sites
+        return (Transplant(kept, donor=self.tuned),) if kept else ()
 
-    def scores(self, prepared: Prepared, *interventions: Intervention) -> Scores:
+    def scores(self, prepared: Sequence[Prepared], *interventions: Intervention) -> dict[str, Scores]:
         with self.lens.intervene(*interventions):
-            return to_scores(prepared.task, label_logps(self.lens, prepared))
+            return {one.task.name: to_scores(one.task, label_logps(self.lens, one)) for one in prepared}
 
     def size(self, unit: Unit) -> int:
         return sum(self.lens.checkpoint.storage[site].size for site in unit.sites)
 
     def origin(self, tasks: Sequence[Task]) -> dict[str, Any]:
-        sources = {"base": self.lens.checkpoint.identity, "tuned": open_checkpoint(self.grid.donor).identity}
-        if self.grid.control is not None:
-            sources["control"] = open_checkpoint(self.grid.control).identity
+        sources = {"base": (self.lens.source or self.lens.checkpoint).identity, "tuned": self.tuned.identity}
+        if self.control is not None:
+            sources["control"] = self.control.identity
+        note = "The reference is base with all of tuned's comparable weights, not the tuned model itself: "
         return {
             "sources": sources,
             **provenance(),
             "seed": self.grid.seed,
             "n_random": self.grid.n_random,
             "device": str(self.lens.device),
+            "dtype": self.lens.checkpoint.identity["dtype"],
             "tasks": {task.name: describe(task) for task in tasks},
+            "findings": [note + words for words in self.unlike],
         }
 
 
-def _moved(lens: Lens, donor: Checkpoint) -> Sites:
-    live = lens.checkpoint
-    sites = pair(live, donor).comparable
-    moved = Sites(
-        s for s in sites if not same_bits(live.read(s).cpu(), donor.read(s).to(live.read(s).dtype).cpu())
-    )
+def _prepare(lens: Lens, grid: Grid) -> _Sweep:
+    # Opened once: every unit would read the headers again.
+    tuned = open_checkpoint(grid.donor)
+    control = None if grid.control is None else open_checkpoint(grid.control)
+    moved = _moved(lens, tuned)
     if not moved:
-        raise NothingToCompare(
-            f"{donor.store.name} equals the base in every weight: there is nothing to transplant"
-        )
-    return moved
+        raise NothingToCompare(f"{tuned.store.name} equals the base in every weight: nothing to transplant")
+    beside = Sites(()) if control is None else _moved(lens, control)
+    unlike = pair(lens.source or lens.checkpoint, tuned).unlike
+    return _Sweep(lens, grid, tuned, moved, control, beside, unlike)
 
 
-def _rows(unit: Unit, task: Task, size: int, compared: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    named = {"action": unit.action, "sites": unit.name, "parameters": size, "task": task.name}
-    about = {"n": len(task), "seed": unit.seed, "kind": unit.kind, "null_of": unit.null_of}
+def _moved(lens: Lens, donor: Checkpoint) -> Sites:
+    """Where a donor differs from base in the dtype of the live model."""
+    live = lens.checkpoint
+    return Sites(
+        site
+        for site in pair(live, donor).comparable
+        if not same_bits(live.read(site).cpu(), donor.read(site).to(live.read(site).dtype).cpu())
+    )
+
+
+def _check_names(tasks: Sequence[Task]) -> None:
+    names = [task.name for task in tasks]
+    if not names:
+        raise TaskError("a sweep needs a task to be judged by")
+    for name in names:
+        if names.count(name) > 1:
+            raise TaskError(f"two tasks are called {name!r}; give them names: load_task(…, name=…)")
+
+
+def _rows(
+    unit: Unit, task: str, compared: list[dict[str, Any]], *, size: int, n: int
+) -> list[dict[str, Any]]:
+    named = {"action": unit.action, "sites": unit.name, "parameters": size, "task": task}
+    about = {"n": n, "seed": unit.seed, "kind": unit.kind, "null_of": unit.null_of}
     return [{**named, **row, **about} for row in compared]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from affectlens.checkpoints import Checkpoint, Source, open_checkpoint
 from affectlens.errors import LensError
+from affectlens.interventions.selecting import selected
 from affectlens.sites import Site
 
 
@@ -20,15 +21,18 @@ class Transplant:
     donor lacks a site and `LensError` where its shape differs.
     """
 
-    sites: Iterable[Site]
+    sites: Site | Iterable[Site]
     donor: Source = field(kw_only=True)
     alpha: float = field(default=1.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sites", selected(self.sites))
 
     def edits(self, live: Checkpoint) -> Mapping[Site, Tensor]:
         """The donor's values, mixed with the live ones where `alpha` says so."""
         donor = open_checkpoint(self.donor)
         new = {}
-        for site in self.sites:
+        for site in selected(self.sites):
             if donor.shape(site) != live.shape(site):
                 raise LensError(
                     f"{site} has shape {live.shape(site)} here and {donor.shape(site)} in {donor.store.name}"

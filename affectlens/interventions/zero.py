@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from affectlens.checkpoints import Checkpoint
+from affectlens.interventions.selecting import selected
 from affectlens.sites import Site
 
 
@@ -18,8 +19,11 @@ class Zero:
     logits, those without the MLP: such a result can't speak for the gate.
     """
 
-    sites: Iterable[Site]
+    sites: Site | Iterable[Site]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sites", selected(self.sites))
 
     def edits(self, live: Checkpoint) -> Mapping[Site, Tensor]:
         """Zeros of each site's shape."""
-        return {site: torch.zeros_like(live.read(site)) for site in self.sites}
+        return {site: torch.zeros_like(live.read(site)) for site in selected(self.sites)}

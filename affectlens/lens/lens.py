@@ -26,9 +26,10 @@ class Lens:
     model is changed outside a `with lens.intervene(...)` block.
     """
 
-    def __init__(self, model: nn.Module, processor: Any = None) -> None:
+    def __init__(self, model: nn.Module, processor: Any = None, *, source: Checkpoint | None = None) -> None:
         self.model = model.eval()
         self.processor = processor
+        self.source = source  # the checkpoint the model was loaded from, if it was
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -95,7 +96,9 @@ class Lens:
     def generate(self, *examples: Example, prompt: str = "{text}", max_new_tokens: int = 8) -> list[str]:
         """Answer examples greedily; returns the new text of each."""
         batch = self._typed(self.prepare(*examples, prompt=prompt))
-        settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": max_new_tokens}
+        # A checkpoint's own generation settings may sample, search or punish repetition.
+        settings: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
+        settings |= {"no_repeat_ngram_size": 0, "max_new_tokens": max_new_tokens}
         out = self.model.generate(**batch, **settings, pad_token_id=self.tokenizer.pad_token_id)  # type: ignore[operator]
         new = out[:, batch["input_ids"].shape[1] :]
         texts: Sequence[str] = self.tokenizer.batch_decode(new, skip_special_tokens=True)
@@ -117,6 +120,5 @@ class Lens:
         return {n: t.to(dtype) if t.is_floating_point() else t for n, t in batch.items()}
 
     def __repr__(self) -> str:
-        name = type(self.model).__name__
-        dtype = str(next(iter(self.parameters.values())).dtype).removeprefix("torch.")
+        name, dtype = type(self.model).__name__, self.checkpoint.identity["dtype"]
         return f"Lens({name}: {self.checkpoint.parameters:,} parameters, {dtype}, {self.device})"

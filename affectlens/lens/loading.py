@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from affectlens.checkpoints import Checkpoint
+from affectlens.checkpoints import Checkpoint, open_checkpoint
 from affectlens.checkpoints.opening import download
-from affectlens.errors import CheckpointError, LensError
+from affectlens.errors import AffectlensError, CheckpointError, LensError
 from affectlens.lens.lens import Lens
 
 _FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
@@ -29,27 +29,30 @@ def load(
     """
     from transformers import AutoConfig
 
-    name = source.store.source if isinstance(source, Checkpoint) else str(source)
+    checkpoint = open_checkpoint(source)
+    name = checkpoint.store.source
     if not name:
         raise LensError("this checkpoint is only in memory; wrap its module: Lens(model, processor)")
     path = Path(name) if Path(name).exists() else download(name, _FILES)
+    path = path.parent if path.is_file() else path
     if not (path / "config.json").is_file():
         raise CheckpointError(path, "no config.json here, so no model can be built")
     wanted = getattr(torch, dtype, None) if isinstance(dtype, str) and dtype != "auto" else dtype
     if wanted is None:
         raise LensError(f"torch has no dtype {dtype!r}")
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    with _no_bar():
-        model, info = _auto_class(config).from_pretrained(
-            path,
-            dtype=wanted,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+    options: dict[str, Any] = {"dtype": wanted, "use_safetensors": True, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        with _no_bar():
+            model, info = _auto_class(config).from_pretrained(path, **options, output_loading_info=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        if isinstance(error, AffectlensError):
+            raise
+        raise LensError(
+            f"{path.name}: transformers can't load this: {' '.join(str(error).split())[:300]}"
+        ) from error
     _refuse_random(path, info)
-    processor = _processor(path)
-    return Lens(model.to(device) if device is not None else model, processor)
+    return Lens(model.to(device) if device is not None else model, _processor(path), source=checkpoint)
 
 
 @contextmanager

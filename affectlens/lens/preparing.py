@@ -17,11 +17,13 @@ def prepare(processor: Any, examples: Sequence[Example], *, prompt: str) -> dict
     _check_media(processor, examples, texts)
     tokenizer = getattr(processor, "tokenizer", processor)
     if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise LensError("the tokenizer has neither a padding nor an end token; set tokenizer.pad_token")
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"
-    # A chat template has written its own beginning-of-sequence token; a second one would shift the model.
-    settings: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
-    settings["add_special_tokens"] = not _template(processor)
+    # Where a chat template wrote the beginning-of-sequence token, a second one would shift the model.
+    begun = bool(tokenizer.bos_token) and all(text.startswith(tokenizer.bos_token) for text in texts)
+    settings: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+    settings["add_special_tokens"] = not begun
     if any(pictures):
         batch = processor(text=texts, images=pictures, **settings)
     else:

@@ -5,7 +5,7 @@ the same to the bit each time, so it is kept, under a hash of everything the tow
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -50,7 +50,10 @@ def remembering(module: nn.Module) -> Iterator[dict[bytes, Any]]:
     forward = module.forward
 
     def remembered(*args: Any, **kwargs: Any) -> Any:
-        key = _digest(args, kwargs)
+        digest = hashlib.blake2b(digest_size=16)
+        if not _feed(digest, (args, kwargs)):
+            return forward(*args, **kwargs)
+        key = digest.digest()
         if key not in memory:
             memory[key] = forward(*args, **kwargs)
         return memory[key]
@@ -66,13 +69,17 @@ def remembering(module: nn.Module) -> Iterator[dict[bytes, Any]]:
             module.forward = shadowed
 
 
-def _digest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    for value in (*args, *sorted(kwargs.items())):
-        name, value = value if isinstance(value, tuple) and len(value) == 2 else ("", value)
-        if isinstance(value, Tensor):
-            digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}:{value.stride()}".encode())
-            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        else:
-            digest.update(f"{name}:{value!r}".encode())
-    return digest.digest()
+def _feed(digest: "hashlib.blake2b", value: Any) -> bool:
+    """Hash a value with all that it holds; false for a kind whose content can't be seen."""
+    if isinstance(value, Tensor):
+        digest.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return True
+    if isinstance(value, Mapping):
+        digest.update(f"mapping {len(value)}".encode())
+        return all(_feed(digest, item) for item in sorted(value.items()))
+    if isinstance(value, list | tuple):
+        digest.update(f"sequence {len(value)}".encode())
+        return all(_feed(digest, item) for item in value)
+    digest.update(f"{type(value).__name__} {value!r}".encode())
+    return isinstance(value, str | int | float | bool | torch.dtype | torch.device | None)

@@ -1,6 +1,7 @@
 """From names and shapes to sites, each with the slice of storage it lives in."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
@@ -16,6 +17,7 @@ Shape = tuple[int, ...]
 _THIRDS = {"qkv_proj": ("q_proj", "k_proj", "v_proj")}
 # A role below these parents is the layer's own; below any other (a cross attention) it is labelled.
 _OWN = frozenset({"self_attn", "attn", "attention", "mlp", "feed_forward", ""})
+_EXPERT = re.compile(r"(?:^|(?<=\.))experts\.(\d+)\.")
 _STACKS = ("encoder", "decoder")
 _SHARED = frozenset({"norm", "other", "learned_token", "proj", "fc1", "fc2", "conv"})
 
@@ -74,14 +76,16 @@ def _stacked(places: Mapping[str, Place]) -> frozenset[str]:
 
 
 def _site(name: str, where: Place, stack: str | None) -> Site:
-    parent = where.local.rpartition(".")[0]
+    expert = _EXPERT.search(where.local)
+    parent = _EXPERT.sub("", where.local.rpartition(".")[0] + ".").removesuffix(".")
     if where.layer is None or where.role in _SHARED:
         label = "" if where.role in ("embed_tokens", "lm_head") else where.local
     else:
         label = "" if parent in _OWN else parent
     label = label.removeprefix("model.").removeprefix("language_model.")
     param = _split(name)[1].removeprefix("in_proj_")
-    return Site(where.tower, where.role, where.layer, stack, param, label=label, parameter=name)
+    number = int(expert[1]) if expert else None
+    return Site(where.tower, where.role, where.layer, stack, param, number, label, name)
 
 
 def _sites(tensor: str, shape: Shape, whole: Site) -> list[tuple[Site, Storage]]:

@@ -13,10 +13,10 @@ def read_answer(text: str, labels: Sequence[str]) -> str | None:
     >>> read_answer("Happy.", ["happy", "sad"]), read_answer("happy or sad", ["happy", "sad"])
     ('happy', None)
     """
-    lowered = text.lower()
-    named = set()
-    for label in labels:
-        pattern = rf"(?P<no>\b(?:not|no|never|isn't)\s+(?:\w+\s+)?)?(?<!\w){re.escape(label.lower())}(?!\w)"
-        for match in re.finditer(pattern, lowered):
-            named.add(None if match["no"] else label)
+    by_word = {label.lower(): label for label in labels}
+    # The longest first, so that 'very happy' is not also 'happy'.
+    words = "|".join(re.escape(word) for word in sorted(by_word, key=len, reverse=True))
+    pattern = rf"(?P<no>\b(?:not|no|never|isn't)\s+(?:\w+\s+)?)?(?<!\w)(?P<label>{words})(?!\w)"
+    found = re.finditer(pattern, text.lower())
+    named = {None if match["no"] else by_word[match["label"]] for match in found}
     return named.pop() if len(named) == 1 else None

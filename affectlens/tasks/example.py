@@ -43,7 +43,7 @@ def from_json(entry: Any, *, folder: Path, where: str) -> Example:
     """
     if not isinstance(entry, dict):
         raise TaskError(f"{where}: an example is a JSON object")
-    if "id" not in entry or "label" not in entry:
+    if entry.get("id") is None or entry.get("label") is None:
         raise TaskError(f"{where}: an example needs an id and a label; here: {', '.join(entry) or 'nothing'}")
     if not any(entry.get(name) for name in ("text", "messages", "image", "images")):
         raise TaskError(f"{where}: an example needs text, messages, image or images")

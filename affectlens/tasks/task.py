@@ -86,7 +86,7 @@ def load_task(
 
     `kind` is `emotion-labels`, `valence` or `labels`; it gives the prompt, unless `prompt` does
     (`{text}` and `{labels}` are filled in). `labels` defaults to those in the file. A numeric label
-    under `valence` becomes its sign, and zeros are dropped and counted. Raises `TaskError`.
+    under `valence` becomes its sign; zeros and NaN are dropped and counted. Raises `TaskError`.
     """
     if kind not in KINDS:
         raise TaskError(f"no kind of task is called {kind!r}. Kinds: {near(kind, KINDS)}")
@@ -129,6 +129,6 @@ def _signed(example: Example) -> Example | None:
         value = float(example.label)
     except ValueError:
         return example
-    if not value:
+    if not value or value != value:
         return None
     return replace(example, label="positive" if value > 0 else "negative")

@@ -116,6 +116,17 @@ def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
         al.open_checkpoint(tmp_path)
 
 
+def test_an_index_that_names_a_tensor_no_shard_holds_is_refused(folder: Path) -> None:
+    """What the index promises is there, or the checkpoint is not whole."""
+    index = folder / "model.safetensors.index.json"
+    entries = json.loads(index.read_text("utf-8"))
+    entries["weight_map"]["lost.weight"] = next(iter(entries["weight_map"].values()))
+    index.write_text(json.dumps(entries), "utf-8")
+
+    with pytest.raises(CheckpointError, match=r"tensor 'lost.weight': no shard holds this tensor"):
+        al.open_checkpoint(folder)
+
+
 def test_a_missing_shard_is_named(folder: Path) -> None:
     """The error says which file of the index is not there."""
     shard = next(folder.glob("model-*.safetensors"))

@@ -28,7 +28,7 @@ def test_diff_prints_the_role_table_and_the_ledger(pair: tuple[Path, Path], tmp_
 
     assert (0, "") == (run.returncode, run.stderr)
     assert "gate_proj" in run.stdout
-    assert "compared, equal in every bit" in run.stdout
+    assert "compared, equal in every value" in run.stdout
     frame = pd.read_parquet(tmp_path / "drift.parquet")
     assert al.open_checkpoint(pair[0]).parameters == frame["size"].sum()
 
@@ -79,15 +79,20 @@ def test_usage_errors_have_code_2() -> None:
 
 
 def test_names_from_files_can_not_speak_to_the_terminal(tmp_path: Path) -> None:
-    """Escape sequences in a tensor's name are not printed."""
+    """Escape sequences in a tensor's name, a config or a folder are not printed, nor in an error."""
     import torch
     from safetensors.torch import save_file
 
-    name = "model.layers.0.\x1b[31mevil\x1b]0;title\x07.weight"
-    save_file({name: torch.ones(4, 4)}, tmp_path / "model.safetensors")
+    evil = "\x1b[31mevil\x1b]0;title\x07"
+    folder = tmp_path / evil
+    folder.mkdir()
+    save_file({f"model.layers.0.{evil}.weight": torch.ones(4, 4)}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": evil}), "utf-8")
 
-    for words in (("inspect", tmp_path), ("diff", tmp_path, tmp_path)):
-        assert "\x1b" not in affectlens(*words).stdout
+    for words in (("inspect", folder), ("diff", folder, folder), ("diff", folder, tmp_path / f"{evil}2")):
+        run = affectlens(*words)
+        assert "evil" in run.stdout + run.stderr
+        assert "\x1b" not in run.stdout + run.stderr
 
 
 def test_sweep_study_and_report(tmp_path: Path) -> None:
@@ -112,6 +117,15 @@ def test_sweep_study_and_report(tmp_path: Path) -> None:
     assert {"drift.parquet", "effects.parquet", "report.html"} == {
         f.name for f in (tmp_path / "study").iterdir()
     }
+
+
+@pytest.mark.parametrize("output", ["effects.nope", "/dev/null/effects.parquet"])
+def test_what_can_not_be_written_is_told_before_the_work(output: str, pair: tuple[Path, Path]) -> None:
+    """A wrong suffix or place costs no sweep."""
+    run = affectlens("diff", *pair, "-o", output)
+
+    assert (1, "", 1) == (run.returncode, run.stdout, len(run.stderr.splitlines())), run.stderr
+    assert "can't write" in run.stderr
 
 
 @pytest.mark.parametrize("task", ["few.jsonl", "emotions=few.jsonl", "labels=none.jsonl"])

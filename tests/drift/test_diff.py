@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import affectlens as al
+from affectlens.drift.contrasting import contrast
 from affectlens.drift.diffing import refuse_unrelated
 from affectlens.errors import NoSuchSite, NothingToCompare, TableError
 from tests.conftest import nudge, tiny
@@ -142,6 +143,92 @@ def test_contrast_shows_that_noise_alone_tips_the_relative_norm() -> None:
     assert pytest.approx(2.0, rel=0.1) == rows.loc["relative", "noise_ratio"]
     assert pytest.approx(1.0, rel=0.05) == rows.loc["rms", "ratio"]
     assert 1.0 == rows.loc["rms", "noise_ratio"]
+
+
+def test_a_nan_is_not_stillness(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """One weight that became NaN is named, and the model is not said to have stood still."""
+    tensors = load_file(pair[0] / "model.safetensors")
+    tensors[next(name for name in tensors if "layers.0.mlp" in name and "language" in name)][0, 0] = float(
+        "nan"
+    )
+    save_file(tensors, tmp_path / "model.safetensors")
+
+    (finding,) = al.diff(pair[0], tmp_path).findings
+
+    assert finding.startswith("1 values are NaN or infinite")
+
+
+def test_rounding_alone_is_told(save: Callable[..., Path]) -> None:
+    """A model saved in bfloat16 differs from itself by rounding; a bfloat16 one saved in float32 does not."""
+    model = tiny("llama")
+    full, half = save(model, "full"), save(model.bfloat16(), "half")
+    again = save(model.float(), "again")
+
+    assert "did so by rounding to another dtype alone" in " ".join(al.diff(full, half).findings)
+    assert "exactly zero" in " ".join(al.diff(half, again).findings)
+    assert 0 == al.diff(half, again).ledger.set_index("state").loc["paired", "sites"]
+
+
+def test_a_trained_output_embedding_is_not_passed_over(save: Callable[..., Path]) -> None:
+    """Tied in base, untied in tuned: the ledger and a finding say that it was not compared."""
+    base = save(tiny("gemma2"), "tied")
+    tensors = load_file(base / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
+    untied = base.parent / "untied"
+    untied.mkdir()
+    save_file(tensors, untied / "model.safetensors")
+    (untied / "config.json").write_text('{"tie_word_embeddings": false}', "utf-8")
+
+    drift = al.diff(base, untied)
+
+    assert (
+        tensors["lm_head.weight"].numel() == drift.ledger.set_index("state").loc["tied", "tuned_parameters"]
+    )
+    assert "tied to the input embedding on one side only" in " ".join(drift.findings)
+
+
+def test_a_control_of_another_shape_spoils_no_ratio(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Its relative drift is over the sites it shares, not over all."""
+    tensors = load_file(pair[0] / "model.safetensors")
+    for name in list(tensors):
+        if "mlp.gate_proj" in name and "language" in name:
+            tensors[name] = torch.zeros(2, 2) if "layers.0" in name else 2 * tensors[name]
+    save_file(tensors, tmp_path / "model.safetensors")
+
+    row = al.diff(*pair, control=tmp_path).by("role").set_index("role").loc["gate_proj"]
+
+    assert pytest.approx(1.0) == row["control_relative"]
+
+
+def test_a_nan_in_the_control_is_no_matter_of_the_pair(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Base and tuned are measured as without the control."""
+    tensors = load_file(pair[0] / "model.safetensors")
+    tensors[next(name for name in tensors if "layers.0.mlp" in name and "language" in name)][0, 0] = float(
+        "nan"
+    )
+    save_file(tensors, tmp_path / "model.safetensors")
+
+    without, beside = al.diff(*pair), al.diff(*pair, control=tmp_path)
+
+    pd.testing.assert_frame_equal(without.frame, beside.frame[list(without.frame.columns)])
+
+
+def test_contrast_counts_each_layer_once() -> None:
+    """Experts and shared experts are not layers."""
+    frame = al.diff(tiny("llama"), nudge(tiny("llama"), "mlp")).frame
+    experts = frame[frame["role"] == "gate_proj"].assign(label="mlp.shared_expert")
+
+    rows = contrast(pd.concat([frame, experts]), first="gate_proj", second="up_proj")
+
+    assert {2} == set(rows["layers"])
+
+
+def test_small_numbers_keep_their_digits(drift: al.Drift, tmp_path: Path) -> None:
+    """JSON holds every digit of a float, however small."""
+    frame = drift.frame.assign(rms=1.2345678901234567e-12)
+    found = al.Drift.load(al.Drift(frame, drift.origin).save(tmp_path / "drift.json"))
+
+    assert [1.2345678901234567e-12] == list(found.frame["rms"].unique())
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".json"])

@@ -5,7 +5,7 @@ import torch
 
 import affectlens as al
 from affectlens.effects.evaluating import label_logps, prepare_task
-from affectlens.errors import TaskError
+from affectlens.errors import LensError, TaskError
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +77,22 @@ def test_labels_that_a_tokenizer_can_not_tell_apart_are_refused(lens: al.Lens, t
 
     with pytest.raises(TaskError, match="not a word of its own"):
         al.evaluate(lens, al.Task("t", examples, ("happy", "HAPPY"), prompt="feel"))
+
+
+def test_a_label_that_begins_another_is_refused(lens: al.Lens, task: al.Task) -> None:
+    """Its probability is never below the longer one's, so it would win every time."""
+    from affectlens.effects.evaluating import _check_labels
+
+    with pytest.raises(TaskError, match="label 'happy' is not a word of its own, but the beginning of 'sad'"):
+        _check_labels(task, ((1,), (1, 2), *(((9 + i),) for i in range(7))))
+
+
+def test_nan_logits_are_an_error_and_no_answer(demo: al.Demo, task: al.Task) -> None:
+    """A broken model would otherwise be right wherever the first label is gold."""
+    broken = al.load(demo.base, dtype="float32")
+    gates = broken.sites.where(tower="language", role="gate_proj")
+    with torch.no_grad():
+        broken.parameter(gates[0]).fill_(float("nan"))
+
+    with pytest.raises(LensError, match="logits hold NaN"):
+        al.evaluate(broken, task)

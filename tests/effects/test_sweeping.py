@@ -1,14 +1,21 @@
 """Sweeps: references are the models themselves, nulls are real changes, and runs repeat."""
 
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import affectlens as al
 from affectlens.effects.comparing import compare
 from affectlens.effects.grid import Grid
-from affectlens.errors import NothingToCompare, TableError
+from affectlens.errors import NothingToCompare, TableError, TaskError
 from affectlens.sites import ATTENTION, MLP
+from affectlens.tasks.intervals import Interval
 
 
 @pytest.fixture(scope="module")
@@ -126,11 +133,107 @@ def test_p_counts_the_draws() -> None:
     assert [0.05, 0.05] == list(ranks["p"])
 
 
+def test_ranks_follow_the_way_tuning_went() -> None:
+    """Where tuning lowered a task, the strongest transplant is the lowest, and none of these draws is as low."""
+    rows = [
+        {"action": "transplant", "sites": "all", "kind": "reference", "effect": -2.0, "effect_high": -1.5},
+        {"action": "transplant", "sites": "gate_proj", "kind": "effect", "effect": -1.5, "null_of": "mlp"},
+    ]
+    rows += [
+        {
+            "action": "transplant",
+            "sites": f"mlp #{i}",
+            "kind": "random-control",
+            "null_of": "mlp",
+            "effect": -0.3,
+        }
+        for i in range(20)
+    ]
+
+    assert [0] == list(al.Effects(pd.DataFrame(rows).assign(task="t", metric="margin")).ranks()["at_least"])
+
+
+def test_a_reference_that_is_not_tuned_itself_says_so(
+    save: Callable[..., Path], lens: al.Lens, tasks: list[al.Task], demo: al.Demo, tmp_path: Path
+) -> None:
+    """Other settings, shapes or parameters on one side can't be transplanted: a finding, never silence."""
+    shutil.copytree(Path(demo.tuned.store.source), tmp_path / "tuned")
+    config = json.loads((tmp_path / "tuned" / "config.json").read_text("utf-8"))
+    config["text_config"]["rms_norm_eps"] = 0.1
+    (tmp_path / "tuned" / "config.json").write_text(json.dumps(config), "utf-8")
+
+    swept = al.sweep(lens, al.Grid(demo.base.sites, donor=tmp_path / "tuned", n_random=0), tasks[0].head(6))
+    drift = al.diff(demo.base, tmp_path / "tuned")
+
+    (finding,) = swept.origin["findings"]
+    assert "not the tuned model itself" in finding
+    assert "text_config.rms_norm_eps" in finding
+    assert "text_config.rms_norm_eps" in " ".join(drift.findings)
+    assert (
+        []
+        == al.sweep(lens, al.Grid(demo.base.sites, donor=demo.tuned, n_random=0), tasks[0].head(6)).origin[
+            "findings"
+        ]
+    )
+
+
+def test_one_model_knows_where_it_came_from(effects: al.Effects, demo: al.Demo) -> None:
+    """The base of a sweep is the checkpoint that was loaded, by its hashes."""
+    assert demo.base.identity == effects.origin["sources"]["base"]
+    assert "float32" == effects.origin["dtype"]
+
+
+def test_two_tasks_of_one_name_are_refused(lens: al.Lens, grid: al.Grid, tasks: list[al.Task]) -> None:
+    """Their rows could not be told apart."""
+    with pytest.raises(TaskError, match="two tasks are called 'faces-unseen'"):
+        al.sweep(lens, grid, [tasks[0], tasks[0]])
+
+
+def test_a_control_that_lacks_a_site_is_left_out_there(
+    lens: al.Lens, demo: al.Demo, tasks: list[al.Task], tmp_path: Path
+) -> None:
+    """A group that the control can't fill has no control row; the others have."""
+    tensors = load_file(Path(demo.control.store.source) / "model.safetensors")
+    name = next(name for name in tensors if "layers.0.mlp.up_proj" in name)
+    tensors[name] = torch.zeros(3, 3)
+    save_file(tensors, tmp_path / "model.safetensors")
+
+    grid = al.Grid(demo.base.sites, donor=demo.tuned, control=tmp_path, n_random=0)
+    found = al.sweep(lens, grid, tasks[0].head(6)).where(kind="control-tuning", metric="margin").frame
+
+    assert "up_proj" not in set(found["sites"])
+    assert "gate_proj" in set(found["sites"])
+
+
+def test_the_null_needs_roles_that_moved_in_the_same_layers(demo: al.Demo) -> None:
+    """A role that moved in other layers than the gate can't stand in for it."""
+    moved = demo.base.sites.where(tower="language", role="mlp") - demo.base.sites.where(
+        role="up_proj", layer=1
+    )
+    units = al.Grid(demo.base.sites, donor=demo.tuned, n_random=2).units(moved, demo.base)
+
+    assert {"gate_proj/down_proj"} == {unit.null_of for unit in units if unit.kind == "random-control"}
+
+
 def test_no_share_of_a_gain_that_is_not_there(lens: al.Lens, tasks: list[al.Task]) -> None:
     """Where tuned is not clearly better than base, a recovery ratio would be a number from nothing."""
     scores = al.evaluate(lens, tasks[0])
 
     assert all(row["recovered"] != row["recovered"] for row in compare(scores, scores, gain=(scores, scores)))
+
+
+@pytest.mark.parametrize(
+    ("interval", "divides"),
+    [
+        ((1.0, 0.6, 1.4), True),
+        ((0.24, 0.08, 0.40), False),
+        ((1.0, -0.1, 2.1), False),
+        ((-1.0, -1.4, -0.6), True),
+    ],
+)
+def test_shares_need_a_gain_that_is_known(interval: tuple[float, float, float], divides: bool) -> None:
+    """Clear of zero is not enough: a gain known to within its own size gives no share."""
+    assert divides == Interval(*interval).divides
 
 
 def test_a_donor_that_equals_base_is_told(lens: al.Lens, demo: al.Demo, tasks: list[al.Task]) -> None:

@@ -1,15 +1,18 @@
 """The live model: same sites as on disk, changed exactly as asked, and put back to the bit."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import affectlens as al
 from affectlens.drift.measuring import same_bits
 from affectlens.errors import CheckpointError, LensError, NoSuchSite
+from affectlens.lens.remembering import remembering
 from tests.conftest import nudge, tiny
 
 FAMILIES = ("llama", "qwen2", "gemma2", "llava", "qwen2_5_vl", "gemma3")
@@ -167,7 +170,11 @@ def test_a_missing_parameter_is_an_error_not_a_random_weight(pair: tuple[Path, P
 
 def test_what_can_not_be_loaded_is_told(tmp_path: Path) -> None:
     """No config, or a dtype that there is none of."""
+    save_file({"model.norm.weight": torch.ones(4)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"no config.json"):
+        al.load(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "no-such-type"}')
+    with pytest.raises(LensError, match="transformers can't load this"):
         al.load(tmp_path)
     with pytest.raises(LensError, match="no dtype 'float33'"):
         al.load(al.load_demo().base, dtype="float33")
@@ -217,3 +224,48 @@ def test_a_lens_without_processor_says_so() -> None:
 def test_a_lens_shows_what_it_is(save: Callable[..., Path]) -> None:
     """Class, size, dtype and device in one line."""
     assert "LlamaForCausalLM" in repr(al.Lens(tiny("llama")))
+
+
+def test_an_iterator_of_sites_works_twice() -> None:
+    """A selection is kept, not used up; one site will do, none is an error."""
+    model = tiny("llama")
+    lens, ids = al.Lens(model), torch.arange(1, 9).reshape(1, -1)
+    before = model(input_ids=ids).logits
+    change = al.Zero(site for site in lens.sites.where(role="gate_proj"))
+    for _ in range(2):
+        with lens.intervene(change):
+            assert not torch.equal(before, model(input_ids=ids).logits)
+    with lens.intervene(al.Zero(lens.sites.where(role="gate_proj")[0])):
+        assert not torch.equal(before, model(input_ids=ids).logits)
+    with pytest.raises(NoSuchSite, match="would change nothing"):
+        al.Transplant([], donor=model)
+
+
+def test_the_memory_of_a_tower_sees_into_lists() -> None:
+    """Two lists of different tensors are two inputs; an object that can't be seen into is not remembered."""
+    calls = []
+
+    class Tower(nn.Module):
+        def forward(self, *args: object, **kwargs: object) -> int:
+            calls.append(args)
+            return len(calls)
+
+    tower, one, two = Tower(), torch.zeros(5000), torch.zeros(5000)
+    two[2500] = 1
+    with remembering(tower):
+        assert [1, 2, 1] == [tower([x]) for x in (one, two, one)]
+        assert [3, 4] == [tower(object()), tower(object())]
+        assert [5, 5, 6] == [
+            tower(one, mask={"a": one}),
+            tower(one, mask={"a": one}),
+            tower(one, mask={"a": two}),
+        ]
+
+
+def test_the_diff_and_the_lens_read_the_same_file(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """With one file and shards in a folder, both take what transformers takes."""
+    shutil.copytree(pair[1], tmp_path / "both")
+    shutil.copy(pair[0] / "model.safetensors", tmp_path / "both")
+    checkpoint, lens = al.open_checkpoint(tmp_path / "both"), al.load(tmp_path / "both")
+
+    assert all(torch.equal(checkpoint.read(site), lens.parameter(site)) for site in lens.sites)

@@ -138,3 +138,17 @@ def test_structures_that_the_table_does_not_know_stay_apart() -> None:
 
     assert 2 == len(one)
     assert one == two
+
+
+def test_experts_are_numbered() -> None:
+    """Each expert's gate is a site of its own, with the expert's index, and no layer's own gate."""
+    names = [
+        f"model.layers.0.mlp.experts.{i}.{role}_proj.weight"
+        for i in (0, 7)
+        for role in ("gate", "up", "down")
+    ]
+
+    gates = al.Sites(locate(dict.fromkeys(names, (4, 4)))).where(role="gate_proj").expect(2)
+
+    assert [(0, ""), (7, "")] == [(site.expert, site.label) for site in gates]
+    assert "language.0.experts.7.gate_proj" == repr(gates[1])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from affectlens.tasks.intervals import Z, bootstrap, tango, wilson
+from affectlens.tasks.intervals import Z, _student, bootstrap, tango, wilson
 
 # (gained, lost, n, low, high): solved by hand where one side is empty: ±z²/(n + z²).
 TANGO = ((0, 0, 50, -0.07135, 0.07135), (50, 0, 50, 0.85729 - 0.00001, 1.0))
@@ -75,3 +75,29 @@ def test_bootstrap_agrees_with_scipys_bca() -> None:
 def test_values_without_spread_have_an_interval_without_width() -> None:
     """A constant is known exactly by this data."""
     assert (0.5, 0.5, 0.5) == bootstrap(np.full(10, 0.5), np.arange(10))
+
+
+def test_one_cluster_tells_nothing_of_the_spread() -> None:
+    """Its interval is NaN, and so never clear of zero."""
+    found = bootstrap(np.array([0.5, 0.7]), np.array([0, 0]))
+
+    assert np.isnan(found.low)
+    assert not found.clear_of_zero
+
+
+@pytest.mark.parametrize(("count", "least"), [(5, 0.86), (20, 0.91), (60, 0.92)])
+def test_bootstrap_covers_small_samples(count: int, least: float) -> None:
+    """Of 500 intervals over few normal values, nearly as many hold the truth as are promised."""
+    rng = np.random.default_rng(3)
+    held = []
+    for _ in range(500):
+        _, low, high = bootstrap(rng.normal(size=count), np.arange(count))
+        held.append(low <= 0 <= high)
+
+    assert least <= np.mean(held)
+
+
+@pytest.mark.parametrize("freedom", [3, 7, 19, 59, 400])
+def test_students_quantile_is_scipys(freedom: int) -> None:
+    """The expansion is within half a percent."""
+    assert pytest.approx(stats.t.ppf(0.975, freedom), rel=5e-3) == _student(freedom)

@@ -15,11 +15,11 @@ GOOD = {"id": 1, "text": "what a day", "label": "happy"}
 BAD = (
     ("[1]", "an example is a JSON object"),
     ('{"id": 1, "text": "x"}', "needs an id and a label; here: id, text"),
+    ('{"id": 1, "text": "x", "label": null}', "needs an id and a label"),
     ('{"id": 1, "label": "x"}', "needs text, messages, image or images"),
     ('{"id": 1, "label": "x", "text": "x", "lable": 2}', "unknown fields lable"),
     ("{", "line 2: not valid JSON"),
 )
-LABELS = ("happy", "sad", "very happy")
 ANSWERS = (
     ("happy", "happy"),
     ("Happy.", "happy"),
@@ -31,6 +31,7 @@ ANSWERS = (
     ("sadness", None),
     ("It is sad, so sad", "sad"),
 )
+NESTED = (("very happy", "very happy"), ("happy", "happy"), ("happy, very happy", None))
 
 
 def write(path: Path, *lines: object) -> Path:
@@ -49,12 +50,12 @@ def test_a_task_is_its_file(tmp_path: Path) -> None:
 
 
 def test_numbers_become_signs_and_zeros_are_counted(tmp_path: Path) -> None:
-    """Valence −1.5 is negative, 2 positive; 0 is dropped, and the task says how many were."""
-    lines = [{"id": i, "text": "x", "label": v} for i, v in enumerate((-1.5, 2, 0))]
+    """Valence −1.5 is negative, 2 positive; 0 and NaN are dropped, and the task says how many were."""
+    lines = [{"id": i, "text": "x", "label": v} for i, v in enumerate((-1.5, 2, 0, float("nan")))]
     task = al.load_task("valence", write(tmp_path / "v.jsonl", *lines))
 
     assert ["negative", "positive"] == [example.label for example in task.examples]
-    assert 1 == task.dropped
+    assert 2 == task.dropped
 
 
 @pytest.mark.parametrize(("line", "message"), BAD)
@@ -90,6 +91,12 @@ def test_braces_in_a_text_are_data() -> None:
 def test_answers_are_read_strictly(text: str, label: str | None) -> None:
     """One label as a word of its own, not negated; anything else is no answer."""
     assert label == read_answer(text, ("happy", "sad"))
+
+
+@pytest.mark.parametrize(("text", "label"), NESTED)
+def test_the_longest_label_is_the_one_named(text: str, label: str | None) -> None:
+    """'very happy' is not also 'happy'."""
+    assert label == read_answer(text, ("happy", "very happy"))
 
 
 def test_pictures_are_cut_from_sheets(tmp_path: Path) -> None:

@@ -1,0 +1,38 @@
+"""Compare two configs in what changes a model's behaviour: weights alone do not make a model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# What a save writes and no forward pass reads.
+_BOOKKEEPING = {
+    "_attn_implementation", "_name_or_path", "architectures", "auto_map", "bos_token_id", "dtype",
+    "eos_token_id", "finetuning_task", "id2label", "label2id", "model_type", "output_attentions",
+    "output_hidden_states", "pad_token_id", "return_dict", "tokenizer_class", "torch_dtype",
+    "transformers_version", "transformers_weights", "use_cache", "use_return_dict",
+}  # fmt: skip
+_MOST = 6
+
+
+def differing(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> tuple[str, ...]:
+    """Name the settings that differ, nested ones by their path; at most six, then how many more.
+
+    A setting that one side does not state is not compared, since it may hold the default there. Without
+    a config on either side nothing can be said.
+
+    >>> differing({"text_config": {"rope_theta": 1e4}}, {"text_config": {"rope_theta": 1e6}, "dtype": "x"})
+    ('text_config.rope_theta (10000.0 → 1000000.0)',)
+    """
+    found = list(_differences(base, tuned, ""))
+    more = [f"{len(found) - _MOST} more"] if len(found) > _MOST else []
+    return (*found[:_MOST], *more)
+
+
+def _differences(base: Mapping[str, Any], tuned: Mapping[str, Any], path: str) -> list[str]:
+    found = []
+    for name in sorted((base.keys() & tuned.keys()) - _BOOKKEEPING):
+        one, two = base[name], tuned[name]
+        if isinstance(one, Mapping) and isinstance(two, Mapping):
+            found += _differences(one, two, f"{path}{name}.")
+        elif one != two:
+            found.append(f"{path}{name} ({str(one)[:40]} → {str(two)[:40]})")
+    return found
