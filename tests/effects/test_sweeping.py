@@ -134,21 +134,13 @@ def test_p_counts_the_draws() -> None:
 
 
 def test_ranks_follow_the_way_tuning_went() -> None:
-    """Where tuning lowered a task, the strongest transplant is the lowest, and none of these draws is as low."""
+    """Where tuning lowered a task, strong is low: none of these draws is as strong."""
     rows = [
         {"action": "transplant", "sites": "all", "kind": "reference", "effect": -2.0, "effect_high": -1.5},
         {"action": "transplant", "sites": "gate_proj", "kind": "effect", "effect": -1.5, "null_of": "mlp"},
     ]
-    rows += [
-        {
-            "action": "transplant",
-            "sites": f"mlp #{i}",
-            "kind": "random-control",
-            "null_of": "mlp",
-            "effect": -0.3,
-        }
-        for i in range(20)
-    ]
+    draw = {"action": "transplant", "sites": "mlp #0", "kind": "random-control", "null_of": "mlp"}
+    rows += [{**draw, "effect": -0.3}] * 20
 
     assert [0] == list(al.Effects(pd.DataFrame(rows).assign(task="t", metric="margin")).ranks()["at_least"])
 
@@ -207,9 +199,8 @@ def test_a_control_that_lacks_a_site_is_left_out_there(
 
 def test_the_null_needs_roles_that_moved_in_the_same_layers(demo: al.Demo) -> None:
     """A role that moved in other layers than the gate can't stand in for it."""
-    moved = demo.base.sites.where(tower="language", role="mlp") - demo.base.sites.where(
-        role="up_proj", layer=1
-    )
+    mlp = demo.base.sites.where(tower="language", role="mlp")
+    moved = mlp - mlp.where(role="up_proj", layer=1)
     units = al.Grid(demo.base.sites, donor=demo.tuned, n_random=2).units(moved, demo.base)
 
     assert {"gate_proj/down_proj"} == {unit.null_of for unit in units if unit.kind == "random-control"}

@@ -255,11 +255,7 @@ def test_the_memory_of_a_tower_sees_into_lists() -> None:
     with remembering(tower):
         assert [1, 2, 1] == [tower([x]) for x in (one, two, one)]
         assert [3, 4] == [tower(object()), tower(object())]
-        assert [5, 5, 6] == [
-            tower(one, mask={"a": one}),
-            tower(one, mask={"a": one}),
-            tower(one, mask={"a": two}),
-        ]
+        assert [5, 5, 6] == [tower(one, mask={"a": x}) for x in (one, one, two)]
 
 
 def test_the_diff_and_the_lens_read_the_same_file(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -142,11 +142,8 @@ def test_structures_that_the_table_does_not_know_stay_apart() -> None:
 
 def test_experts_are_numbered() -> None:
     """Each expert's gate is a site of its own, with the expert's index, and no layer's own gate."""
-    names = [
-        f"model.layers.0.mlp.experts.{i}.{role}_proj.weight"
-        for i in (0, 7)
-        for role in ("gate", "up", "down")
-    ]
+    roles = ("gate_proj", "up_proj", "down_proj")
+    names = [f"model.layers.0.mlp.experts.{i}.{role}.weight" for i in (0, 7) for role in roles]
 
     gates = al.Sites(locate(dict.fromkeys(names, (4, 4)))).where(role="gate_proj").expect(2)
 
