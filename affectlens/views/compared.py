@@ -7,6 +7,7 @@ from affectlens.drift.drift import Drift
 from affectlens.html import plain
 from affectlens.table import Table
 from affectlens.views.fragments import grid, items, paragraph, section
+from affectlens.views.sources import difference, findings, strangers
 from affectlens.views.wording import percent
 
 FACTS = {
@@ -21,30 +22,40 @@ FACTS = {
     "revision": "revision",
 }
 
+SETTINGS = {"seed": "seed", "dtype": "dtype of the live model", "device": "device"}
+
 
 def compared(tables: Iterable[Table]) -> str:
-    """Write the sources side by side, then the settings; a later table adds what an earlier one lacks."""
+    """Write what is amiss, the sources side by side, then the settings.
+
+    A later table adds the sides that an earlier one lacks, and those that are another checkpoint.
+    """
+    tables = tuple(tables)
     sources: dict[str, Mapping[str, Any]] = {}
-    settings: dict[str, str] = {}
     for table in tables:
         for side, facts in table.origin.get("sources", {}).items():
-            sources.setdefault(str(side), facts)
-        for name, value in _settings(table):
-            settings.setdefault(name, value)
+            if difference(sources.setdefault(str(side), facts), facts):
+                sources[f"{side} ({type(table).__name__})"] = facts
+    settings = list(_merged(tables))
+    told = findings(table for table in tables if isinstance(table, Drift))  # beside the ledger
+    amiss = [*strangers(tables), *(one for one in findings(tables) if one not in told)]
     facts = [fact for fact in FACTS if any(source.get(fact) is not None for source in sources.values())]
     rows = [[FACTS[fact], *(_fact(fact, source.get(fact)) for source in sources.values())] for fact in facts]
     sides = grid(["", *map(plain, sources)], rows, left=1 + len(sources))
-    parts = [f'<div class="sources">{sides}</div>'] if rows else []
+    parts = [items(amiss, "findings")] if amiss else []
+    parts += [f'<div class="sources">{sides}</div>'] if rows else []
     if settings:
-        parts.append(grid(["setting", "value"], list(settings.items()), left=2))
+        parts.append(grid(["setting", "value"], settings, left=2))
     return section("What was compared", *parts)
 
 
 def ledger(drift: Drift) -> str:
     """Write the ledger, and say whether it accounts for every parameter of both sides."""
     rows = drift.ledger
+    found = items(findings([drift]), "findings") if drift.findings else ""
+    title = "Every parameter, accounted for"
     if rows.empty:
-        return ""
+        return section(title, found)
     sides = {"base": "base_parameters", "tuned": "tuned_parameters"}
     totals = {side: int(rows[column].fillna(0).sum()) for side, column in sides.items()}
     words = " ".join(_accounted(drift, side, total=total) for side, total in totals.items())
@@ -52,8 +63,7 @@ def ledger(drift: Drift) -> str:
     body = [list(row) for row in rows[columns].astype(object).where(rows.notna(), None).to_numpy()]
     body.append(["total", "", int(rows["sites"].fillna(0).sum()), *totals.values()])
     table = grid(["state", "note", "sites", "base parameters", "tuned parameters"], body, left=2)
-    found = items((plain(finding) for finding in drift.findings), "findings") if drift.findings else ""
-    return section("Every parameter, accounted for", paragraph(words), found, table)
+    return section(title, paragraph(words), found, table)
 
 
 def _accounted(drift: Drift, side: str, *, total: int) -> str:
@@ -66,18 +76,29 @@ def _accounted(drift: Drift, side: str, *, total: int) -> str:
     return f"The ledger does not account for all of {side}: {total:,} of {int(stated):,} ({share})."
 
 
+def _merged(tables: Iterable[Table]) -> Iterable[tuple[str, str]]:
+    """Write a setting once where all tables agree, else with the kind of the table."""
+    stated = [(type(table).__name__, dict(_settings(table))) for table in tables]
+    stated = [(kind, found) for kind, found in stated if found]
+    for name in dict.fromkeys(name for _, found in stated for name in found):
+        values = [found.get(name) for _, found in stated]
+        if len(set(values)) == 1:
+            yield name, str(values[0])
+        else:
+            yield from ((f"{name} ({kind})", found[name]) for kind, found in stated if name in found)
+
+
 def _settings(table: Table) -> Iterable[tuple[str, str]]:
     origin = table.origin
-    kind = type(table).__name__
     if origin.get("versions"):
         yield "versions", ", ".join(f"{plain(name)} {plain(of)}" for name, of in origin["versions"].items())
-    for name in ("seed", "dtype", "device"):
+    for name, words in SETTINGS.items():
         if origin.get(name) is not None:
-            yield name, plain(origin[name])
+            yield words, plain(origin[name])
     if origin.get("command"):
         command = origin["command"]
         words = command if isinstance(command, str) else " ".join(map(str, command))
-        yield f"command ({kind})", plain(words)
+        yield "command", plain(words)
 
 
 def _fact(fact: str, value: Any) -> str:

@@ -8,10 +8,12 @@ from affectlens.effects.effects import Effects
 from affectlens.errors import TableError
 from affectlens.html import plain
 from affectlens.sites import MLP
+from affectlens.views.control_sentences import own_tasks
 from affectlens.views.drift_sentences import about_drift, place
-from affectlens.views.effect_sentences import RARE, about_effects, apart
+from affectlens.views.effect_sentences import RARE, about_effects
 from affectlens.views.outcome import Outcome, metrics, outcomes
 from affectlens.views.reading import Reading
+from affectlens.views.sources import findings, strangers
 from affectlens.views.wording import Said, barred, joined, listed, percent
 
 BRACKETS = "Square brackets hold 95\N{NO-BREAK SPACE}% intervals, paired by example."
@@ -42,7 +44,9 @@ def conclude(drift: Drift | None, effects: Effects | None = None) -> Conclusions
     readings = _readings(effects) if effects is not None else ()
     said = joined(
         [
+            *_amiss(drift, effects),
             *(about_effects(reading) for reading in readings),
+            *own_tasks(readings),
             *([about_drift(drift)] if drift is not None else []),
             *(_metrics_disagree(effects, readings) if effects is not None else ()),
             *_limits(drift, effects, found=[reading.outcome for reading in readings]),
@@ -55,6 +59,11 @@ def _readings(effects: Effects) -> tuple[Reading, ...]:
     metric = metrics(effects)[0]
     ranks = effects.ranks(metric)
     return tuple(Reading(outcome, ranks) for outcome in outcomes(effects, metric))
+
+
+def _amiss(drift: Drift | None, effects: Effects | None) -> Iterator[Said]:
+    tables = [table for table in (drift, effects) if table is not None]
+    yield from (barred(words) for words in (*strangers(tables), *findings(tables)))
 
 
 def _metrics_disagree(effects: Effects, readings: tuple[Reading, ...]) -> Iterator[Said]:
@@ -72,7 +81,8 @@ def _metrics_disagree(effects: Effects, readings: tuple[Reading, ...]) -> Iterat
                 or one.group == two.group
             ):
                 continue
-            status = "does most" if two.clear else "is ahead, though not clear of zero"
+            status = "does most" if not theirs.level(two) else "is ahead, though not clearly"
+            status = status if two.clear else "is ahead, though not clear of zero"
             yield ours.bars(
                 f"the best {ours.kind} hangs on the metric: by {plain(metric)}, {two.name} {status}."
             )
@@ -94,7 +104,7 @@ def _limits(drift: Drift | None, effects: Effects | None, *, found: list[Outcome
         )
     if effects is not None and not (effects.frame["kind"] == "control-tuning").any():
         yield barred(
-            "No control tuning was transplanted, so no effect here is shown to be special to affect."
+            "No control tuning was transplanted, so whether any effect here is special to affect isn't known."
         )
     if any(_deleted(one) for one in found):
         yield barred(
@@ -134,8 +144,16 @@ def _behaviour(reading: Reading) -> str:
     )
     rank = reading.rank(best)
     null = ", though random draws of its null do as much" if rank and rank[1] / rank[0] > RARE else ""
+    level = reading.level(best)
     if gate is None or gate.group == best.group:
-        return f"on {reading.task}, {best.name} alone {share}, the most of the {reading.kind}s tried{null}"
-    theirs = "" if gate.recovered != gate.recovered else f" ({percent(gate.recovered)})"
-    order = "more than" if apart(best, gate) else "not clearly more than"
-    return f"on {reading.task}, {best.name} alone {share}, {order} gate_proj{theirs}{null}"
+        most = f"the most of the {reading.kind}s tried"
+        order = f"though not clearly more than {reading.no_clearer(best)}" if level else most
+        return f"on {reading.task}, {best.name} alone {share}, {order}{null}"
+    theirs = "gate_proj" if gate.recovered != gate.recovered else f"gate_proj ({percent(gate.recovered)})"
+    rivals = [name for name in level if name != gate.name]
+    if gate.apart(best):
+        order = f"more than {theirs}"
+        order += f", though not clearly more than {listed(rivals, 'or')}" if rivals else ""
+    else:
+        order = f"not clearly more than {listed([theirs, *rivals], 'or')}"
+    return f"on {reading.task}, {best.name} alone {share}, {order}{null}"

@@ -49,7 +49,7 @@ def _roles(drift: Drift) -> str:
         header += ["control ‖Δ‖/‖W‖ (%)", "control rms"]
     caption = (
         "How far each role moved, by two norms. The black line is what a change of one rms in every weight "
-        "would give: where a bar stands at the line, the role did nothing that noise would not do."
+        "would give: a bar at the line is one whose norm doesn't tell it from noise, whatever the role does."
     )
     return section("Role by role", figure(role_bars(drift), caption=caption), grid(header, body))
 

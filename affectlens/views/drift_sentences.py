@@ -1,5 +1,6 @@
 """What the drift allows one to say: who moved most under which norm, and whether noise says the same."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -111,7 +112,7 @@ def _gate_and_up(drift: Drift) -> Iterator[Said]:
         return
     yield _direction(known)
     if "relative" in known.index:
-        yield _against_noise(known.to_dict("index")["relative"])
+        yield _against_rivals(known.to_dict("index")["relative"])
     if "control_ratio" in known:
         yield from _against_control(known[known["control_ratio"].notna()])
 
@@ -132,16 +133,23 @@ def _direction(known: pd.DataFrame) -> Said:
     )
 
 
-def _against_noise(row: dict[Any, Any]) -> Said:
+def _against_rivals(row: dict[Any, Any]) -> Said:
+    ratio, noise, control = row["ratio"], row["noise_ratio"], row.get("control_ratio", math.nan)
     counts = (
         f"gate_proj is the larger by ‖Δ‖/‖W‖ in {int(row['first_larger'])} of {int(row['layers'])} layers "
-        f"(ratio {figure(row['ratio'], 4)}); noise alone gives {int(row['noise_larger'])} "
-        f"(ratio {figure(row['noise_ratio'], 4)})"
+        f"(ratio {figure(ratio, 4)}); noise alone gives {int(row['noise_larger'])} "
+        f"(ratio {figure(noise, 4)})"
     )
-    if row["ratio"] > 1 and row["ratio"] <= row["noise_ratio"]:
+    if ratio <= 1:
+        return barred(f"{counts}, so by this norm there is no lead.")
+    if ratio <= noise:
         return barred(f"{counts}, so that lead is no evidence for the gate.")
-    more = "more" if row["ratio"] > row["noise_ratio"] else "no more"
-    return allowed(f"{counts}: {more} than noise, in this pair.")
+    if ratio <= control * (1 + LITTLE):
+        return barred(
+            f"{counts}, but the control tuning {int(row['control_larger'])} (ratio {figure(control, 4)}), so "
+            "that lead is no sign of affect."
+        )
+    return allowed(f"{counts}: more than noise, in this pair.")
 
 
 def _against_control(known: pd.DataFrame) -> Iterator[Said]:

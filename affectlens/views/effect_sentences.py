@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from affectlens.html import plain
 from affectlens.sites import ATTENTION, MLP
+from affectlens.views.control_sentences import at_same_sites
 from affectlens.views.outcome import Change
 from affectlens.views.reading import Reading
 from affectlens.views.wording import Said, figure, joined, listed, percent, signed
@@ -23,10 +24,10 @@ def about_effects(reading: Reading) -> Said:
     if not gain.clear:
         return reading.bars(
             f"tuning had no effect on {metric} that this data could see ({score}; change "
-            f"{_measured(gain)}), so there is nothing to share out among roles."
+            f"{gain.measured}), so there is nothing to share out among roles."
         )
     verb = "raised" if gain.effect > 0 else "lowered"
-    changed = reading.allows(f"tuning {verb} {metric} from {score} (change {_measured(gain)}).")
+    changed = reading.allows(f"tuning {verb} {metric} from {score} (change {gain.measured}).")
     if not reading.outcome.leading:
         return changed
     parts = [
@@ -37,7 +38,7 @@ def about_effects(reading: Reading) -> Said:
         *_necessary(reading),
         *_unseen(reading),
         *_gap(reading, gain),
-        *_control(reading),
+        *at_same_sites(reading),
     ]
     return joined(parts)
 
@@ -53,12 +54,17 @@ def _sufficient(reading: Reading) -> Iterator[Said]:
     share = f", {percent(best.recovered)} of the gain over base" if not math.isnan(best.recovered) else ""
     yield reading.allows(
         f"of {len(parts)} {reading.kind}s put into base one at a time, {best.name} does most "
-        f"({_measured(best)}{share})."
+        f"({best.measured}{share}){_though(reading, best)}."
     )
     yield _standing(reading, best)
     gate = reading.gate
     if gate is not None and gate.clear and gate.role != best.role:
         yield _standing(reading, gate)
+
+
+def _though(reading: Reading, best: Change) -> str:
+    level = reading.no_clearer(best)
+    return f", though not clearly more than {level}" if level else ""
 
 
 def _standing(reading: Reading, change: Change) -> Said:
@@ -86,21 +92,25 @@ def _attention_or_gate(reading: Reading) -> Iterator[Said]:
     if gate is None or not attention:
         return
     rival = max(attention, key=lambda one: sign * one.effect)
-    pair = f"{_measured(rival)} against {_measured(gate)}"
+    pair = f"{rival.measured} against {gate.measured}"
     if not (rival.clear or gate.clear):
         yield reading.bars(f"attention and the gate can't be told apart ({rival.role} {pair} for gate_proj).")
         return
     first, second = (
         ("attention", "the gate") if sign * rival.effect > sign * gate.effect else ("the gate", "attention")
     )
-    named = f"attention's best, {rival.role}: {_measured(rival)}; gate_proj: {_measured(gate)}"
-    if apart(rival, gate):
-        words = f"attention ({rival.role}) matters" if first == "attention" else "the gate matters"
-        yield reading.allows(f"{words} more than {second} here ({named}).")
+    best = f"{rival.role}, best of {len(attention)} attention roles" if len(attention) > 1 else rival.role
+    named = f"{best}: {rival.measured}{_size(rival)}; gate_proj: {gate.measured}{_size(gate)}"
+    if rival.apart(gate):
+        yield reading.allows(f"{first} matters more than {second} here ({named}).")
     else:
         yield reading.bars(
             f"that {first} matters more than {second} is open, since their intervals overlap ({named})."
         )
+
+
+def _size(change: Change) -> str:
+    return "" if math.isnan(change.size) else f", {change.size:,.0f} parameters"
 
 
 def _blocks(reading: Reading) -> Iterator[Said]:
@@ -109,9 +119,9 @@ def _blocks(reading: Reading) -> Iterator[Said]:
     attention, mlp = both
     if attention is None or mlp is None:
         return
-    sizes = [f"{one.size:,.0f} parameters, {_measured(one)}" for one in (attention, mlp)]
+    sizes = [f"{one.size:,.0f} parameters, {one.measured}" for one in (attention, mlp)]
     pair = f"attention as a whole ({sizes[0]}) and the MLP as a whole ({sizes[1]})"
-    if not apart(attention, mlp):
+    if not attention.apart(mlp):
         yield reading.bars(f"{pair}, put into base, can't be told apart: their intervals overlap.")
         return
     ahead = reading.sign * attention.effect > reading.sign * mlp.effect
@@ -127,9 +137,13 @@ def _necessary(reading: Reading) -> Iterator[Said]:
             f"no single {reading.kind} set back in tuned had an effect that this data could see."
         )
         return
-    yield reading.allows(f"set back to base in tuned, {best.name} costs most ({_measured(best)}).")
+    yield reading.allows(
+        f"set back to base in tuned, {best.name} costs most ({best.measured}){_though(reading, best)}."
+    )
     first = reading.best("transplant")
-    if first is not None and first.clear and first.group != best.group:
+    if first is None or not first.clear or first.group == best.group:
+        return
+    if not reading.level(first) and not reading.level(best):
         yield reading.bars(
             f"sufficient and necessary are not the same {reading.kind} here ({first.name} gives "
             f"most, {best.name} costs most)."
@@ -161,39 +175,14 @@ def _gap(reading: Reading, gain: Change) -> Iterator[Said]:
             f"change makes {signed(whole)}: an interaction gap of {signed(whole - total)}{rest}."
         )
     best = reading.best("transplant")
-    back = reading.outcome.change("revert", best.group) if best is not None else None
-    if best is not None and back is not None and best.clear:
+    costly = reading.best("revert")
+    if best is None or not best.clear or (costly is not None and costly.group == best.group):
+        return
+    if back := reading.outcome.change("revert", best.group):
         yield reading.allows(
             f"{best.name} gives {signed(best.effect)} alone in base; set back in tuned it "
             f"makes {signed(back.effect)}."
         )
-
-
-def _control(reading: Reading) -> Iterator[Said]:
-    shown = {one.group: one for one in (reading.best("transplant"), reading.gate) if one is not None}
-    for one in shown.values():
-        control = reading.outcome.change("transplant", one.group, kind="control-tuning")
-        if control is None:
-            continue
-        words = (
-            f"the control tuning's change of {one.name} gives {_measured(control)}, "
-            f"the affect tuning's {_measured(one)}"
-        )
-        if apart(control, one):
-            more = reading.sign * one.effect > reading.sign * control.effect
-            yield reading.allows(f"{words}: {'more' if more else 'less'} than a tuning on other data.")
-        else:
-            yield reading.bars(f"{words}: the intervals overlap, so it is not shown to be special to affect.")
-
-
-def _measured(change: Change) -> str:
-    span = f"[{change.interval}]" if change.interval else "[no interval]"
-    return f"{signed(change.effect)} {span}"
-
-
-def apart(one: Change, two: Change) -> bool:
-    """Whether two intervals share no value."""
-    return one.low > two.high or two.low > one.high
 
 
 def _family(null_of: str) -> str:

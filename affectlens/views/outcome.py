@@ -11,6 +11,7 @@ from affectlens.effects.effects import Effects
 from affectlens.errors import TableError, near
 from affectlens.html import plain
 from affectlens.views.style import ROLES
+from affectlens.views.wording import signed
 
 WHOLE = "all"  # the name that a sweep gives to everything that moved
 
@@ -33,6 +34,20 @@ class Change:
     def clear(self) -> bool:
         """Whether the interval leaves out zero; without an interval nothing is clear."""
         return self.low > 0 or self.high < 0
+
+    @property
+    def divides(self) -> bool:
+        """Whether shares of it mean something: clear of zero, its interval no wider than itself."""
+        return self.clear and self.high - self.low <= abs(self.effect)
+
+    def apart(self, other: "Change") -> bool:
+        """Whether two intervals share no value; without intervals nothing is apart."""
+        return self.low > other.high or other.low > self.high
+
+    @property
+    def measured(self) -> str:
+        """The effect and its interval in words."""
+        return f"{signed(self.effect)} [{self.interval or 'no interval'}]"
 
     @property
     def interval(self) -> str:

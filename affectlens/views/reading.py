@@ -7,7 +7,7 @@ import pandas as pd
 
 from affectlens.html import plain
 from affectlens.views.outcome import Change, Outcome
-from affectlens.views.wording import Said, allowed, barred
+from affectlens.views.wording import Said, allowed, barred, listed
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,18 @@ class Reading:
         way = -self.sign if action == "revert" else self.sign
         moved = [one for one in self.parts(action) if way * one.effect > 0]
         return max(moved, key=lambda one: way * one.effect, default=None)
+
+    def level(self, best: Change) -> tuple[str, ...]:
+        """The other parts that can't be told from the best one, since their intervals overlap."""
+        others = [one for one in self.parts(best.action) if one.group != best.group]
+        return tuple(one.name for one in others if not one.apart(best))
+
+    def no_clearer(self, best: Change) -> str:
+        """Name the parts that the best one does not clearly exceed, empty where there is none."""
+        level = self.level(best)
+        if len(level) > 2 and len(level) == len(self.parts(best.action)) - 1:
+            return f"any other {self.kind}"
+        return listed(level, "or") if level else ""
 
     def rank(self, change: Change) -> tuple[int, int, float] | None:
         """The draws of the change's null, how many are as strong or stronger, and p (NaN for few draws)."""

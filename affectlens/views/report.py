@@ -13,34 +13,11 @@ from affectlens.views.conclusions import BRACKETS, Conclusions, conclude
 from affectlens.views.drift_sections import drift_sections
 from affectlens.views.effect_sections import effect_sections
 from affectlens.views.fragments import grid, items, paragraph, section, text
+from affectlens.views.methods import methods
 from affectlens.views.outcome import outcomes
 from affectlens.views.page import page
 
 MOST = 40  # rows shown of a table that has no figures of its own
-METHODS = (
-    (
-        "Δ is tuned minus base, read from the files on canonical, unfused parameters; no model was built for "
-        "it. ‖·‖ is the Frobenius norm, rms is ‖Δ‖ over the root of the number of elements. Roles are added "
-        "up by sums of squares, never by averaging ratios."
-    ),
-    (
-        "Noise alone: what a change of one rms in every weight would give. The relative norm mostly follows "
-        "1/‖W‖, so it can put a role first that did nothing."
-    ),
-    (
-        "Transplant (sufficiency): the group's tuned weights in base. Revert (necessity): the group's base "
-        "weights in tuned. Grafting as in arXiv 2302.06600; the claim under study is arXiv 2601.15906's."
-    ),
-    (
-        "Null: real changes of the same shape, a random role of the group's family in each layer. Below 999 "
-        "draws no p is printed. Nothing is corrected for the number of tasks, roles and metrics."
-    ),
-    (
-        "Intervals are 95\N{NO-BREAK SPACE}%, paired by example; where zero lies "
-        "inside, the effect is one that this data could not see. They speak for other examples, not for "
-        "other runs of the tuning."
-    ),
-)
 
 
 class Report:
@@ -68,7 +45,7 @@ class Report:
             *([ledger(drift), drift_sections(drift)] if drift is not None else []),
             effect_sections(effects) if effects is not None else "",
             *(_other(table) for table in self.tables if table is not drift and table is not effects),
-            section("Methods and limits", items((*METHODS, *map(plain, self.notes)), "small")),
+            section("Methods and limits", items((*methods(effects), *map(plain, self.notes)), "small")),
         ]
         return page(self.title, "".join(body))
 
@@ -102,8 +79,8 @@ class Report:
         if found is None:
             return ""
         columns = (
-            ("May be concluded", found.may, "may", "The weights"),
-            ("May not be concluded", found.may_not, "not", "The weights, and standing limits"),
+            ("May be concluded", found.may, "may", "Across tasks, and the weights"),
+            ("May not be concluded", found.may_not, "not", "Across tasks, the weights, and standing limits"),
         )
         cards = "".join(
             f'<div class="{kind}"><h3>{title}</h3>{self._grouped(sentences, last)}</div>'

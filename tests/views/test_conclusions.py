@@ -37,16 +37,46 @@ def test_attention_wins(make_effects: Sweeps) -> None:
     assert (
         "On emotion, o_proj alone carries 60\xa0% of the gain, more than gate_proj (20\xa0%)." == found.answer
     )
-    assert said(found.may, "attention (o_proj) matters more than the gate here")
+    assert said(
+        found.may,
+        "attention matters more than the gate here (o_proj, best of 2 attention roles: +0.6 [+0.55 to "
+        "+0.65], 256 parameters; gate_proj: +0.2 [+0.15 to +0.25], 768 parameters)",
+    )
 
 
 def test_overlap_leaves_the_order_open(make_effects: Sweeps) -> None:
     """Overlapping intervals forbid to say which of gate and attention matters more."""
     found = conclude(None, make_effects(GATE, wide=0.25))
 
-    assert "not clearly" not in found.answer
+    assert "60\xa0% of the gain, though not clearly more than o_proj, up_proj or down_proj." in found.answer
     assert said(found.may_not, "that the gate matters more than attention is open")
     assert "not clearly more than gate_proj" in conclude(None, make_effects(ATTENTION, wide=0.25)).answer
+
+
+def test_runner_up_that_overlaps_is_named(make_effects: Sweeps) -> None:
+    """The best role is not said to do most where the next one's interval overlaps; nor to cost most."""
+    moved = {"v_proj": 0.50, "o_proj": 0.45, "gate_proj": 0.2, "up_proj": 0.1}
+    close, clear = conclude(None, make_effects(moved)), conclude(None, make_effects(ATTENTION))
+
+    assert said(close.may, "v_proj does most (+0.5 [+0.45 to +0.55], 50\xa0% of the gain over base), though ")
+    assert said(close.may, "v_proj costs most (−0.4 [−0.45 to −0.35]), though not clearly more than o_proj.")
+    assert "gate_proj (20\xa0%), though not clearly more than o_proj." in close.answer
+    assert not said(clear.may, "not clearly")
+
+
+@pytest.mark.parametrize(("cost", "there"), [(0.9, True), (0.51, False)])
+def test_two_roles_are_told_apart_only_if_both_lead_clearly(
+    make_effects: Sweeps, cost: float, there: bool
+) -> None:
+    """That sufficient and necessary differ needs a clear winner of both."""
+    effects = make_effects(ATTENTION)
+    frame = effects.frame
+    rows = (frame["action"] == "revert") & (frame["kind"] == "effect") & (frame["sites"] == "up_proj")
+    frame.loc[rows, ["effect", "effect_low", "effect_high"]] = [-cost, -cost - 0.05, -cost + 0.05]
+    found = conclude(None, effects)
+
+    assert said(found.may, "up_proj costs most")
+    assert there == said(found.may_not, "sufficient and necessary are not the same role here")
 
 
 def test_nothing_is_seen(make_effects: Sweeps) -> None:
@@ -112,23 +142,27 @@ def test_whole_blocks_are_held_against_each_other(
 @pytest.mark.parametrize(
     ("control", "where", "words"),
     [
-        (0.02, "may", "more than a tuning on other data"),
+        (0.02, "may", "for comparison, the control tuning's change at the same sites gives +0.02 ["),
         (0.58, "may_not", "not shown to be special to affect"),
     ],
 )
 def test_control_tuning_is_held_beside(make_effects: Sweeps, control: float, where: str, words: str) -> None:
-    """What another tuning does at the same sites decides whether an effect is special to affect."""
+    """What another tuning does at the same sites stands beside; beating it there is no finding."""
     found = conclude(None, make_effects(GATE, control=control))
 
     assert said(getattr(found, where), words)
+    assert not said(found.may, "more than a tuning on other data")
 
 
 def test_metrics_may_disagree(make_effects: Sweeps) -> None:
-    """When another metric crowns another role, the choice of metric is named."""
-    frames = [make_effects(GATE).frame, make_effects(ATTENTION, metric="accuracy").frame]
-    found = conclude(None, Effects(pd.concat(frames), make_effects(GATE).origin))
+    """When another metric crowns another role, the choice of metric is named, and how clear its winner is."""
+    found = []
+    for wide in (0.05, 0.25):
+        frames = [make_effects(GATE).frame, make_effects(ATTENTION, metric="accuracy", wide=wide).frame]
+        found.append(conclude(None, Effects(pd.concat(frames), make_effects(GATE).origin)))
 
-    assert said(found.may_not, "the best role hangs on the metric: by accuracy, o_proj does most")
+    assert said(found[0].may_not, "the best role hangs on the metric: by accuracy, o_proj does most.")
+    assert said(found[1].may_not, "on the metric: by accuracy, o_proj is ahead, though not clearly.")
 
 
 def test_fitted_tasks_and_deletions_are_named(make_effects: Sweeps) -> None:
@@ -166,6 +200,31 @@ def test_gate_against_up_under_every_norm(make_drift: Drifts, gate: float, where
     found = conclude(make_drift(scale={"gate_proj": gate}))
 
     assert said(getattr(found, where), words)
+
+
+@pytest.mark.parametrize(
+    ("gate", "control", "where", "words"),
+    [
+        (0.76, 0.5, "may_not", "(ratio 0.95); noise alone gives 0 (ratio 0.9), so by this norm there is no"),
+        (1.4, 1.4, "may_not", "but the control tuning 4 (ratio 1.75), so that lead is no sign of affect"),
+        (1.4, 0.5, "may", "(ratio 1.75); noise alone gives 0 (ratio 0.9): more than noise, in this pair"),
+    ],
+)
+def test_lead_over_noise_is_a_lead_and_the_tunings_own(
+    make_drift: Drifts, gate: float, control: float, where: str, words: str
+) -> None:
+    """More than noise is no finding where the gate isn't ahead, or is as far ahead under the control."""
+    drift = make_drift(scale={"gate_proj": gate})
+    frame, rows = drift.frame, drift.frame["role"] == "gate_proj"
+    up = frame.loc[frame["role"] == "up_proj", "control_relative"].iloc[0]
+    frame.loc[rows, "control_relative"] = up * control * 1.25
+    with pytest.MonkeyPatch.context() as patch:
+        rows_of = Drift.contrast
+        patch.setattr(Drift, "contrast", lambda *a: rows_of(*a).assign(noise_ratio=0.9, noise_larger=0))
+        found = conclude(drift)
+
+    assert said(getattr(found, where), words)
+    assert said(found.may, "more than noise") == (where == "may")
 
 
 def test_still_and_unreached_weights_are_named(make_drift: Drifts) -> None:

@@ -55,7 +55,10 @@ def test_plot_is_frozen_and_its_repr_draws_nothing(make_drift: Drifts) -> None:
     """A plot can't be changed, and printing one that can't be drawn works."""
     spec = plot(make_drift(), measure="no such measure")
 
-    assert "Plot('map' of Drift: 28 rows, base → tuned → control, measure='no such measure')" == repr(spec)
+    assert (
+        "Plot('map' of Drift: 28 rows, base → tuned (control: control), measure='no such measure')"
+        == repr(spec)
+    )
     with pytest.raises(FrozenInstanceError):
         spec.kind = "roles"  # type: ignore[misc]
 

@@ -51,6 +51,56 @@ def test_ledger_accounts_for_both_sides(make_drift: Drifts) -> None:
     assert "does not account for all of tuned: 1,536 of 3,072 (50\xa0%)" in Report(part).html
 
 
+def test_settings_stand_once_where_the_tables_agree(make_drift: Drifts, make_effects: Sweeps) -> None:
+    """A seed that both tables state is stated once; a command of each bears the table's name."""
+    effects = make_effects(MOVED)
+    effects.origin.update(dtype="float32", device="cpu")
+    html = Report(make_drift(), effects).html
+
+    assert 1 == html.count("<td>seed</td>")
+    assert "<td>dtype of the live model (Effects)</td><td>float32</td>" in html
+    assert "<td>device (Effects)</td><td>cpu</td>" in html
+    assert "<td>command (Drift)</td>" in html
+    assert "<td>command (Effects)</td>" in html
+    assert "<td>device</td><td>cpu</td>" in Report(effects).html
+
+
+def test_findings_are_loud_and_stand_once(make_drift: Drifts, make_effects: Sweeps) -> None:
+    """What both tables found amiss is told once, what only the effects found at the top, none cut short."""
+    long = "the reference is not the tuned model itself: " + "why " * 100
+    drift, effects = make_drift(findings=["amiss in both"]), make_effects(MOVED)
+    effects.origin["findings"] = ["amiss in both", long]
+    html = Report(drift, effects).html
+    page, said = html.replace(cards(html), ""), Report(drift, effects).conclusions
+
+    assert 1 == page.count("<li>amiss in both</li>")
+    assert f'<ul class="findings"><li>{long.strip()}</li></ul>' in page
+    assert said is not None
+    assert ["amiss in both", long.strip()] == list(said.may_not[:2])
+    assert 1 == said.may_not.count("amiss in both")
+
+
+def test_small_print_counts_the_clusters(make_effects: Sweeps) -> None:
+    """How far the intervals can be trusted is said, with the clusters of each task that states them."""
+    effects = make_effects(MOVED)
+    plain = Report(effects).html
+    effects.origin["tasks"]["emotion"]["clusters"] = 12
+    counted = Report(effects).html
+
+    assert "the BCa bootstrap over clusters of examples, widened for small samples" in plain
+    assert "With few clusters (below 50 or so) they cover less than they promise." in plain
+    assert "Independent clusters of examples" not in plain
+    assert "Independent clusters of examples: emotion 12 (few)." in counted
+
+
+def test_a_bar_at_the_line_is_no_verdict_on_the_role(make_drift: Drifts) -> None:
+    """A norm that noise would give says nothing of what the role does."""
+    html = Report(make_drift()).html
+
+    assert "is one whose norm doesn&#x27;t tell it from noise, whatever the role does" in html
+    assert "did nothing that noise" not in html
+
+
 def test_no_name_escapes(make_drift: Drifts, make_effects: Sweeps, hostile: str) -> None:
     """A name that would run as a script is text wherever it stands."""
     html = (
@@ -86,7 +136,8 @@ def test_browser_reports_no_error_and_asks_for_nothing(
     dom, console = browse(page)
 
     assert [] == console
-    assert 4 == dom.count('class="main-svg"') // 3
+    assert 4 == dom.count('class="plot-container')
+    assert 4 * 3 == dom.count('class="main-svg"')
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium here")
@@ -108,7 +159,16 @@ def hostile_report(make_drift: Drifts, make_effects: Sweeps, hostile: str) -> Re
     for facts in drift.origin["sources"].values():
         facts |= {"name": hostile, "format": hostile, "model_type": hostile, "dtype": hostile}
     effects = make_effects({**MOVED, hostile: 0.3}, task=hostile, metric=hostile)
+    effects.origin["findings"] = [f"more {hostile}"]
+    effects.origin["sources"] = {
+        side: {"name": hostile, "content_sha256": hostile + side} for side in ("base", "tuned", hostile)
+    }
     return Report(drift, effects, Table(drift.frame), title=hostile, notes=[hostile])
+
+
+def cards(html: str) -> str:
+    """The section with the sentences."""
+    return re.findall(r"<section><h2>Findings</h2>.*?</section>", html, flags=re.DOTALL)[0]
 
 
 def plotly_itself(html: str, tag: str) -> int:
