@@ -141,7 +141,7 @@ def _against_rivals(row: dict[Any, Any]) -> Said:
         f"(ratio {figure(noise, 4)})"
     )
     if ratio <= 1:
-        return barred(f"{counts}, so by this norm there is no lead.")
+        return barred(f"{counts}: by this norm it has no lead.")
     if ratio <= noise:
         return barred(f"{counts}, so that lead is no evidence for the gate.")
     if ratio <= control * (1 + LITTLE):

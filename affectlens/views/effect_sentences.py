@@ -22,9 +22,10 @@ def about_effects(reading: Reading) -> Said:
         return reading.bars("the tuned model itself was not scored, so no share of its gain is known.")
     score = f"{figure(gain.baseline)} to {figure(gain.baseline + gain.effect)}"
     if not gain.clear:
+        rest = ", so there is nothing to share out among roles" if reading.outcome.leading else ""
         return reading.bars(
             f"tuning had no effect on {metric} that this data could see ({score}; change "
-            f"{gain.measured}), so there is nothing to share out among roles."
+            f"{gain.measured}){rest}."
         )
     verb = "raised" if gain.effect > 0 else "lowered"
     changed = reading.allows(f"tuning {verb} {metric} from {score} (change {gain.measured}).")
@@ -176,8 +177,10 @@ def _gap(reading: Reading, gain: Change) -> Iterator[Said]:
         )
     best = reading.best("transplant")
     costly = reading.best("revert")
-    if best is None or not best.clear or (costly is not None and costly.group == best.group):
+    if best is None or not best.clear:
         return
+    if costly is not None and best.name in (costly.name, *reading.level(costly)):
+        return  # that it gives most and that it costs most, or as much, has been said
     if back := reading.outcome.change("revert", best.group):
         yield reading.allows(
             f"{best.name} gives {signed(best.effect)} alone in base; set back in tuned it "

@@ -205,7 +205,7 @@ def test_gate_against_up_under_every_norm(make_drift: Drifts, gate: float, where
 @pytest.mark.parametrize(
     ("gate", "control", "where", "words"),
     [
-        (0.76, 0.5, "may_not", "(ratio 0.95); noise alone gives 0 (ratio 0.9), so by this norm there is no"),
+        (0.76, 0.5, "may_not", "(ratio 0.95); noise alone gives 0 (ratio 0.9): by this norm it has no lead"),
         (1.4, 1.4, "may_not", "but the control tuning 4 (ratio 1.75), so that lead is no sign of affect"),
         (1.4, 0.5, "may", "(ratio 1.75); noise alone gives 0 (ratio 0.9): more than noise, in this pair"),
     ],
