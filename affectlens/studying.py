@@ -10,6 +10,7 @@ from affectlens.drift.diffing import refuse_unrelated
 from affectlens.effects import Effects, Grid, sweep
 from affectlens.lens import load
 from affectlens.sites import ATTENTION, MLP, Sites
+from affectlens.table import writable
 from affectlens.tasks import Task
 from affectlens.views import Report
 
@@ -52,6 +53,8 @@ def study(
     report are written there. Raises what `diff`, `load` and `sweep` raise, and `NothingToCompare` for
     models that are strangers to each other.
     """
+    if out is not None:
+        writable(Path(out) / "drift.parquet")  # before the work, not after it
     before, after = open_checkpoint(base), open_checkpoint(tuned)
     beside = None if control is None else open_checkpoint(control)
     drift = refuse_unrelated(diff(before, after, control=beside, progress=progress))

@@ -63,6 +63,9 @@ class SafetensorsStore:
             "bytes": size,
             "files": len(files),
         }
+        revision = next((above.name for above in files[0].parents if above.parent.name == "snapshots"), None)
+        if revision:  # the hub cache files a repository under its commit
+            found["revision"] = revision
         if size <= _HASHED:
             found["content_sha256"] = _sha256(file.read_bytes() for file in files)
         return found

@@ -54,10 +54,10 @@ def _only_rounded(base: Tensor, tuned: Tensor) -> bool:
 
 def _rows(pairing: Pairing, control: Checkpoint | None) -> Iterator[tuple[Site, dict[str, Any], str]]:
     for site in pairing.comparable:
-        b, t = pairing.base.read(site), pairing.tuned.read(site)
+        b, t = pairing.base.read(site).cpu(), pairing.tuned.read(site).cpu()
         c = None
         if control is not None and site in control.storage and control.shape(site) == tuple(b.shape):
-            c = control.read(site)
+            c = control.read(site).cpu()
         dtypes = dict.fromkeys((pairing.base.dtype(site), pairing.tuned.dtype(site)))
         row = {
             "parameter": site.parameter,

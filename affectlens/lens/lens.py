@@ -22,8 +22,8 @@ from affectlens.tasks import Example
 class Lens:
     """Wrap any Hugging Face causal or multimodal language model.
 
-    `processor` is the model's processor, or its tokenizer if it takes text alone. Nothing of the
-    model is changed outside a `with lens.intervene(...)` block.
+    `processor` is the model's processor, or its tokenizer if it takes text alone. The model is put
+    into evaluation mode; nothing else of it is changed outside a `with lens.intervene(...)` block.
     """
 
     def __init__(self, model: nn.Module, processor: Any = None, *, source: Checkpoint | None = None) -> None:

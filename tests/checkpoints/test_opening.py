@@ -179,7 +179,7 @@ def test_a_hub_id_is_fetched_by_the_hubs_own_client(
     found = al.open_checkpoint("owner/name@abc")
 
     assert [("owner/name", "abc")] == asked
-    assert "owner/name@abc" == found.identity["name"]
+    assert ("owner/name@abc", "abc") == (found.identity["name"], found.identity["revision"])
     assert al.open_checkpoint(pair[1]).sites == found.sites
 
 
