@@ -62,6 +62,17 @@ def test_greedy_answers_are_words_read_strictly(lens: al.Lens, task: al.Task) ->
         al.evaluate(lens, task, answer="sampling")
 
 
+def test_greedy_and_constrained_answers_of_a_trained_model_agree(demo: al.Demo) -> None:
+    """On faces it was trained on, the tuned model says the word that it scores highest."""
+    tuned, faces = al.load(demo.tuned, dtype="float32"), demo.task("faces-fit").head(24)
+    said, scored = (
+        al.evaluate(tuned, faces, answer=way).values("accuracy") for way in ("greedy", "constrained")
+    )
+
+    assert 0.9 <= said.mean()
+    assert 1 >= abs(said - scored).sum()
+
+
 def test_scores_say_what_they_are(lens: al.Lens, demo: al.Demo) -> None:
     """Fit is called fit, and every metric has an interval."""
     summary = al.evaluate(lens, demo.task("faces-fit").head(8)).summary
