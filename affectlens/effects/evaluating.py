@@ -19,12 +19,15 @@ from affectlens.tasks.answers import read_answer
 WAYS = ("constrained", "greedy")
 
 
-def evaluate(lens: Lens, task: Task, *, answer: str = "constrained", batch_size: int = 32) -> Scores:
+def evaluate(
+    lens: Lens, task: Task, *, answer: str = "constrained", batch_size: int = 32, max_new_tokens: int = 8
+) -> Scores:
     """Let the model answer every example of a task.
 
     `constrained` compares the log-probabilities of the label words after the prompt, so each example
     has a margin; `greedy` lets the model write and reads its answer strictly: several labels, or none,
-    is wrong. Raises `TaskError` for another way, `LensError` for examples the model can't take.
+    is wrong. It may write `max_new_tokens`; a model that never learned to stop (the demo's) needs 1.
+    Raises `TaskError` for another way, `LensError` for examples the model can't take.
     """
     if answer == "constrained":
         return to_scores(task, label_logps(lens, prepare_task(lens, task, batch_size=batch_size)))
@@ -32,7 +35,9 @@ def evaluate(lens: Lens, task: Task, *, answer: str = "constrained", batch_size:
         raise TaskError(f"can't answer by {answer!r}. Ways: {near(answer, WAYS)}")
     texts: list[str] = []
     for start in range(0, len(task), batch_size):
-        texts += lens.generate(*task.examples[start : start + batch_size], prompt=task.prompt)
+        texts += lens.generate(
+            *task.examples[start : start + batch_size], prompt=task.prompt, max_new_tokens=max_new_tokens
+        )
     frame = _frame(task, [read_answer(text, task.labels) for text in texts])
     frame["text"] = texts
     return Scores(frame, _origin(task, answer))
