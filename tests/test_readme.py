@@ -56,9 +56,12 @@ def test_the_python_of_the_readme_runs(
 
 
 def close(one: str, two: str) -> bool:
-    """Whether two lines say the same, but for spaces and the last digits."""
+    """Whether two lines say the same, but for spaces and the last digits: one unit of a share or a count."""
     words = [NUMBER.sub("#", " ".join(line.split())) for line in (one, two)]
-    numbers = [[float(n.replace(",", "")) for n in NUMBER.findall(line)] for line in (one, two)]
-    return words[0] == words[1] and all(
-        abs(x - y) <= max(TOLERANCE, 0.02 * abs(x)) for x, y in zip(*numbers, strict=True)
-    )
+    tokens = zip(*(NUMBER.findall(line) for line in (one, two)), strict=False)
+    return words[0] == words[1] and all(near(stated, found) for stated, found in tokens)
+
+
+def near(stated: str, found: str) -> bool:
+    x, y = (float(token.replace(",", "")) for token in (stated, found))
+    return abs(x - y) <= max(TOLERANCE if "." in stated else 1.0, 0.02 * abs(x))
