@@ -118,9 +118,10 @@ def _shares(owns: list[Own], side: int) -> str:
 
 
 def _ahead(owns: list[Own]) -> int | None:
-    """The side that is ahead wherever the intervals are apart, if that is anywhere and always the same."""
-    sides = {int(own.shares[1] > own.shares[0]) for own in owns if own.apart}
-    return sides.pop() if len(sides) == 1 else None
+    """The side that is ahead wherever intervals are apart, if they are on more than half of the tasks."""
+    sides = [int(own.shares[1] > own.shares[0]) for own in owns if own.apart]
+    settled = len(set(sides)) == 1 and 2 * len(sides) > len(owns)
+    return sides[0] if settled else None
 
 
 def _owned(contest: Contest, found: Sequence[Outcome], *, control: bool = False) -> list[Own]:

@@ -8,6 +8,7 @@ import pytest
 from affectlens.effects.effects import Effects
 from affectlens.views import conclude
 from affectlens.views.conclusions import Conclusions
+from affectlens.views.control_sentences import Own, _ahead
 
 Sweeps = Callable[..., Effects]
 ATTENTION = {"o_proj": 0.4, "gate_proj": 0.2, "attention": 0.7, "mlp": 0.2}
@@ -50,6 +51,23 @@ def test_control_that_settles_no_order_leaves_it_open(make_effects: Sweeps) -> N
 
     assert said(found, "may_not", "that attention does more than the MLP is open, since the control tuning's")
     assert said(found, "may_not", "42\xa0% (apart on 0 of 1)")
+
+
+@pytest.mark.parametrize(
+    ("apart", "ahead"),
+    [
+        ((1, 1, 0), None),  # each way once
+        ((0, None, None), None),  # settled on one task of three
+        ((0, 0, None), 0),
+        ((1, 1, 1), 1),
+        ((None,), None),
+    ],
+)
+def test_a_lead_needs_most_of_the_tasks(apart: tuple[int | None, ...], ahead: int | None) -> None:
+    """One side leads where intervals are apart, and they are on more than half of the tasks."""
+    owns = [Own("t", (0.4, 0.2) if side != 1 else (0.2, 0.4), side is not None) for side in apart]
+
+    assert ahead == _ahead(owns)
 
 
 @pytest.mark.parametrize("case", ["no control task", "control task fitted on", "no gain", "no intervals"])
