@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from affectlens.tasks.intervals import bootstrap, tango
+from affectlens.tasks.intervals import bootstrap, effective, tango, wilson
 
 REPEATS = 1000
 COUNTS = (10, 20, 40, 60, 108, 250)
@@ -27,6 +27,8 @@ def main() -> None:
     }
     for name, draw in rows.items():
         print(name.ljust(34), *(f"{_share(draw, count):7.3f}" for count in COUNTS))
+    accuracy = (f"{_accuracy(count, 0.9):7.3f}" for count in COUNTS)
+    print("accuracy .9, n pairs, half alike".ljust(34), *accuracy)
     for gain, loss in ((0.03, 0.03), (0.3, 0.1)):
         shares = (_paired(count, gain, loss) for count in COUNTS)
         print(f"paired accuracy, +{gain} −{loss}".ljust(34), *(f"{share:7.3f}" for share in shares))
@@ -44,6 +46,18 @@ def _share(draw: Draw, count: int) -> float:
         values, clusters, truth = draw(rng, count)
         _, low, high = bootstrap(values, clusters)
         held += low <= truth <= high
+    return held / REPEATS
+
+
+def _accuracy(count: int, share: float) -> float:
+    rng = np.random.default_rng(count)
+    clusters, held = np.repeat(np.arange(count), 2), 0
+    for _ in range(REPEATS):
+        both = rng.random((count, 2)) < share
+        values = np.where(rng.random((count, 1)) < 0.5, both[:, :1], both).reshape(-1).astype(float)
+        worth = effective(values, clusters)
+        _, low, high = wilson(values.mean() * worth, worth)
+        held += low <= share <= high
     return held / REPEATS
 
 

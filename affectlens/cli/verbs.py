@@ -32,6 +32,7 @@ Others = Annotated[
     typer.Option("--control-task", help="The same, for what the control was tuned on."),
 ]
 Folder = Annotated[Path, typer.Option(help="Folder for the tables and the report.")]
+Dtype = Annotated[str, typer.Option(help="dtype of the live model; auto is the stored one.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Write here; the suffix says how.")]
 
 
@@ -118,6 +119,7 @@ def sweep(
     ] = "transplant,revert",
     n_random: Annotated[int, typer.Option(help="Draws of the layer-stratified null.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    dtype: Dtype = "auto",
     output: Output = None,
 ) -> None:
     """Transplant, revert and zero groups of sites, and judge each model by tasks."""
@@ -131,10 +133,11 @@ def sweep(
     before = open_checkpoint(base)
     chosen = tuple(action.strip() for action in actions.split(","))
     grid = Grid(before.sites, by, chosen, donor=tuned, control=control, n_random=n_random, seed=seed)
-    effects = sweep_(load(before), grid, tasks)
-    print("\n".join(tell_effects(effects)))
+    effects = sweep_(load(before, dtype=dtype), grid, tasks)
     if output is not None:
         effects.save(output)
+    print("\n".join(tell_effects(effects)))
+    if output is not None:
         print(f"\nThe table is in {output}.")
 
 
@@ -148,7 +151,7 @@ def study(
     out: Folder = Path("study"),
     n_random: Annotated[int, typer.Option(help="Draws of the layer-stratified null.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
-    dtype: Annotated[str, typer.Option(help="dtype of the live model; auto is the stored one.")] = "auto",
+    dtype: Dtype = "auto",
 ) -> None:
     """Run the whole argument: drift, sweep and report."""
     from affectlens.studying import study as study_

@@ -95,8 +95,27 @@ def _findings(frame: pd.DataFrame, *, moved: int, rounded: int) -> Iterator[str]
         yield f"{rounded} of {moved} parameters that moved did so by rounding to another dtype alone."
     if unrelated(frame):
         yield "This is probably not the base: no weight matrix of tuned resembles its partner (cosine ≈ 0)."
+    if "control_frobenius" in frame:
+        yield from _control_findings(frame)
     if count := int(frame["nonfinite"].sum()):
         yield f"{count:,} values are NaN or infinite and were left out of every other measure."
+
+
+def _control_findings(frame: pd.DataFrame) -> Iterator[str]:
+    moved = frame[(frame["frobenius"] > 0) | (frame["control_frobenius"] > 0)]
+    if control_unrelated(frame):
+        yield "This is probably no tuning of the same base: the control's weights are unrelated to it."
+    elif not moved["control_frobenius"].any():
+        yield "The control equals base in every value, so it controls nothing."
+    elif len(moved) and (moved["control_cosine"] > 1 - 1e-9).all():
+        yield "The control's change has the direction of tuned's at every site: is it the same tuning?"
+
+
+def control_unrelated(frame: pd.DataFrame) -> bool:
+    """Whether the control is a stranger to base: as far from it as independent weights are."""
+    big = frame[(frame["param"] == "weight") & (frame["role"] != "norm") & (frame["size"] >= 256)]
+    known = big["control_relative"].dropna() if "control_relative" in big else big["size"][:0]
+    return bool(len(known)) and bool(known.median() > 1.2)
 
 
 def unrelated(frame: pd.DataFrame) -> bool:
@@ -117,4 +136,6 @@ def refuse_unrelated(drift: Drift) -> Drift:
         raise NothingToCompare(
             f"{names[0]} is probably not the base of {names[1]}: their weights are unrelated (cosine ≈ 0)"
         )
+    if control_unrelated(drift.frame):
+        raise NothingToCompare("the control is probably no tuning of this base: their weights are unrelated")
     return drift

@@ -46,7 +46,7 @@ class Drift(Table):
         role. Returns one row a group, largest `frobenius` first (layers in their order).
         """
         groups = [part.strip() for name in names for part in name.split(",")]
-        for name in groups:
+        for name in groups or [""]:
             if name not in KEYS:
                 raise TableError(f"can't aggregate by {name!r}. By: {near(name, KEYS)}")
         grouped = self.frame.groupby(groups, dropna=False, sort=True)

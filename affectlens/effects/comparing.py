@@ -5,19 +5,21 @@ from typing import Any
 import numpy as np
 
 from affectlens.tasks import Scores
-from affectlens.tasks.intervals import Interval, bootstrap, tango
+from affectlens.tasks.intervals import Interval, bootstrap, effective, tango
 
 
 def effect(after: Scores, before: Scores, *, metric: str) -> Interval:
     """The change of a metric with its 95 % interval, paired by example.
 
-    Accuracy of independent examples gets Tango's score interval, everything else the bootstrap over
-    clusters.
+    Accuracy gets Tango's score interval, at the number of examples that clustered ones are worth;
+    everything else the bootstrap over clusters.
     """
     change = after.values(metric) - before.values(metric)
-    if metric == "accuracy" and not after.clustered:
-        return tango(int((change > 0).sum()), int((change < 0).sum()), n=len(change))
-    return bootstrap(change, after.clusters)
+    if metric != "accuracy":
+        return bootstrap(change, after.clusters)
+    worth = effective(change, after.clusters)
+    gained, lost = (float((sign * change > 0).mean()) * worth for sign in (1, -1))
+    return tango(gained, lost, n=worth)
 
 
 def compare(after: Scores, start: Scores, *, gain: tuple[Scores, Scores]) -> list[dict[str, Any]]:

@@ -51,7 +51,8 @@ class Effects(Table):
             p = (strong + 1) / (len(null) + 1) if len(null) >= 999 else None
             named = {name: row[name] for name in ("action", "sites", "task")}
             rows.append({**named, "draws": len(null), "at_least": strong, "p": p})
-        return pd.DataFrame(rows)
+        columns = ["action", "sites", "task", "draws", "at_least", "p"]
+        return pd.DataFrame(rows, columns=columns)
 
 
 def _way(frame: pd.DataFrame, task: str) -> float:

@@ -25,10 +25,16 @@ def evaluate(
     """Let the model answer every example of a task.
 
     `constrained` compares the log-probabilities of the label words after the prompt, so each example
-    has a margin; `greedy` lets the model write and reads its answer strictly: several labels, or none,
-    is wrong. It may write `max_new_tokens`; a model that never learned to stop (the demo's) needs 1.
+    has a margin. Those of a label's tokens are summed, which puts longer labels at a disadvantage:
+    choose labels of one length where you can.
+
+    `greedy` lets the model write and reads its answer strictly: several labels, or none, is wrong. It
+    may write `max_new_tokens`; a model that never learned to stop (the demo's) needs 1.
+
     Raises `TaskError` for another way, `LensError` for examples the model can't take.
     """
+    if batch_size < 1:
+        raise TaskError(f"batch_size is a number of examples, not {batch_size}")
     if answer == "constrained":
         return to_scores(task, label_logps(lens, prepare_task(lens, task, batch_size=batch_size)))
     if answer != "greedy":

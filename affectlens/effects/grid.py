@@ -52,9 +52,17 @@ class Grid:
         for action in self.actions:
             if action not in ACTIONS:
                 raise TableError(f"no action {action!r}. Actions: {near(action, ACTIONS)}")
-        for name in self._names():
+        names = self._names()
+        for name in names:
             if name not in _BY:
                 raise TableError(f"can't group sites by {name!r}. By: {near(name, _BY)}")
+        if "site" in names and len(names) > 1:
+            raise TableError("by 'site' is the finest grouping, so nothing can be mixed with it")
+        for chosen in (self.actions, names):
+            if len(set(chosen)) < len(chosen):
+                raise TableError(f"named twice: {', '.join(chosen)}. Draws would count double")
+        if self.n_random < 0:
+            raise TableError(f"n_random is a number of draws, not {self.n_random}")
 
     def units(self, moved: Sites, live: Checkpoint, *, control: Sites | None = None) -> Iterator[Unit]:
         """List the interventions over the sites that moved; the others would change nothing.
@@ -62,13 +70,16 @@ class Grid:
         `control` are the sites that the control tuning has too; a group it lacks any of has no such row.
         """
         families = _families(moved, live)
+        used = set()
         for name, sites in self.groups(moved).items():
             family = next((f for f, roles in families.items() if _is_role(sites, roles)), "")
+            used.add(family)
             for action in self.actions:
                 yield Unit(action, name, sites, null_of=family)
             if control is not None and "transplant" in self.actions and not sites - control:
                 yield Unit("transplant", name, sites, kind="control-tuning")
-        for family, roles in families.items():
+        for family in sorted(families.keys() & used, key=list(families).index):
+            roles = families[family]
             yield from self._null(family, _by_layer(moved, roles))
 
     def groups(self, moved: Sites) -> dict[str, Sites]:

@@ -60,7 +60,7 @@ def sweep(
                 rows += _rows(unit, name, compared, size=swept.size(unit), n=len(scores))
     frame = pd.DataFrame(rows, columns=list(_COLUMNS))
     frame["seed"] = frame["seed"].astype("Int64")
-    return Effects(frame, swept.origin(asked))
+    return Effects(frame, swept.origin(asked, [one for one in prepared if _uneven(one)]))
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class _Sweep:
     def size(self, unit: Unit) -> int:
         return sum(self.lens.checkpoint.storage[site].size for site in unit.sites)
 
-    def origin(self, tasks: Sequence[Task]) -> dict[str, Any]:
+    def origin(self, tasks: Sequence[Task], uneven: Sequence[Prepared]) -> dict[str, Any]:
         sources = {"base": (self.lens.source or self.lens.checkpoint).identity, "tuned": self.tuned.identity}
         if self.control is not None:
             sources["control"] = self.control.identity
@@ -120,7 +120,7 @@ class _Sweep:
             "device": str(self.lens.device),
             "dtype": self.lens.checkpoint.identity["dtype"],
             "tasks": {task.name: describe(task) for task in tasks},
-            "findings": [note + words for words in self.unlike],
+            "findings": [*(note + words for words in self.unlike), *map(_uneven, uneven)],
         }
 
 
@@ -146,13 +146,25 @@ def _moved(lens: Lens, donor: Checkpoint) -> Sites:
     )
 
 
+def _uneven(prepared: Prepared) -> str:
+    """Say that the labels of a task differ in length, if they do: longer ones are less probable."""
+    lengths = sorted({len(ids) for ids in prepared.labels})
+    if len(lengths) < 2:
+        return ""
+    return (
+        f"The labels of {prepared.task.name} have {lengths[0]} to {lengths[-1]} tokens, whose "
+        "log-probabilities are summed, so longer labels are at a disadvantage."
+    )
+
+
 def _check_names(tasks: Sequence[Task]) -> None:
     names = [task.name for task in tasks]
     if not names:
         raise TaskError("a sweep needs a task to be judged by")
     for name in names:
         if names.count(name) > 1:
-            raise TaskError(f"two tasks are called {name!r}; give them names: load_task(…, name=…)")
+            fix = "load_task(…, name=…), or --task NAME:KIND=FILE"
+            raise TaskError(f"two tasks are called {name!r}; give them names: {fix}")
 
 
 def _rows(

@@ -38,7 +38,7 @@ def load(
     if not (path / "config.json").is_file():
         raise CheckpointError(path, "no config.json here, so no model can be built")
     wanted = getattr(torch, dtype, None) if isinstance(dtype, str) and dtype != "auto" else dtype
-    if wanted is None:
+    if wanted != "auto" and not isinstance(wanted, torch.dtype):
         raise LensError(f"torch has no dtype {dtype!r}")
     options: dict[str, Any] = {"dtype": wanted, "use_safetensors": True, "trust_remote_code": False}
     try:

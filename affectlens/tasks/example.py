@@ -7,6 +7,7 @@ from typing import Any
 
 from affectlens.errors import TaskError
 
+_KINDS = {"text": str, "image": str, "images": list, "messages": list, "meta": dict}
 _FIELDS = ("id", "text", "messages", "image", "images", "label", "meta")
 
 
@@ -43,13 +44,20 @@ def from_json(entry: Any, *, folder: Path, where: str) -> Example:
     """
     if not isinstance(entry, dict):
         raise TaskError(f"{where}: an example is a JSON object")
-    if entry.get("id") is None or entry.get("label") is None:
+    entry = {name: value for name, value in entry.items() if value is not None}  # null is absent
+    if "id" not in entry or "label" not in entry:
         raise TaskError(f"{where}: an example needs an id and a label; here: {', '.join(entry) or 'nothing'}")
     if not any(entry.get(name) for name in ("text", "messages", "image", "images")):
         raise TaskError(f"{where}: an example needs text, messages, image or images")
     unknown = sorted(set(entry) - set(_FIELDS))
     if unknown:
         raise TaskError(f"{where}: unknown fields {', '.join(unknown)}. Known: {', '.join(_FIELDS)}")
+    for name, kind in _KINDS.items():
+        if name in entry and not isinstance(entry[name], kind):
+            raise TaskError(f"{where}: {name} is a {type(entry[name]).__name__}, not a {kind.__name__}")
+    for message in entry.get("messages", ()):
+        if not (isinstance(message, dict) and "content" in message):
+            raise TaskError(f"{where}: a message is an object with role and content")
     images = entry.get("images") or ([entry["image"]] if entry.get("image") else [])
     return Example(
         id=str(entry["id"]),

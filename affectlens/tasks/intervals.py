@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 _NORMAL = NormalDist()
 Z = _NORMAL.inv_cdf(0.975)
 DRAWS = 2000
+FEWEST = 4  # clusters, below which there is no interval
 
 
 class Interval(NamedTuple):
@@ -39,8 +40,8 @@ class Interval(NamedTuple):
         return self.clear_of_zero and self.high - self.low <= abs(self.value)
 
 
-def wilson(hits: int, n: int) -> Interval:
-    """Wilson's score interval of a proportion."""
+def wilson(hits: int | float, n: int | float) -> Interval:
+    """Wilson's score interval of a proportion; `n` may be an effective number (see `effective`)."""
     p, z2 = hits / n, Z * Z
     middle = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z / (1 + z2 / n) * np.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
@@ -48,10 +49,28 @@ def wilson(hits: int, n: int) -> Interval:
     return Interval(p, min(p, max(0.0, float(middle - half))), max(p, min(1.0, float(middle + half))))
 
 
-def tango(gained: int, lost: int, *, n: int) -> Interval:
+def effective(values: Float[np.ndarray, " examples"], clusters: Int[np.ndarray, " examples"]) -> float:
+    """How many independent examples clustered ones are worth: n over the design effect (Kish 1965).
+
+    Between the number of clusters and n. Values that are all equal show nothing of how alike clusters
+    are, and count as one a cluster.
+    """
+    n, count = len(values), int(clusters.max()) + 1
+    if count == n or count < 2:
+        return float(count)
+    alone = float(values.var()) / n
+    if alone == 0:
+        return float(count)
+    sums = np.bincount(clusters, weights=values - values.mean())
+    together = float((sums**2).sum()) / n**2 * count / (count - 1)
+    return n / min(max(together / alone, 1.0), n / count)
+
+
+def tango(gained: int | float, lost: int | float, *, n: int | float) -> Interval:
     """Tango's score interval of a difference of paired proportions.
 
-    `gained` pairs went from wrong to right, `lost` from right to wrong, of `n`.
+    `gained` pairs went from wrong to right, `lost` from right to wrong, of `n`; effective numbers may
+    be given for clustered pairs.
     """
     value = (gained - lost) / n
 
@@ -85,14 +104,14 @@ def bootstrap(
     """The BCa bootstrap interval of a mean, resampling whole clusters (Efron 1987).
 
     With few clusters the bootstrap is too narrow, so its quantiles are those of Student's t, widened
-    by √(k/(k−1)) for k clusters (Hesterberg 2015, The American Statistician 69). One cluster alone
-    tells nothing of the spread: its interval is NaN.
+    by √(k/(k−1)) for k clusters (Hesterberg 2015, The American Statistician 69). Fewer than four tell
+    too little of the spread: their interval is NaN.
     """
     sums = np.bincount(clusters, weights=values)
     sizes = np.bincount(clusters).astype(float)
     mean = float(values.mean())
     count = len(sums)
-    if count < 2:
+    if count < FEWEST:
         return Interval(mean, math.nan, math.nan)
     if np.ptp(values) == 0:
         return Interval(mean, mean, mean)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from affectlens.errors import TableError, near
 from affectlens.table import Table
-from affectlens.tasks.intervals import Interval, bootstrap, wilson
+from affectlens.tasks.intervals import Interval, bootstrap, effective, wilson
 
 METRICS = {"accuracy": "correct", "margin": "margin"}  # metric → column; each metric is its mean
 
@@ -27,10 +27,11 @@ class Scores(Table):
     shown: ClassVar[tuple[str, ...]] = ("id", "label", "prediction", "margin")
 
     def metric(self, name: str = "accuracy") -> Interval:
-        """The mean of a metric with its 95 % interval; clusters are resampled where examples share one."""
+        """The mean of a metric with its 95 % interval, which knows of the clusters that examples share."""
         values = self.values(name)
-        if name == "accuracy" and not self.clustered:
-            return wilson(int(values.sum()), len(values))
+        if name == "accuracy":
+            worth = effective(values, self.clusters)
+            return wilson(float(values.mean()) * worth, worth)
         return bootstrap(values, self.clusters)
 
     def values(self, name: str) -> Float[np.ndarray, " examples"]:
@@ -49,11 +50,6 @@ class Scores(Table):
     def clusters(self) -> np.ndarray:
         """The cluster of each example, numbered."""
         return pd.factorize(self.frame["cluster"])[0]
-
-    @property
-    def clustered(self) -> bool:
-        """Whether any examples share a cluster, so that they are not independent."""
-        return self.frame["cluster"].nunique() < len(self.frame)
 
     @property
     def summary(self) -> str:

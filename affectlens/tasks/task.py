@@ -111,16 +111,19 @@ def _read(file: Path) -> list[Example]:
     if not file.is_file():
         raise TaskError(f"{file}: there is no such file of examples")
     examples = []
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{file.name}, line {number}"
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                raise TaskError(f"{where}: not valid JSON") from None
-            examples.append(from_json(entry, folder=file.parent, where=where))
+    try:
+        lines = file.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise TaskError(f"{file}: not UTF-8 text") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{file.name}, line {number}"
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            raise TaskError(f"{where}: not valid JSON") from None
+        examples.append(from_json(entry, folder=file.parent, where=where))
     return examples
 
 

@@ -90,7 +90,13 @@ def _percent(share: float) -> str:
 
 def _same(sums: Moved, norm: str, *, role: str) -> list[str]:
     rivals = {"noise_": "noise of one rms", "control_": "the control tuning"}
-    return [words for prefix, words in rivals.items() if role in sums.leaders(prefix + norm)]
+    found = []
+    for prefix, words in rivals.items():
+        leaders = sums.leaders(prefix + norm)
+        if role in leaders:
+            others = [other for other in leaders if other != role]
+            found.append(f"{words} (level with {listed(others)})" if others else words)
+    return found
 
 
 def _spread(sums: Moved) -> Iterator[Said]:

@@ -123,7 +123,7 @@ def _blocks(reading: Reading) -> Iterator[Said]:
     sizes = [f"{one.size:,.0f} parameters, {one.measured}" for one in (attention, mlp)]
     pair = f"attention as a whole ({sizes[0]}) and the MLP as a whole ({sizes[1]})"
     if not attention.apart(mlp):
-        yield reading.bars(f"{pair}, put into base, can't be told apart: their intervals overlap.")
+        yield reading.bars(f"{pair}, put into base: their intervals overlap, so neither is clearly ahead.")
         return
     ahead = reading.sign * attention.effect > reading.sign * mlp.effect
     yield reading.allows(f"of {pair}, put into base, {'attention' if ahead else 'the MLP'} does more.")

@@ -145,6 +145,17 @@ def test_contrast_shows_that_noise_alone_tips_the_relative_norm() -> None:
     assert 1.0 == rows.loc["rms", "noise_ratio"]
 
 
+def test_a_control_that_controls_nothing_is_told(pair: tuple[Path, Path], save: Callable[..., Path]) -> None:
+    """A stranger, base itself and tuned itself are named for what they are."""
+    stranger = al.diff(*pair, control=save(tiny("llava", seed=7), "stranger"))
+
+    assert "probably no tuning of the same base" in " ".join(stranger.findings)
+    with pytest.raises(NothingToCompare, match="the control is probably no tuning"):
+        refuse_unrelated(stranger)
+    assert "equals base in every value" in " ".join(al.diff(*pair, control=pair[0]).findings)
+    assert "is it the same tuning?" in " ".join(al.diff(*pair, control=pair[1]).findings)
+
+
 def test_a_nan_is_not_stillness(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """One weight that became NaN is named, and the model is not said to have stood still."""
     tensors = load_file(pair[0] / "model.safetensors")

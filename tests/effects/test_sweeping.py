@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import affectlens as al
+from affectlens.cli.telling import tell_effects
 from affectlens.effects.comparing import compare
 from affectlens.effects.grid import Grid
 from affectlens.errors import NothingToCompare, TableError, TaskError
@@ -239,3 +241,44 @@ def test_wrong_grids_are_told(demo: al.Demo) -> None:
         al.Grid(demo.base.sites, actions=("revers",), donor=demo.tuned)
     with pytest.raises(TableError, match=r"can't group sites by 'rule'. By: site, role"):
         al.Grid(demo.base.sites, "rule", donor=demo.tuned)
+    with pytest.raises(TableError, match="named twice"):
+        al.Grid(demo.base.sites, "role", ("transplant", "transplant"), donor=demo.tuned)
+    with pytest.raises(TableError, match="not -3"):
+        al.Grid(demo.base.sites, donor=demo.tuned, n_random=-3)
+    with pytest.raises(TableError, match="finest grouping"):
+        al.Grid(demo.base.sites, "site,role", donor=demo.tuned)
+
+
+@pytest.mark.parametrize(
+    ("by", "actions", "draws"),
+    [
+        ("layer", ("transplant",), 2),
+        ("role,layer", ("revert",), 2),
+        ("role", ("zero",), 2),
+        ("tower", ("revert",), 0),
+    ],
+)
+def test_sweeps_without_a_null_can_be_told(
+    by: str, actions: tuple[str, ...], draws: int, lens: al.Lens, demo: al.Demo, tasks: list[al.Task]
+) -> None:
+    """Where no group has a null none is drawn; the ranks are empty, and the effects are told all the same."""
+    grid = al.Grid(demo.base.sites, by, actions, donor=demo.tuned, n_random=draws)
+    found = al.sweep(lens, grid, tasks[0].head(6), progress=False)
+
+    assert "random-control" not in set(found.frame["kind"])
+    assert 0 == len(found.ranks())
+    assert 5 <= len(tell_effects(found))
+
+
+def test_labels_of_several_lengths_are_a_finding(lens: al.Lens, demo: al.Demo) -> None:
+    """Summed log-probabilities favour the shorter word."""
+    faces = demo.task("faces-unseen").head(8)
+    examples = tuple(replace(e, label="furious" if e.label == "angry" else e.label) for e in faces.examples)
+    labels = tuple("furious" if label == "angry" else label for label in faces.labels)
+    task = replace(faces, examples=examples, labels=labels)
+
+    (finding,) = al.sweep(lens, al.Grid(demo.base.sites, donor=demo.tuned, n_random=0), task).origin[
+        "findings"
+    ]
+
+    assert "longer labels are at a disadvantage" in finding

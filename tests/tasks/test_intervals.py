@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from affectlens.tasks.intervals import Z, _student, bootstrap, tango, wilson
+from affectlens.tasks.intervals import Z, _student, bootstrap, effective, tango, wilson
 
 # (gained, lost, n, low, high): solved by hand where one side is empty: ±z²/(n + z²).
 TANGO = ((0, 0, 50, -0.07135, 0.07135), (50, 0, 50, 0.85729 - 0.00001, 1.0))
@@ -101,3 +101,34 @@ def test_bootstrap_covers_small_samples(count: int, least: float) -> None:
 def test_students_quantile_is_scipys(freedom: int) -> None:
     """The expansion is within half a percent."""
     assert pytest.approx(stats.t.ppf(0.975, freedom), rel=5e-3) == _student(freedom)
+
+
+@pytest.mark.parametrize(
+    ("values", "clusters", "worth"),
+    [
+        ([1, 0, 1, 0], [0, 1, 2, 3], 4),  # no clusters
+        ([1, 1, 0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 2, 2, 3, 3], 4),  # alike within clusters: one a cluster
+        ([1, 0, 1, 0, 1, 0], [0, 0, 1, 1, 2, 2], 6),  # mirrored pairs: no worse than independent
+        ([1, 1, 1, 1], [0, 0, 1, 1], 2),  # nothing to be seen of the spread
+    ],
+)
+def test_what_clustered_examples_are_worth(values: list[int], clusters: list[int], worth: float) -> None:
+    """Between the number of clusters and that of examples."""
+    assert pytest.approx(worth) == effective(np.array(values, float), np.array(clusters))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.97])
+def test_accuracy_of_clusters_covers_and_has_width(share: float) -> None:
+    """Of 500 intervals over 60 correlated pairs at least 93 % hold the truth, and none is a point."""
+    rng = np.random.default_rng(4)
+    clusters, held = np.repeat(np.arange(60), 2), []
+    for _ in range(500):
+        alike = rng.random(60) < 0.5
+        both = rng.random((60, 2)) < share
+        values = np.where(alike[:, None], both[:, :1], both).reshape(-1).astype(float)
+        worth = effective(values, clusters)
+        _, low, high = wilson(values.mean() * worth, worth)
+        assert low < high
+        held.append(low <= share <= high)
+
+    assert 0.93 <= np.mean(held)

@@ -19,6 +19,12 @@ BAD = (
     ('{"id": 1, "label": "x"}', "needs text, messages, image or images"),
     ('{"id": 1, "label": "x", "text": "x", "lable": 2}', "unknown fields lable"),
     ("{", "line 2: not valid JSON"),
+    ('{"id": 1, "text": "x", "label": "x", "meta": "speaker"}', "meta is a str, not a dict"),
+    ('{"id": 1, "images": "a.png", "label": "x"}', "images is a str, not a list"),
+    (
+        '{"id": 1, "messages": [{"role": "user"}], "label": "x"}',
+        "a message is an object with role and content",
+    ),
 )
 ANSWERS = (
     ("happy", "happy"),
@@ -28,6 +34,9 @@ ANSWERS = (
     ("", None),
     ("unhappy", None),
     ("not happy", None),
+    ("not at all happy", None),
+    ("I don't think it is happy", None),
+    ("not sure, but happy", "happy"),
     ("sadness", None),
     ("It is sad, so sad", "sad"),
 )
@@ -113,3 +122,24 @@ def test_pictures_are_cut_from_sheets(tmp_path: Path) -> None:
     ):
         with pytest.raises(TaskError, match=message):
             open_picture(source)
+
+
+def test_null_is_absent(tmp_path: Path) -> None:
+    """As pandas writes fields that are not there; the word 'None' reaches no prompt."""
+    line = {"id": 1, "text": None, "image": "a.png", "messages": None, "meta": None, "label": "happy"}
+    (example, _) = al.load_task(
+        "labels", write(tmp_path / "t.jsonl", line, {**GOOD, "id": 2, "label": "sad"})
+    ).examples
+
+    assert ("", (str(tmp_path / "a.png"),), {}) == (example.text, example.images, dict(example.meta))
+
+
+def test_text_of_other_encodings_is_told(tmp_path: Path) -> None:
+    """A byte order mark is skipped; what is not UTF-8 is an error of ours."""
+    file = write(tmp_path / "t.jsonl", GOOD, {**GOOD, "id": 2, "label": "sad"})
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert 2 == len(al.load_task("labels", file))
+
+    file.write_bytes(b'{"id": 1, "label": "x", "text": "caf\xe9"}')
+    with pytest.raises(TaskError, match="not UTF-8 text"):
+        al.load_task("labels", file)

@@ -127,7 +127,7 @@ def test_interaction_gap_is_whole_minus_sum(make_effects: Sweeps) -> None:
     [
         (0.9, 0.3, "may", "put into base, attention does more"),
         (0.3, 0.9, "may", "put into base, the MLP does more"),
-        (0.5, 0.55, "may_not", "can't be told apart: their intervals overlap"),
+        (0.5, 0.55, "may_not", "their intervals overlap, so neither is clearly ahead"),
     ],
 )
 def test_whole_blocks_are_held_against_each_other(
@@ -182,7 +182,9 @@ def test_noise_and_control_take_the_lead_away(make_drift: Drifts) -> None:
     assert said(found.may, "By ‖Δ‖/‖W‖, q_proj moved most") or said(
         found.may, "By ‖Δ‖/‖W‖, o_proj moved most"
     )
-    assert said(found.may_not, "is no sign of affect: noise of one rms and the control tuning put it first")
+    assert said(
+        found.may_not, "is no sign of affect: noise of one rms (level with o_proj) and the control tuning"
+    )
     assert said(found.may, "All 7 roles moved by much the same rms")
     assert said(found.may_not, "(ratio 1.25); noise alone gives 4 (ratio 1.25), so that lead is no evidence")
 
