@@ -113,8 +113,9 @@ def _control_findings(frame: pd.DataFrame) -> Iterator[str]:
 
 def control_unrelated(frame: pd.DataFrame) -> bool:
     """Whether the control is a stranger to base: as far from it as independent weights are."""
-    big = frame[(frame["param"] == "weight") & (frame["role"] != "norm") & (frame["size"] >= 256)]
-    known = big["control_relative"].dropna() if "control_relative" in big else big["size"][:0]
+    if "control_relative" not in frame:
+        return False
+    known = _matrices(frame)["control_relative"].dropna()
     return bool(len(known)) and bool(known.median() > 1.2)
 
 
@@ -123,10 +124,15 @@ def unrelated(frame: pd.DataFrame) -> bool:
 
     Independent weights of one scale give a relative drift of √2 and a cosine of 0.
     """
-    big = frame[(frame["param"] == "weight") & (frame["role"] != "norm") & (frame["size"] >= 256)]
+    big = _matrices(frame)
     if big.empty:
         return False
     return bool(big["cosine"].abs().median() < 0.1 and big["relative"].median() > 0.9)
+
+
+def _matrices(frame: pd.DataFrame) -> pd.DataFrame:
+    # Norms start from ones in every model, and so resemble each other between strangers.
+    return frame[(frame["param"] == "weight") & (frame["role"] != "norm") & (frame["size"] >= 256)]
 
 
 def refuse_unrelated(drift: Drift) -> Drift:

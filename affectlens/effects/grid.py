@@ -35,7 +35,8 @@ class Grid:
     sites. `transplant` puts the donor's weights into base, `revert` base's into the donor, `zero`
     deletes in the donor. `control`, another tuning of the same base, is transplanted at the same
     sites. `n_random` draws of the layer-stratified null (a random one of the roles of equal size in
-    each layer) are made for each family of roles and each action but `zero`.
+    each layer) are made for each action but `zero`, where a group is one role in all layers that
+    moved; a part of them would be held against draws over more layers than it has.
     """
 
     sites: Sites
@@ -69,18 +70,19 @@ class Grid:
 
         `control` are the sites that the control tuning has too; a group it lacks any of has no such row.
         """
-        families = _families(moved, live)
+        scope = moved & self.sites
+        families = _families(scope, live)
         used = set()
         for name, sites in self.groups(moved).items():
-            family = next((f for f, roles in families.items() if _is_role(sites, roles)), "")
+            family = next((f for f, roles in families.items() if _is_role(sites, roles, scope=scope)), "")
             used.add(family)
             for action in self.actions:
                 yield Unit(action, name, sites, null_of=family)
             if control is not None and "transplant" in self.actions and not sites - control:
                 yield Unit("transplant", name, sites, kind="control-tuning")
-        for family in sorted(families.keys() & used, key=list(families).index):
-            roles = families[family]
-            yield from self._null(family, _by_layer(moved, roles))
+        for family, roles in families.items():
+            if family in used:
+                yield from self._null(family, _by_layer(scope, roles))
 
     def groups(self, moved: Sites) -> dict[str, Sites]:
         """Name the groups of those sites that moved."""
@@ -132,9 +134,11 @@ def _eligible(site: Site) -> bool:
     return own and site.expert is None and not site.label
 
 
-def _is_role(sites: Sites, roles: frozenset[str]) -> bool:
-    found = {site.role for site in sites}
-    return len(found) == 1 and found <= roles and len({site.layer for site in sites}) > 1
+def _is_role(sites: Sites, roles: frozenset[str], *, scope: Sites) -> bool:
+    """Whether a group is one of the roles in all of its layers, as each draw is."""
+    role = sites[0].role
+    whole = Sites(site for site in scope if _eligible(site) and site.role == role)
+    return role in roles and sites == whole and len({site.layer for site in sites}) > 1
 
 
 def _by_layer(moved: Sites, roles: frozenset[str]) -> list[list[Sites]]:

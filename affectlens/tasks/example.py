@@ -33,7 +33,7 @@ class Example:
             return [dict(message) for message in self.messages]
         parts: list[dict[str, Any]] = [{"type": "image"} for _ in self.images]
         # Not str.format: a text with braces in it is data.
-        parts.append({"type": "text", "text": prompt.replace("{text}", self.text)})
+        parts.append({"type": "text", "text": prompt.replace("{text}", self.text).strip()})
         return [{"role": "user", "content": parts}]
 
 

@@ -1,7 +1,7 @@
 """Intervals that cover: score intervals for counts, and a bootstrap over clusters for everything else.
 
-The plain bootstrap covers 88 % at n = 60 and 68 % with rare discordant pairs, where it promises 95;
-Wilson's and Tango's score intervals hold their level there (Wilson 1927; Tango 1998, Stat. Med. 17).
+The plain bootstrap is too narrow for few examples and for rare discordant pairs; the score intervals of
+Wilson (1927) and Tango (1998, Stat. Med. 17) hold their level there. `benchmarks/coverage.py` measures it.
 """
 
 import math

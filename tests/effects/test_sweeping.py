@@ -208,6 +208,19 @@ def test_the_null_needs_roles_that_moved_in_the_same_layers(demo: al.Demo) -> No
     assert {"gate_proj/down_proj"} == {unit.null_of for unit in units if unit.kind == "random-control"}
 
 
+def test_the_null_has_the_layers_of_the_group(demo: al.Demo) -> None:
+    """A grid over two layers draws in these two; a group of a part of the layers gets no null."""
+    few = demo.base.sites.where(layer=[0, 1])
+    units = list(al.Grid(few, donor=demo.tuned, n_random=2).units(demo.base.sites, demo.base))
+    part = {"early gates": few.where(tower="language", role="gate_proj")}
+    parted = list(al.Grid(demo.base.sites, part, donor=demo.tuned).units(demo.base.sites, demo.base))
+
+    draws = [unit for unit in units if unit.kind == "random-control"]
+    assert 2 * 2 * 2 == len(draws)
+    assert {(0, 1)} == {tuple(sorted({site.layer for site in unit.sites})) for unit in draws}
+    assert {("effect", "")} == {(unit.kind, unit.null_of) for unit in parted}
+
+
 def test_no_share_of_a_gain_that_is_not_there(lens: al.Lens, tasks: list[al.Task]) -> None:
     """Where tuned is not clearly better than base, a recovery ratio would be a number from nothing."""
     scores = al.evaluate(lens, tasks[0])
