@@ -48,7 +48,7 @@ class Checkpoint:
     def __init__(self, store: Store) -> None:
         self.store = store
         shapes = {name: header.shape for name, header in store.headers.items()}
-        self.storage: dict[Site, Storage] = locate(shapes, store.name)
+        self.storage: dict[Site, Storage] = locate(shapes, store.name, config=store.config)
 
     @cached_property
     def sites(self) -> Sites:
@@ -83,8 +83,10 @@ class Checkpoint:
 
     def read(self, site: Site) -> "Tensor":
         """Read one site; raises `NoSuchSite` when the checkpoint has none such."""
+        from affectlens.checkpoints.slicing import rows, take
+
         where = self._at(site)
-        return self.store.read(where.tensor, where.rows)
+        return take(self.store.read(where.tensor, rows(where)), where)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from affectlens.checkpoints import Checkpoint
+from affectlens.checkpoints.slicing import put
 from affectlens.errors import LensError
 from affectlens.sites import Site
 
@@ -57,10 +58,10 @@ def _tensors(
         if old.device.type == "meta":
             raise LensError(f"{site} is offloaded, so its weights can't be swapped; load without offloading")
         value = value.to(device=old.device, dtype=old.dtype)
-        if where.rows is None:
-            new[where.tensor] = value
+        if where.size == old.numel() and not where.transposed:
+            new[where.tensor] = value.reshape(old.shape)
         else:
             if where.tensor not in new:
                 new[where.tensor] = old.data.clone()
-            new[where.tensor][where.rows] = value
+            put(new[where.tensor], where, value=value)
     return new

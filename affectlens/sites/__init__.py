@@ -5,9 +5,10 @@
 Neither torch nor transformers is needed to say where a parameter belongs.
 """
 
-from affectlens.sites.locating import Storage, locate
+from affectlens.sites.locating import locate
 from affectlens.sites.roles import ATTENTION, MLP
 from affectlens.sites.site import Site
 from affectlens.sites.sites import Sites
+from affectlens.sites.storage import Cut, Storage
 
-__all__ = ["ATTENTION", "MLP", "Site", "Sites", "Storage", "locate"]
+__all__ = ["ATTENTION", "MLP", "Cut", "Site", "Sites", "Storage", "locate"]

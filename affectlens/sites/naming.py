@@ -1,19 +1,25 @@
 """Canonical names: what transformers calls a parameter in memory, whatever the file calls it.
 
-Training frameworks wrap names, and a multimodal model saved by different releases differs in where
-the language model hangs. Both are undone by rewriting strings; no model and no config is built.
+Training frameworks wrap names, and a model saved by different releases differs in where its parts
+hang. For the model types that transformers knows, `conversions.json` holds its own renamings as plain
+patterns; the layouts of others are recognised by their parts. Only strings are rewritten: no model and
+no config is built.
 """
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any, NamedTuple
 
-_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+")
-_MULTIMODAL = re.compile(
-    r"^(?:model\.)?(?:visual|vision_tower|audio_tower|multi_modal_projector|language_model)\."
+_WRAPPERS = re.compile(
+    r"^(?:(?:module|_orig_mod|_fsdp_wrapped_module|_forward_module|base_model\.model|llama_model)\.)+"
 )
 _PARTS = r"(?:visual|vision_tower|audio_tower|multi_modal_projector|language_model)\."
+_MULTIMODAL = re.compile(rf"^(?:model\.)?{_PARTS}")
 
-# Applied in this order, each to what the one before it left.
+# For model types that transformers does not know; in this order, each on what the one before it left.
 _LAYOUT = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -26,20 +32,83 @@ _LAYOUT = tuple(
 )
 
 
-def canonical(names: Iterable[str]) -> dict[str, str]:
-    """Map each name to the canonical one.
+class Rule(NamedTuple):
+    """One renaming of transformers: below `scope`, the first match of `find` becomes `put`."""
+
+    scope: str | None
+    base: str | None  # a prefix of the scope that a file may lack
+    find: re.Pattern[str]
+    put: str
+    guard: re.Pattern[str] | None  # applies only to files where this is found
+
+    def rename(self, name: str) -> str:
+        """Apply it once."""
+        scope = f"{self.scope}." if self.scope else ""
+        prefix = f"{self.base}.{scope}" if self.base else scope
+        if self.scope is None:
+            prefix = ""
+        elif not name.startswith(prefix):
+            prefix = scope
+        if not name.startswith(prefix):
+            return name
+        below = name[len(prefix) :]  # cut off, so that `^` is where the scope begins
+        match = self.find.search(below)
+        if match is None:
+            return name
+        put = match.expand(self.put)
+        if match[0].strip("._") in put and put in below:
+            return name  # done already: the file is in the layout of memory
+        return prefix + below[: match.start()] + put + below[match.end() :]
+
+
+def canonical(names: Iterable[str], config: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Map each name to the canonical one; `config` is the model's `config.json`, where there is one.
 
     >>> canonical(["language_model.model.norm.weight", "vision_tower.post_layernorm.bias"])
     {'language_model.model.norm.weight': 'model.language_model.norm.weight', \
 'vision_tower.post_layernorm.bias': 'model.vision_tower.post_layernorm.bias'}
     """
     bare = {name: _WRAPPERS.sub("", name) for name in names}
-    if not any(_MULTIMODAL.match(name) for name in bare.values()):
-        return bare
-    return {name: _in_memory(stripped) for name, stripped in bare.items()}
+    rules = _rules(config or {})
+    if rules is None:
+        multimodal = any(_MULTIMODAL.match(name) for name in bare.values())
+        return {name: _in_memory(stripped) if multimodal else stripped for name, stripped in bare.items()}
+    active = [rule for rule in rules if rule.guard is None or any(map(rule.guard.search, bare.values()))]
+    for rule in active:
+        bare = {name: rule.rename(stripped) for name, stripped in bare.items()}
+    return bare
 
 
 def _in_memory(name: str) -> str:
     for pattern, replacement in _LAYOUT:
         name = pattern.sub(replacement, name)
     return name
+
+
+def _rules(config: Mapping[str, Any]) -> list[Rule] | None:
+    """The renamings for a config's architecture; None where transformers does not know it."""
+    table = _table()
+    kind, names = config.get("model_type"), config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    # Remote code may use the type of a model that transformers knows for another model.
+    if not isinstance(kind, str) or config.get("auto_map"):
+        return None
+    numbers = table["classes"].get(name) if isinstance(name, str) else None
+    if numbers is None:
+        numbers = table["types"].get(kind)
+    if numbers is None:
+        return None if kind not in table["known"] else [_rule(rule) for rule in table["legacy"]]
+    return [_rule(rule) for rule in (*(table["rules"][n] for n in numbers), *table["legacy"])]
+
+
+@cache
+def _table() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(
+        files("affectlens.sites").joinpath("conversions.json").read_text("utf-8")
+    )
+    return found
+
+
+def _rule(row: list[Any]) -> Rule:
+    scope, base, find, put, guard = row
+    return Rule(scope, base, re.compile(find), put, re.compile(guard) if guard else None)

@@ -18,10 +18,10 @@ TRAPS = (
     ("model.layers.0.mlp.gate.weight", "language", 0, "router"),
     ("model.layers.0.mlp.shared_expert_gate.weight", "language", 0, "shared_expert_gate"),
     ("model.layers.0.self_attn.gate_proj.weight", "language", 0, "attn_out_gate"),
-    ("model.layers.0.mlp.up_proj.weight", "language", 0, "fc1"),
+    ("model.layers.0.mlp.up_proj.weight", "language", 0, "other"),
     ("model.layers.0.mlp.experts.down_proj", "language", 0, "other"),
     ("model.layers.0.attention.frobnicate.weight", "language", 0, "other"),
-    ("visual.merger_list.3.weight", "vision", None, "other"),
+    ("visual.merger_list.3.weight", "projector", None, "proj"),
     ("visual.blocks.1.attn.proj.weight", "vision", 1, "o_proj"),
 )
 

@@ -1,0 +1,138 @@
+"""Each stored tensor with all that its name and shape, its siblings and the config tell of it."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from affectlens.sites.fusing import Setting, fused, glu_in_fc1
+from affectlens.sites.naming import canonical
+from affectlens.sites.placing import Place, places
+from affectlens.sites.sections import section
+from affectlens.sites.storage import Fused, Shape
+from affectlens.sites.towers import TOWERS
+
+_EXPERT = re.compile(r"(?:^|\.)experts\.(?:expert_)?(\d+)(?=\.)")
+_SHARED = re.compile(r"(?:^|\.)shared_(?:experts?|mlp)(?=\.)")
+_IN_EXPERT = ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2")
+
+
+class Laid(NamedTuple):
+    """One stored tensor."""
+
+    name: str  # canonical
+    shape: Shape
+    place: Place
+    fused: Fused | None
+    expert: int | str | None  # its number, or "stacked" for all of them along the first dimension
+    block: str | None  # "expert", "shared_expert" or None
+    transposed: bool
+
+    @property
+    def param(self) -> str:
+        """`weight`, `bias` or `param`; experts keep theirs as bare parameters."""
+        if self.expert == "stacked" and self.place.param == "param":
+            return "bias" if self.name.endswith("bias") else "weight"
+        return self.place.param
+
+
+def lay_out(
+    shapes: Mapping[str, Shape],
+    config: Mapping[str, Any] | None = None,
+    *,
+    context: Mapping[str, Shape] | None = None,
+) -> dict[str, Laid]:
+    """Say of each tensor what it is; `context` holds tensors of the same model that are elsewhere."""
+    config = config or {}
+    names = canonical([*shapes, *(context or {})], config)
+    known = {names[tensor]: shape for tensor, shape in {**(context or {}), **shapes}.items()}
+    sections = {tower: section(config, tower) for tower in TOWERS}
+    where = _with_glu(places(known), known, sections)
+    beside = _beside(where, known)
+    conv1d = _conv1d(where, known)
+    laid = {}
+    for tensor, shape in shapes.items():
+        name = names[tensor]
+        place = where[name]
+        near = beside[_block(place)]
+        tower = place.position.tower
+        kind = str(sections[tower]["model_type"])
+        setting = Setting(kind, tower, place.module.removesuffix("_bias"), near, sections[tower])
+        parts = fused(place.role, shape, setting=setting)
+        expert, block = _expert(place, shape)
+        turned = place.module in conv1d and len(shape) == 2 or _experts_transposed(place, shape, near)
+        laid[tensor] = Laid(name, shape, place, parts, expert, block, turned)
+    return laid
+
+
+def _with_glu(
+    where: dict[str, Place], shapes: Mapping[str, Shape], sections: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Place]:
+    """Recognise a gate fused into the first matrix of a plain-looking MLP: it is twice too wide."""
+    last = {_block(p): shapes[name] for name, p in where.items() if p.role == "fc2" and p.param != "bias"}
+    gated = set()
+    for name, place in where.items():
+        first, second = shapes[name], last.get(_block(place), ())
+        if place.role == "fc1" and len(first) == len(second) == 2 and first[0] == 2 * second[1]:
+            kind = str(sections[place.position.tower]["model_type"])
+            if glu_in_fc1(place.module, kind):
+                gated.add(_block(place))
+    new = {"fc1": "gate_up_proj", "fc2": "down_proj"}
+    return {
+        name: place._replace(role=new.get(place.role, place.role)) if _block(place) in gated else place
+        for name, place in where.items()
+    }
+
+
+def _block(place: Place) -> tuple[str, str]:
+    """What a parameter shares with its siblings: the path up to its own name."""
+    parent = place.module.rpartition(".")[0]
+    return place.position.tower, re.sub(r"(?<=\w)\.(?:self|attention|output|intermediate)$", "", parent)
+
+
+def _beside(
+    where: Mapping[str, Place], shapes: Mapping[str, Shape]
+) -> Mapping[tuple[str, str], dict[str, Shape]]:
+    found: dict[tuple[str, str], dict[str, Shape]] = defaultdict(dict)
+    for name, place in where.items():
+        if place.param == "bias" or name.endswith("_bias"):
+            found[_block(place)].setdefault(f"{place.role}.bias", shapes[name])
+        else:
+            found[_block(place)].setdefault(place.role, shapes[name])
+    return found
+
+
+def _conv1d(where: Mapping[str, Place], shapes: Mapping[str, Shape]) -> frozenset[str]:
+    """The modules stored (in, out), as GPT-2's Conv1D: the bias has the length of the second dimension."""
+    weights = {p.module: shapes[n] for n, p in where.items() if p.param == "weight" and len(shapes[n]) == 2}
+    biases = {p.module: shapes[n] for n, p in where.items() if p.param == "bias"}
+    sure = {m for m, (a, b) in weights.items() if a != b and biases.get(m) == (b,)}
+    kinds = {(where_of.position.tower, m.rpartition(".")[2][:2]) for m, where_of in _by_module(where, sure)}
+    # A square matrix shows nothing itself; its family does.
+    square = {m for m, (a, b) in weights.items() if a == b and m in biases}
+    alike = {m for m, p in _by_module(where, square) if (p.position.tower, m.rpartition(".")[2][:2]) in kinds}
+    return frozenset(sure | {m for m in alike if m.rpartition(".")[2].startswith("c_")})
+
+
+def _by_module(where: Mapping[str, Place], modules: set[str]) -> list[tuple[str, Place]]:
+    return [(place.module, place) for place in where.values() if place.module in modules]
+
+
+def _expert(place: Place, shape: Shape) -> tuple[int | str | None, str | None]:
+    local = place.position.local
+    if _SHARED.search(local):
+        return None, "shared_expert"
+    if match := _EXPERT.search(local):
+        return int(match[1]), "expert"
+    if place.role in _IN_EXPERT:
+        bias = place.param == "bias" or place.module.endswith("_bias")
+        if len(shape) == (2 if bias else 3):
+            return "stacked", "expert"
+    return None, "expert" if re.search(r"(?:^|\.)experts\.", local) else None
+
+
+def _experts_transposed(place: Place, shape: Shape, near: Mapping[str, Shape]) -> bool:
+    both, down = near.get("gate_up_proj", ()), near.get("down_proj", ())
+    if len(shape) != 3 or place.role not in ("gate_up_proj", "down_proj") or (len(both), len(down)) != (3, 3):
+        return False
+    return both[-2] != 2 * down[-1] and both[-1] == 2 * down[-2]

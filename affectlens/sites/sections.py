@@ -1,0 +1,33 @@
+"""The part of a config that speaks of a tower."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_KEYS = {
+    "language": r"text_config|llm_config|language_config|text_model_config|decoder",
+    "vision": r"vision_config|visual|vit_config|image_config",
+    "audio": r"audio_config|speech_config|audio_encoder\w*|encoder_config",
+    "qformer": r"qformer_config|speech_qformer_config",
+    "talker": r"talker_config",
+}
+
+
+def section(config: Mapping[str, Any], tower: str) -> Mapping[str, Any]:
+    """Find the settings of a tower; those at the top where it has none of its own.
+
+    >>> section({"model_type": "llava", "text_config": {"num_attention_heads": 8}}, "language")
+    {'num_attention_heads': 8, 'model_type': 'llava'}
+    """
+    pattern = re.compile(_KEYS.get(tower, r"(?!)"))
+    own: Mapping[str, Any] = next((part for key, part in _parts(config) if pattern.fullmatch(key)), config)
+    return {**own, "model_type": str(own.get("model_type") or config.get("model_type") or "")}
+
+
+def _parts(config: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    # Outer sections first: the text config of a thinker lies one deeper than that of a plain model.
+    parts = [(str(key), part) for key, part in config.items() if isinstance(part, dict)]
+    yield from parts
+    if depth < 3:
+        for _, part in parts:
+            yield from _parts(part, depth + 1)

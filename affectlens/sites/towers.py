@@ -1,0 +1,178 @@
+"""Towers, stacks and layers: where in the model a module hangs.
+
+A component of the path names most towers, and the deepest one wins: `audio_tower.audio_adapter` is a
+projector. A model that is all one tower names none, so its convolutions tell: over three colour
+channels they see, over anything else they hear.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from itertools import zip_longest
+from typing import NamedTuple
+
+Shape = tuple[int, ...]
+
+# Towers that own whatever hangs below them come first; then the deepest component decides.
+_OWNERS = (
+    ("vocoder", r"token2wav|code2wav|vocoder|hifi_?gan|speech_decoder_postnet|t2u_model"),
+    ("talker", r"talker|depth_decoder|tts"),
+    ("vq", r"vqmodel|vq_model|visual_tokenizer|codec_model|quantizer"),
+    ("generation", r"generation_(?:embeddings|aligner|head)|gen_(?:embed|aligner|head|vision_model)"),
+)
+_PARTS = (
+    (
+        "projector",
+        r"(?:\w+_)?projectors?|mm_projector\w*|multi_?modal_projector\w*|(?:\w+_)?mergers?(?:_list)?"
+        r"|(?:\w+_)?connectors?|(?:\w+_)?aligner|(?:\w+_)?adapt[eo]r|(?:\w+_)?resampler(?:_model)?"
+        r"|modality_projection|(?:visual|vision|text|audio|image|speech|language|sound)_proj(?:ection)?"
+        r"|image_to_text_projection|high_res_vision_(?:neck|proj)|embed_(?:vision|audio)|mlp1|mlp_AR"
+        r"|(?:enc|audio_enc)_to_dec_proj|downsampler|visual_embeddings_table|llama_proj"
+        r"|linear_projection|img_projection|\w*llama_proj\d?|affectgpt_proj|vision_embed_tokens|image_newline|view_seperator",
+    ),
+    ("qformer", r"(?:\w+_)?q_?former|query_tokens"),
+    (
+        "vision",
+        r"visual|vision|(?:\w+_)?vi(?:sion|sual)_(?:tower|model|encoder|backbone|embeddings)|vit|vpm|image_(?:tower|encoder|model"
+        r"|embed)|video_(?:tower|model|encoder)|img_processor|vision_\w+_model|pixel_level_module",
+    ),
+    (
+        "audio",
+        r"(?:audio|speech|sound|acoustic|asr|conditioning)_(?:tower|model|encoder|embed|encoder_model)|apm"
+        r"|(?:acoustic|semantic)_tokenizer_encoder|(?:acoustic|semantic)_(?:encoder|model|decoder)"
+        r"|speech_(?:encoder|decoder)_model",
+    ),
+    (
+        "language",
+        r"language_model|text_(?:model|decoder|encoder|tower|backbone|encoder_model)|llm|llama_model"
+        r"|bert|roberta",
+    ),
+)
+TOWERS = tuple(tower for tower, _ in (*_OWNERS, *_PARTS))
+_OWNER = tuple((tower, re.compile(pattern)) for tower, pattern in _OWNERS)
+_PART = tuple((tower, re.compile(pattern)) for tower, pattern in _PARTS)
+_INDEXED = re.compile(
+    r"(?:^|\.)(?P<list>(?:\w+_)?(?:layers|blocks)|layer|block|h|resblocks|encoders|decoders)\.(?P<n>\d+)(?=\.)"
+)
+_NO_LAYERS = re.compile(r"conv_(?:layers|blocks)|(?:up|down)(?:sample_)?(?:blocks|layers)|deconv_layers")
+_STACKS = ("encoder", "decoder")
+_TOKENS = re.compile(
+    r"(?:embed_tokens|char_embeddings(?:\.\w+)?|wte|word_embeddings?|tok(?:en)?_embeddings?|embed_in|\bshared)$"
+)
+
+
+class Position(NamedTuple):
+    """Tower, stack, layer and the path below the layer (the whole path where there is no layer)."""
+
+    tower: str
+    stack: str | None
+    layer: int | None
+    local: str
+
+
+def positions(modules: Mapping[str, Shape]) -> dict[str, Position]:
+    """Place each module, given the shape of its largest parameter."""
+    named = {module: _named(_above_layer(module)) for module in modules}
+    split = _split_stacks(modules)
+    senses = _senses(
+        {m: shape for m, shape in modules.items() if named[m] is None}, split, set(named.values())
+    )
+    found = {}
+    lists: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for module in modules:
+        layer, local = _layer(module)
+        tower = named[module] or senses[_group(module, split)]
+        stack = _stack(module, split) if layer is not None else None
+        found[module] = Position(tower, stack, layer, local)
+        if layer is not None and stack is None:
+            lists[tower].add(_list(module, local))
+    for module, at in found.items():
+        if at.layer is not None and at.stack is None and len(lists[at.tower]) > 1:
+            found[module] = at._replace(stack=_apart(_list(module, at.local), lists[at.tower]))
+    return found
+
+
+def _list(module: str, local: str) -> tuple[str, ...]:
+    """The path of the list that a layer is in."""
+    return tuple(module.removesuffix(local).split(".")[:-2])
+
+
+def _apart(path: tuple[str, ...], paths: Iterable[tuple[str, ...]]) -> str | None:
+    """What tells a list of layers from the other lists of its tower, e.g. `image_tower`."""
+    others = list(paths)
+    start = next(i for i, parts in enumerate(zip_longest(*others)) if len(set(parts)) > 1)
+    ends = zip_longest(*(other[start:][::-1] for other in others))
+    stop = next((i for i, parts in enumerate(ends) if len(set(parts)) > 1), 0)
+    return ".".join(path[start : len(path) - stop]) or None
+
+
+def _above_layer(module: str) -> str:
+    """The path down to the layer: what hangs inside a layer belongs to the layer's tower."""
+    layer, local = _layer(module)
+    return module if layer is None else module.removesuffix(local)
+
+
+def _named(module: str) -> str | None:
+    parts = module.split(".")
+    for tower, pattern in _OWNER:
+        if any(pattern.fullmatch(part) for part in parts):
+            return tower
+    for part in reversed(parts):
+        for tower, pattern in _PART:
+            if pattern.fullmatch(part):
+                return tower
+    return None
+
+
+def _layer(module: str) -> tuple[int | None, str]:
+    for match in _INDEXED.finditer(module):
+        # A list of bare linears (`mlp.layers.0`, a head's) holds no layers of the model.
+        if not _NO_LAYERS.fullmatch(match["list"]) and match.end() < len(module):
+            return int(match["n"]), module[match.end() + 1 :]
+    return None, module
+
+
+def _root(module: str) -> tuple[str, str] | None:
+    """The path up to the first `encoder` or `decoder`, and which of them it is."""
+    parts = module.split(".")
+    for index, part in enumerate(parts):
+        if part in _STACKS:
+            return ".".join(parts[:index]), part
+    return None
+
+
+def _split_stacks(modules: Iterable[str]) -> frozenset[str]:
+    """The paths below which there is an encoder and a decoder, both with layers."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for module in modules:
+        if (root := _root(module)) and _layer(module)[0] is not None:
+            found[root[0]].add(root[1])
+    return frozenset(path for path, stacks in found.items() if len(stacks) == 2)
+
+
+def _stack(module: str, split: frozenset[str]) -> str | None:
+    root = _root(module)
+    return root[1] if root and root[0] in split else None
+
+
+def _group(module: str, split: frozenset[str]) -> str:
+    return _stack(module, split) or ""
+
+
+def _senses(modules: Mapping[str, Shape], split: frozenset[str], named: set[str | None]) -> dict[str, str]:
+    """What each group of modules without a named tower is, from its own convolutions and embeddings."""
+    tokens = {_group(module, split) for module in modules if _TOKENS.search(module)}
+    found = {_group(module, split): "language" for module in modules}
+    kernels = [
+        (_group(module, split), shape)
+        for module, shape in modules.items()
+        # Layers of language models convolve too (state spaces); where another tower is the language, none do.
+        if len(shape) >= 3 and (_layer(module)[0] is None or "language" in named)
+    ]
+    sees = "vision" in named or any(len(shape) >= 4 and shape[1] == 3 for _, shape in kernels)
+    for group, _ in kernels:
+        found[group] = "vision" if sees else "audio"
+    for module in modules:
+        if re.search(r"patch_(?:embed\w*|projection)", module) and found[_group(module, split)] == "language":
+            found[_group(module, split)] = "vision"
+    return {group: "language" if group in tokens else tower for group, tower in found.items()}

@@ -1,0 +1,198 @@
+"""Regenerate `affectlens/sites/conversions.json` from the rules of the installed transformers.
+
+    python -m benchmarks.conversions
+
+transformers knows how the names in a checkpoint differ from those in memory, but hangs its rules on
+built models. Here every architecture is built once, without weights and with two layers, and what it
+would rename is written down as plain patterns; inspecting a file then needs neither transformers nor a
+config that would have to be trusted.
+"""
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+TABLE = Path(__file__).parent.parent / "affectlens" / "sites" / "conversions.json"
+# The first of these that has a model type gives its rules; classes that differ get their own.
+_HEADS = ("MULTIMODAL_LM", "IMAGE_TEXT_TO_TEXT", "CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ",
+          "MASKED_LM", "CTC", "TEXT_TO_WAVEFORM", "ZERO_SHOT_IMAGE_CLASSIFICATION", "PRETRAINING")  # fmt: skip
+_DEPTH = re.compile(
+    r"num_hidden_layers|n_layers?|num_layers|(?:en|de)coder_layers|depth|num_(?:en|de)coder_layers"
+)
+
+Rule = tuple[str | None, str | None, str, str, str | None]  # scope, base, find, put, guard
+
+
+def architectures() -> Iterator[tuple[str, str]]:
+    """Every (model type, class) that transformers can build from a config."""
+    from transformers.models.auto import modeling_auto
+
+    seen = set()
+    mappings = [f"MODEL_FOR_{head}_MAPPING_NAMES" for head in _HEADS] + ["MODEL_MAPPING_NAMES"]
+    for mapping in mappings:
+        for kind, names in getattr(modeling_auto, mapping).items():
+            for name in names if isinstance(names, tuple | list) else (names,):
+                bare = mapping == "MODEL_MAPPING_NAMES" and any(kind == known for known, _ in seen)
+                if (kind, name) not in seen and not bare:
+                    seen.add((kind, name))
+                    yield kind, name
+
+
+def build(kind: str, name: str) -> Any:
+    """A model of two layers without weights; None where a default config does not make one."""
+    import torch
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    for attempt in (_shallow, _mended):
+        for make in (CONFIG_MAPPING[kind], None):
+            try:
+                model_class = getattr(transformers, name)
+                config = attempt((make or model_class.config_class)())
+                with torch.device("meta"):
+                    return model_class._from_config(config)
+            except Exception:  # noqa: S112  defaults of some 60 configs make no model, in as many ways
+                continue
+    return None
+
+
+def _shallow(config: Any) -> Any:
+    for part in _parts(config):
+        for key, value in list(vars(part).items()):
+            if _DEPTH.fullmatch(key) and isinstance(value, int) and value > 2:
+                setattr(part, key, 2)
+    return config
+
+
+def _mended(config: Any) -> Any:
+    """Fill in what some defaults leave out."""
+    missing = {
+        "rope_theta": 1e4,
+        "pad_token_id": 0,
+        "vocab_size": 1000,
+        "shared_expert_intermediate_size": 96,
+    }
+    for part in _parts(_shallow(config)):
+        for key, value in missing.items():
+            if getattr(part, key, None) is None:
+                setattr(part, key, value)
+        heads = getattr(part, "num_attention_heads", None)
+        if getattr(part, "head_dim", 0) is None and heads:
+            part.head_dim = part.hidden_size // heads
+        if getattr(part, "num_key_value_heads", 0) is None:
+            part.num_key_value_heads = heads
+        if hasattr(part, "vocabulary_map"):
+            part.vocabulary_map = {"<image>": 5, "<|extra_200|>": 6}
+        if hasattr(part, "layer_types") and not part.layer_types:
+            part.layer_types = ["full_attention"] * part.num_hidden_layers
+    return config
+
+
+def _parts(config: Any) -> Iterator[Any]:
+    from transformers import PreTrainedConfig
+
+    yield config
+    for value in list(vars(config).values()):
+        if isinstance(value, PreTrainedConfig):
+            yield from _parts(value)
+
+
+def rules(changes: Iterable[Any]) -> list[Rule]:
+    """What loading renames, one tensor to one; what it splits or stacks keeps its own name, where it lands."""
+    found: list[Rule] = []
+    for change in changes:
+        sources, targets = change.source_patterns, change.target_patterns
+        steps = getattr(change, "operations", ())
+        guard = None
+        if type(change).__name__ == "GroupWeightRename":  # norm0 becomes norm1, norm1 becomes norm2
+            guard = _find(sources[0])
+        elif len(targets) > 1 and len(sources) == 1 and _splits(steps) and "." in targets[0]:
+            targets = [_moved(sources[0], targets[0])]
+        elif len(targets) > 1 or (len(sources) > 1 and steps) or any(map(_merges, steps)):
+            continue
+        elif getattr(change, "offset", 0):
+            continue
+        else:
+            targets = targets * len(sources)
+        scope = change.scope_prefix, change.base_model_prefix
+        rows = [(*scope, _find(source), put, guard) for source, put in zip(sources, targets, strict=True)]
+        found += reversed(rows)
+    return found
+
+
+def _moved(source: str, target: str) -> str:
+    """The fused tensor under its own name in the module that its parts go to."""
+    leaves = [part for part in re.split(r"\\?\.", source) if part]
+    parts = [part for part in re.split(r"\\?\.", target) if part]
+    kind = parts.pop() if parts[-1] in ("weight", "bias") else None
+    leaf = leaves[-2] if kind and leaves[-1] == kind else leaves[-1]
+    kind = kind if not leaf.startswith("in_proj_") else None
+    moved = ".".join([*parts[:-1], leaf, *([kind] if kind else [])])
+    return ("." if source.startswith((".", r"\.")) else "") + moved + ("." if source.endswith(".") else "")
+
+
+def _splits(steps: Iterable[Any]) -> bool:
+    return {type(step).__name__ for step in steps} <= {"Chunk", "Split", "Interleave", "PermuteForRope"}
+
+
+def _merges(step: Any) -> bool:
+    return type(step).__name__ == "MergeModulelist"
+
+
+def _find(source: str) -> str:
+    """The pattern as transformers compiles it: one that ends on a letter ends on a name's boundary."""
+    pattern = source.replace("*.", r".*\.")
+    return pattern + (r"(?!\w)" if re.search(r"[a-zA-Z0-9]$", pattern) else "")
+
+
+def generate() -> dict[str, Any]:
+    """The whole table."""
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    import transformers
+    from transformers.conversion_mapping import (
+        get_checkpoint_conversion_mapping,
+        get_model_conversion_mapping,
+    )
+
+    warnings.simplefilter("ignore")
+    numbered: dict[Rule, int] = {}
+    kinds: dict[str, list[int]] = {}
+    classes: dict[str, list[int]] = {}
+    for kind, name in architectures():
+        model = build(kind, name)
+        if model is None:
+            continue
+        changes = get_model_conversion_mapping(model, add_legacy=False)
+        applied = [numbered.setdefault(rule, len(numbered)) for rule in rules(changes)]
+        if kinds.setdefault(kind, applied) != applied:
+            classes[name] = applied
+    return {
+        "transformers": transformers.__version__,
+        "legacy": [list(rule) for rule in rules(get_checkpoint_conversion_mapping("legacy"))],
+        "rules": [list(rule) for rule in numbered],
+        "types": {kind: applied for kind, applied in sorted(kinds.items()) if applied},
+        "known": sorted(kind for kind, applied in kinds.items() if not applied),
+        "classes": dict(sorted(classes.items())),
+    }
+
+
+def write(table: dict[str, Any]) -> str:
+    """The table as the file has it, one rule or type a line."""
+    lines = []
+    for key, value in table.items():
+        if isinstance(value, str):
+            lines.append(f'"{key}": "{value}"')
+        elif isinstance(value, list):
+            lines.append(f'"{key}": [\n' + ",\n".join(json.dumps(item) for item in value) + "\n]")
+        else:
+            rows = (f"{json.dumps(name)}: {json.dumps(item)}" for name, item in value.items())
+            lines.append(f'"{key}": {{\n' + ",\n".join(rows) + "\n}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+if __name__ == "__main__":
+    TABLE.write_text(write(generate()))
