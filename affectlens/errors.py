@@ -7,6 +7,7 @@
     ├── WrongCount           (ValueError)       a selection that matches more or fewer than expected
     ├── TaskError            (ValueError)       examples or labels that can't be judged
     ├── LensError            (RuntimeError)     a live model that can't be loaded, addressed or changed
+    ├── RoleRefuted          (ValueError)       a live model contradicts what a parameter is said to do
     ├── TableError           (ValueError)       a result file or column that isn't there
     └── MissingExtra         (ImportError)      an optional package that isn't installed
 
@@ -53,6 +54,10 @@ class TaskError(AffectlensError, ValueError):
 
 class LensError(AffectlensError, RuntimeError):
     """A live model can't be loaded, addressed or changed as asked."""
+
+
+class RoleRefuted(AffectlensError, ValueError):
+    """A live model contradicts what its parameters' names say they do."""
 
 
 class TableError(AffectlensError, ValueError):

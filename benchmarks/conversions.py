@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from affectlens.sites.naming import NUMBER, compiled
+
 TABLE = Path(__file__).parent.parent / "affectlens" / "sites" / "conversions.json"
 # The first of these that has a model type gives its rules; classes that differ get their own.
 _HEADS = ("MULTIMODAL_LM", "IMAGE_TEXT_TO_TEXT", "CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ",
@@ -23,6 +25,8 @@ _HEADS = ("MULTIMODAL_LM", "IMAGE_TEXT_TO_TEXT", "CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL
 _DEPTH = re.compile(
     r"num_hidden_layers|n_layers?|num_layers|(?:en|de)coder_layers|depth|num_(?:en|de)coder_layers"
 )
+
+_MOST = {"num_experts": 8, "n_routed_experts": 8, "num_local_experts": 8, "moe_num_experts": 8}
 
 Rule = tuple[str | None, str | None, str, str, str | None]  # scope, base, find, put, guard
 
@@ -48,7 +52,7 @@ def build(kind: str, name: str) -> Any:
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    for attempt in (_shallow, _mended):
+    for attempt in (_shallow, _mended, _as_is):
         for make in (CONFIG_MAPPING[kind], None):
             try:
                 model_class = getattr(transformers, name)
@@ -63,8 +67,15 @@ def build(kind: str, name: str) -> Any:
 def _shallow(config: Any) -> Any:
     for part in _parts(config):
         for key, value in list(vars(part).items()):
-            if _DEPTH.fullmatch(key) and isinstance(value, int) and value > 2:
-                setattr(part, key, 2)
+            if (
+                isinstance(value, int)
+                and (most := _MOST.get(key, 2 if _DEPTH.fullmatch(key) else value)) < value
+            ):
+                setattr(part, key, most)
+    return config
+
+
+def _as_is(config: Any) -> Any:
     return config
 
 
@@ -89,6 +100,8 @@ def _mended(config: Any) -> Any:
             part.vocabulary_map = {"<image>": 5, "<|extra_200|>": 6}
         if hasattr(part, "layer_types") and not part.layer_types:
             part.layer_types = ["full_attention"] * part.num_hidden_layers
+        if hasattr(part, "mlp_layer_types") and not part.mlp_layer_types:
+            part.mlp_layer_types = ["dense"] * part.num_hidden_layers
     return config
 
 
@@ -112,9 +125,9 @@ def rules(changes: Iterable[Any]) -> list[Rule]:
             guard = _find(sources[0])
         elif len(targets) > 1 and len(sources) == 1 and _splits(steps) and "." in targets[0]:
             targets = [_moved(sources[0], targets[0])]
-        elif len(targets) > 1 or (len(sources) > 1 and steps) or any(map(_merges, steps)):
-            continue
-        elif getattr(change, "offset", 0):
+        elif len(targets) == 1 and len(sources) > 1 and steps and not any(map(_merges, steps)):
+            targets = [_moved(source, targets[0]) for source in sources]
+        elif len(targets) > 1 or any(map(_merges, steps)) or getattr(change, "offset", 0):
             continue
         else:
             targets = targets * len(sources)
@@ -149,27 +162,27 @@ def _find(source: str) -> str:
     return pattern + (r"(?!\w)" if re.search(r"[a-zA-Z0-9]$", pattern) else "")
 
 
-def generate() -> dict[str, Any]:
-    """The whole table."""
-    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-    import transformers
-    from transformers.conversion_mapping import (
-        get_checkpoint_conversion_mapping,
-        get_model_conversion_mapping,
-    )
+def renamings(model: Any) -> list[Rule]:
+    """The rules of one built model."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
 
-    warnings.simplefilter("ignore")
+    return rules(get_model_conversion_mapping(model, add_legacy=False))
+
+
+def generate(found: Iterable[tuple[str, str, list[Rule], Iterable[str]]]) -> dict[str, Any]:
+    """The whole table, from the rules of each (model type, class) and its names in memory."""
+    import transformers
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
     numbered: dict[Rule, int] = {}
     kinds: dict[str, list[int]] = {}
     classes: dict[str, list[int]] = {}
-    for kind, name in architectures():
-        model = build(kind, name)
-        if model is None:
-            continue
-        changes = get_model_conversion_mapping(model, add_legacy=False)
-        applied = [numbered.setdefault(rule, len(numbered)) for rule in rules(changes)]
+    kept: dict[str, set[str]] = {}
+    for kind, name, own, memory in found:
+        applied = [numbered.setdefault(rule, len(numbered)) for rule in own]
         if kinds.setdefault(kind, applied) != applied:
             classes[name] = applied
+        kept.setdefault(kind, set()).update(fixed(own, memory))
     return {
         "transformers": transformers.__version__,
         "legacy": [list(rule) for rule in rules(get_checkpoint_conversion_mapping("legacy"))],
@@ -177,7 +190,14 @@ def generate() -> dict[str, Any]:
         "types": {kind: applied for kind, applied in sorted(kinds.items()) if applied},
         "known": sorted(kind for kind, applied in kinds.items() if not applied),
         "classes": dict(sorted(classes.items())),
+        "kept": {kind: sorted(names) for kind, names in sorted(kept.items()) if names},
     }
+
+
+def fixed(own: list[Rule], memory: Iterable[str]) -> set[str]:
+    """Names in memory that a rule meant for names in files would change; their numbers are left out."""
+    free = [compiled(rule) for rule in own if rule[4] is None]
+    return {NUMBER.sub("N", name) for name in memory if any(rule.rename(name) != name for rule in free)}
 
 
 def write(table: dict[str, Any]) -> str:
@@ -195,4 +215,15 @@ def write(table: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    TABLE.write_text(write(generate()))
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    warnings.simplefilter("ignore")
+    built = ((kind, name, build(kind, name)) for kind, name in architectures())
+    TABLE.write_text(
+        write(
+            generate(
+                (kind, name, renamings(model), dict(model.named_parameters()))
+                for kind, name, model in built
+                if model is not None
+            )
+        )
+    )

@@ -6,7 +6,18 @@ No model is ever built to read a checkpoint, and torch is imported only when ten
 """
 
 from affectlens.checkpoints.checkpoint import Checkpoint, Header, Store
+from affectlens.checkpoints.looking import Look, look
 from affectlens.checkpoints.opening import Source, open_checkpoint
 from affectlens.checkpoints.pairing import Pairing, pair
 
-__all__ = ["Checkpoint", "Header", "Pairing", "Source", "Store", "open_checkpoint", "pair"]
+__all__ = [
+    "Checkpoint",
+    "Header",
+    "Look",
+    "Pairing",
+    "Source",
+    "Store",
+    "look",
+    "open_checkpoint",
+    "pair",
+]

@@ -1,16 +1,18 @@
 """A checkpoint: sites over a store of named tensors, headers only until a site is read."""
 
-from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from affectlens import html
 from affectlens.errors import NoSuchSite, near
-from affectlens.sites import Site, Sites, Storage, locate
+from affectlens.sites import Laid, Site, Sites, Storage, Units, lay_out, section, sites_of, units
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads")
+_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "multi_query_group_num")
 
 
 class Header(NamedTuple):
@@ -42,13 +44,18 @@ class Store(Protocol):
 class Checkpoint:
     """Address the tensors of a store by canonical site.
 
-    Made by `affectlens.open_checkpoint`. Raises `CheckpointError` when two tensors claim one site.
+    Made by `affectlens.open_checkpoint`. `like` is a checkpoint of the whole model where this one holds
+    a part of it: a lone `up_proj` shows what it is only beside the gate that was not saved. Raises
+    `CheckpointError` when two tensors claim one site.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, like: "Checkpoint | None" = None) -> None:
         self.store = store
         shapes = {name: header.shape for name, header in store.headers.items()}
-        self.storage: dict[Site, Storage] = locate(shapes, store.name, config=store.config)
+        context = {laid.name: laid.shape for laid in like.laid.values()} if like else {}
+        config = store.config or (like.config if like else {})
+        self.laid: dict[str, Laid] = lay_out(shapes, config, context=context)
+        self.storage: dict[Site, Storage] = sites_of(self.laid, store.name)
 
     @cached_property
     def sites(self) -> Sites:
@@ -74,19 +81,30 @@ class Checkpoint:
         return bool(flag) and not any(site.role == "lm_head" for site in self.storage)
 
     def shape(self, site: Site) -> tuple[int, ...]:
-        """The shape of a site, unfused."""
-        return self._at(site).shape
+        """The shape of a site: unfused, one expert, a matrix as (out, in)."""
+        return self.at(site).shape
 
     def dtype(self, site: Site) -> str:
         """The stored dtype of a site, as torch names it."""
-        return self.store.headers[self._at(site).tensor].dtype
+        return self.store.headers[self.at(site).tensor].dtype
 
     def read(self, site: Site) -> "Tensor":
         """Read one site; raises `NoSuchSite` when the checkpoint has none such."""
         from affectlens.checkpoints.slicing import rows, take
 
-        where = self._at(site)
+        where = self.at(site)
         return take(self.store.read(where.tensor, rows(where)), where)
+
+    def units(self, site: Site) -> Units | None:
+        """The heads or neurons that a site is made of; None where it has none, or their number is unknown.
+
+        `site.at(head=3)` and `site.at(neuron=7)` are read and changed like any site.
+        """
+        whole = site.at()
+        known = section(self.config, site.tower)
+        return units(
+            whole, self.shape(whole), heads=_number(known, _HEADS), kv_heads=_number(known, _KV_HEADS)
+        )
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -100,12 +118,25 @@ class Checkpoint:
             **self.store.facts,
         }
 
-    def _at(self, site: Site) -> Storage:
-        try:
-            return self.storage[site]
-        except KeyError:
+    def at(self, site: Site) -> Storage:
+        """Where a site lies; raises `NoSuchSite`."""
+        found = self.storage.get(site) or self._unit(site)
+        if found is None:
             there = near(site, self.storage)
-            raise NoSuchSite(f"{self.store.name} has no site {site}. Sites: {there}") from None
+            raise NoSuchSite(f"{self.store.name} has no site {site}. Sites: {there}")
+        return found
+
+    def _unit(self, site: Site) -> Storage | None:
+        numbers = {"head": site.head, "neuron": site.neuron}
+        whole = self.storage.get(site.at())
+        if whole is None or site == site.at():
+            return None
+        parts = self.units(site)
+        number = numbers.get(parts.kind) if parts else None
+        if parts is None or number is None or not 0 <= number < parts.count:
+            there = f"{parts.count} {parts.kind}s" if parts else "no heads or neurons that are known"
+            raise NoSuchSite(f"{site.at()} has {there}, so {site} is not one")
+        return whole.of(parts.cut(number))
 
     def __repr__(self) -> str:
         return "\n".join(f"{name:12} {html.plain(value)}" for name, value in self._lines())
@@ -114,31 +145,10 @@ class Checkpoint:
         return html.table(("", ""), self._lines(), caption="Checkpoint")
 
     def _lines(self) -> list[tuple[str, str]]:
-        who = self.identity
-        towers: Counter[str] = Counter()
-        for site, storage in self.storage.items():
-            towers[site.tower] += storage.size
-        named = sum(s.size for site, s in self.storage.items() if site.role != "other")
-        shape = _language_shape(self.sites, self.storage)
-        total = self.parameters or 1
-        return [
-            ("checkpoint", who["name"]),
-            ("format", who["format"]),
-            ("model type", who["model_type"]),
-            ("parameters", f"{self.parameters:,} in {len(self.store.headers)} tensors"),
-            *((f"· {tower}", f"{count:,}") for tower, count in towers.most_common()),
-            ("language", shape),
-            ("dtype", who["dtype"]),
-            ("tied", "output embedding tied to the input embedding" if self.tied else "no"),
-            ("header", who.get("header_sha256", "none: in memory")),
-            ("coverage", f"{named / total:.1%} of the parameters have a role"),
-        ]
+        from affectlens.checkpoints.describing import describe
+
+        return describe(self)
 
 
-def _language_shape(sites: Sites, storage: Mapping[Site, Storage]) -> str:
-    layers = {site.layer for site in sites if site.tower == "language" and site.layer is not None}
-    gate = next((s for s in sites if s.tower == "language" and s.role == "gate_proj"), None)
-    if gate is None:
-        return f"{len(layers)} layers, no gate_proj"
-    inner, hidden = storage[gate].shape[:2]
-    return f"{len(layers)} layers, hidden {hidden}, gated MLP {inner}"
+def _number(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
+    return next((n for key in keys if type(n := config.get(key)) is int and n > 0), None)

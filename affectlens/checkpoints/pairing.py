@@ -74,7 +74,12 @@ class Pairing:
 
 
 def pair(base: Checkpoint, tuned: Checkpoint) -> Pairing:
-    """Pair two checkpoints; raises `NothingToCompare` when no weight matrix has a partner."""
+    """Pair two checkpoints; raises `NothingToCompare` when no weight matrix has a partner.
+
+    A tuned file may hold a part of the model, e.g. what was trained; it is then read beside base.
+    """
+    if len(tuned.laid) < len(base.laid) and tuned.sites - base.sites:
+        tuned = Checkpoint(tuned.store, like=base)
     both = base.sites & tuned.sites
     comparable = Sites(site for site in both if base.shape(site) == tuned.shape(site))
     # Norms of equal width pair by chance between unrelated models; only matrices show kinship.

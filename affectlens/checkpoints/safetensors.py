@@ -84,8 +84,8 @@ def open_safetensors(path: Path, source: str) -> SafetensorsStore:
     `source` is what opens it again: a path or a hub id.
     """
     if not path.is_dir():
-        return SafetensorsStore(source, [ordinary(path)], config=_json(path.parent / "config.json"))
-    config = _json(path / "config.json")
+        return SafetensorsStore(source, [ordinary(path)], config=read_json(path.parent / "config.json"))
+    config = read_json(path / "config.json")
     # Where both are there, transformers loads the single file; so the diff reads what the lens runs.
     if (path / _SINGLE).exists():
         return SafetensorsStore(source, [_inside(path, _SINGLE)], config=config)
@@ -103,7 +103,7 @@ def open_safetensors(path: Path, source: str) -> SafetensorsStore:
 
 
 def _sharded(folder: Path, source: str, config: Mapping[str, Any]) -> SafetensorsStore:
-    weights = _json(folder / INDEX).get("weight_map")
+    weights = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weights, dict) or not all(isinstance(f, str) for f in weights.values()):
         raise CheckpointError(folder / INDEX, "the index has no weight_map from tensors to files")
     files = [_inside(folder, file) for file in sorted(set(weights.values()))]
@@ -133,7 +133,8 @@ def _blobs(folder: Path) -> Path:
     return cached.parent / "blobs" if cached else real
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty where there is no such file. Raises `CheckpointError`."""
     if not path.exists():
         return {}
     if ordinary(path).stat().st_size > _JSON_LIMIT:

@@ -11,22 +11,18 @@ def rows(where: Storage) -> slice | None:
     if where.expert is not None:
         return slice(where.expert, where.expert + 1)
     cut = where.cut
-    # Only a slice of what is simply laid end to end is one run of rows.
-    return (
-        slice(cut.start, cut.stop)
-        if cut and cut.dim == 0 and cut.period >= cut.stop and _once(where)
-        else None
-    )
-
-
-def _once(where: Storage) -> bool:
-    cut = where.cut
-    first = where.shape[-1] if where.transposed else where.shape[0]
-    return cut is not None and first == cut.stop - cut.start
+    # Only a slice of what is laid end to end is one run of rows.
+    return slice(cut.start, cut.stop) if cut and cut.dim == 0 and cut.period is None else None
 
 
 def take(fetched: Tensor, where: Storage) -> Tensor:
     """The values of a site, given the rows that `rows` asked for; a view where there can be one."""
+    whole = _whole(fetched, where)
+    unit = where.unit
+    return whole if unit is None else whole.narrow(unit.dim, unit.start, unit.stop - unit.start)
+
+
+def _whole(fetched: Tensor, where: Storage) -> Tensor:
     if where.expert is not None:
         fetched = fetched[0]
     elif rows(where) is not None:
@@ -39,6 +35,10 @@ def take(fetched: Tensor, where: Storage) -> Tensor:
 def put(stored: Tensor, where: Storage, *, value: Tensor) -> None:
     """Write a site's values into the tensor it is stored in."""
     target = stored if where.expert is None else stored[where.expert]
+    if where.unit is not None:
+        whole = _whole(_fetched(stored, where), where).clone()
+        whole.narrow(where.unit.dim, where.unit.start, where.unit.stop - where.unit.start).copy_(value)
+        value = whole
     value = _turned(value, where)
     if where.cut is None:
         target.copy_(value)
@@ -50,6 +50,11 @@ def put(stored: Tensor, where: Storage, *, value: Tensor) -> None:
     )
 
 
+def _fetched(stored: Tensor, where: Storage) -> Tensor:
+    some = rows(where)
+    return stored if some is None else stored[some]
+
+
 def _below_expert(where: Storage) -> Cut:
     cut = where.cut
     assert cut is not None
@@ -57,9 +62,8 @@ def _below_expert(where: Storage) -> Cut:
 
 
 def _parts(tensor: Tensor, cut: Cut) -> Tensor:
-    groups = rearrange(
-        tensor.movedim(cut.dim, 0), "(group period) ... -> group period ...", period=cut.period
-    )
+    period = cut.period or tensor.shape[cut.dim]
+    groups = rearrange(tensor.movedim(cut.dim, 0), "(group period) ... -> group period ...", period=period)
     found: Tensor = groups[:, cut.start : cut.stop]
     return found
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from affectlens.cli.printing import aligned
 from affectlens.cli.telling import tell_conclusions, tell_drift, tell_effects
 
 if TYPE_CHECKING:
@@ -54,25 +53,14 @@ def demo(out: Folder = Path("demo")) -> None:
 
 @app.command()
 def inspect(
-    source: Annotated[str, typer.Argument(help="Folder, file or hub id of a checkpoint.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    source: Annotated[str, typer.Argument(help="Folder, file or hub id of a checkpoint or adapter.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a tensor.")] = False,
+    verify: Annotated[bool, typer.Option(help="Run the model and test what each matrix does.")] = False,
 ) -> None:
     """Say what a checkpoint is, and where its parameters are."""
-    from affectlens.checkpoints import open_checkpoint
-    from affectlens.sites.sites import layers
+    from affectlens.cli.inspecting import inspect as inspect_
 
-    checkpoint = open_checkpoint(source)
-    rows = [
-        (tower, role, len(sites), sum(checkpoint.storage[site].size for site in sites), layers(sites))
-        for (tower, role), sites in checkpoint.sites.by("tower", "role").items()
-    ]
-    names = ("tower", "role", "sites", "parameters", "layers")
-    if as_json:
-        roles = [dict(zip(names, row, strict=True)) for row in rows]
-        print(json.dumps({**checkpoint.identity, "roles": roles}, indent=2))
-        return
-    print(checkpoint)
-    print("\n" + aligned(names, [(t, r, str(n), f"{size:,}", span) for t, r, n, size, span in rows]))
+    inspect_(source, as_json=as_json, verify=verify)
 
 
 @app.command()

@@ -53,7 +53,7 @@ def _tensors(
     for site, value in intervention.edits(live).items():
         if tuple(value.shape) != live.shape(site):
             raise LensError(f"{site} has shape {live.shape(site)}, the new values {tuple(value.shape)}")
-        where = live.storage[site]
+        where = live.at(site)
         old = parameters[where.tensor]
         if old.device.type == "meta":
             raise LensError(f"{site} is offloaded, so its weights can't be swapped; load without offloading")

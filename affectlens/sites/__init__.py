@@ -1,14 +1,39 @@
 """WHERE: names and shapes become canonical sites, and each site knows its slice of storage.
 
-    names, shapes ── naming ──▶ canonical names ── roles ──▶ tower, layer, role ── locating ──▶ Site
+    names, shapes ── naming ──▶ canonical names ── placing (towers, roles) ──▶ tower, stack, layer, role
+                  ── fusing ──▶ parts of fused tensors ── locating ──▶ Site, and Storage: where it lies
 
 Neither torch nor transformers is needed to say where a parameter belongs.
 """
 
-from affectlens.sites.locating import locate
-from affectlens.sites.roles import ATTENTION, MLP
+from affectlens.sites.laying import Laid, lay_out
+from affectlens.sites.locating import locate, sites_of
+from affectlens.sites.records import record
+from affectlens.sites.mlps import MLP
+from affectlens.sites.roles import ATTENTION
+from affectlens.sites.sections import section
 from affectlens.sites.site import Site
 from affectlens.sites.sites import Sites
 from affectlens.sites.storage import Cut, Storage
+from affectlens.sites.tree import drawn, layers, nodes
+from affectlens.sites.units import Units, units
 
-__all__ = ["ATTENTION", "MLP", "Cut", "Site", "Sites", "Storage", "locate"]
+__all__ = [
+    "ATTENTION",
+    "MLP",
+    "Cut",
+    "Laid",
+    "Site",
+    "Sites",
+    "Storage",
+    "Units",
+    "drawn",
+    "lay_out",
+    "layers",
+    "locate",
+    "nodes",
+    "record",
+    "section",
+    "sites_of",
+    "units",
+]

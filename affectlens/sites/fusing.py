@@ -19,6 +19,7 @@ class Setting(NamedTuple):
     model_type: str
     tower: str
     name: str  # the canonical name of the module
+    stored: str  # the name of the tensor as it is stored
     beside: Mapping[str, Shape]  # weights by role
     config: Mapping[str, Any]  # the section of the config for this tower
 
@@ -30,7 +31,9 @@ class Setting(NamedTuple):
     @property
     def heads(self) -> int | None:
         """The number of attention heads."""
-        return self.number("num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads")
+        return self.number(
+            "num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads", "heads"
+        )
 
     @property
     def kv_heads(self) -> int | None:
@@ -57,7 +60,9 @@ _QKV_LAYOUTS = tuple(
         (r"falcon|RefinedWeb.*", r"query_key_value", "falcon"),
         (r"gpt_bigcode", r"c_attn", "bigcode"),
         (r"codegen", r"qkv_proj", "codegen"),
-        (r"internlm2.*|internvl.*|internlm_xcomposer.*", r"wqkv", "kv_group"),
+        (r"internlm2.*|internvl.*|internlm_?xcomposer.*", r"wqkv", "kv_group"),
+        (r"qwen", r"resblocks\.\d+\.attn\.in_proj", "per_head"),
+        (r"chatglm", r"query_key_value", "chatglm"),
         (r"qwen3_next", r"in_proj_qkvz", "qkvz"),
         (r"step3p7.*", r"in_proj_qkvz", "qkvz"),
     )
@@ -71,9 +76,12 @@ _UP_FIRST = tuple(
         (r"aya_vision|cohere2_vision|moonshine\w*|clvp\w*", r"\S*"),
     )
 )
-_INTERLEAVED = re.compile(r"gpt_oss|inkling\w*")
+# Even rows gate, odd rows up.
+_INTERLEAVED = tuple(
+    (re.compile(kind), re.compile(name)) for kind, name in ((r"gpt_oss", r"experts"), (r"inkling\w*", r"w13"))
+)
 # The first matrix of an MLP that holds a gate too, though its name does not say so.
-_GLU = re.compile(r"aya_vision|cohere2_vision|moonshine\w*|moshi\w*|kyutai\w*|dots3_note\w*|chatglm")
+_GLU = re.compile(r"aya_vision|cohere2_vision|moonshine\w*|moshi\w*|kyutai\w*|dots3_note\w*|chatglm|clvp\w*")
 
 
 def fused(role: str, shape: Shape, *, setting: Setting) -> Fused | None:
@@ -83,10 +91,13 @@ def fused(role: str, shape: Shape, *, setting: Setting) -> Fused | None:
     if role == "qkv_proj":
         return _qkv(shape, setting)
     if role == "kv_proj":
-        even = not shape[0] % 2
-        return _concat(0, shape, ("k_proj", "v_proj"), (shape[0] // 2,) * 2) if even else None
+        return _kv(shape, setting)
     if role == "gate_up_proj":
         return _gate_up(shape, setting)
+    if role == "q_b_proj" and setting.name.endswith("q_gate_proj"):
+        names = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+        nope, rope, value = (setting.number(name) or 0 for name in names)
+        return _periodic(0, shape, ("q_b_proj", "attn_out_gate"), (nope + rope, value))
     if role == "q_proj":
         return _gated_query(shape, setting)
     if role == "kv_a_proj_with_mqa":
@@ -110,13 +121,25 @@ def _qkv(shape: Shape, setting: Setting) -> Fused | None:
     if setting.name.endswith("gqkv_proj"):
         return _concat(dim, shape, ("attn_out_gate", *QKV), (shape[dim] // 4,) * 4)
     for kind, name, layout in _QKV_LAYOUTS:
-        if kind.fullmatch(setting.model_type) and re.search(rf"(?:^|\.){name.pattern}$", setting.name):
+        known = kind.fullmatch(setting.model_type) and (layout != "chatglm" or setting.tower == "language")
+        if known and re.search(rf"(?:^|\.){name.pattern}$", setting.name):
             return _headwise(layout, dim, shape, setting, width)
-    if setting.name.endswith(("query_key_value", "wqkv")) and setting.tower == "language":
-        # Some models lay these out by head and some in turn; only a model type tells.
-        if not setting.model_type.startswith(("bailing", "chatglm", "glm")):
-            return None
+    by_turns = setting.model_type.startswith("bailing")
+    if setting.name.endswith(("query_key_value", "wqkv")) and setting.tower == "language" and not by_turns:
+        return None  # some models lay these out by head and some in turn; only a model type tells
     return _in_turn(dim, shape, setting, width)
+
+
+def _kv(shape: Shape, setting: Setting) -> Fused | None:
+    """Keys, then values; but one latent that serves as both (DeepSeek-V4) has this name, too."""
+    if (
+        not setting.name.endswith((".to_kv", ".kv", ".kv_linear", ".c_attn"))
+        and setting.model_type != "jetmoe"
+    ):
+        return None
+    conv1d = len(shape) == 2 and _is_transposed(shape, setting.beside.get("kv_proj.bias"))
+    dim = 1 if conv1d else 0
+    return _concat(dim, shape, ("k_proj", "v_proj"), (shape[dim] // 2,) * 2)
 
 
 def _in_turn(dim: int, shape: Shape, setting: Setting, width: int | None) -> Fused | None:
@@ -126,7 +149,7 @@ def _in_turn(dim: int, shape: Shape, setting: Setting, width: int | None) -> Fus
         return _concat(dim, shape, QKV, ((total - values[0]) // 2,) * 2 + (values[0],))
     if width and width < total and not (total - width) % 2:
         return _concat(dim, shape, QKV, (width, (total - width) // 2, (total - width) // 2))
-    packed = setting.tower == "vision" or setting.name.endswith(("in_proj", ".qkv", "att_proj"))
+    packed = setting.tower == "vision" or setting.name.endswith(("in_proj", ".qkv", "att_proj", "W_pack"))
     if packed and not total % 3:
         return _concat(dim, shape, QKV, (total // 3,) * 3)
     return None
@@ -137,9 +160,11 @@ def _headwise(layout: str, dim: int, shape: Shape, setting: Setting, width: int 
     size = setting.head_dim(width)
     if not heads or not size:
         return None
+    if layout == "chatglm" and setting.config.get("multi_query_attention"):
+        return _in_turn(dim, shape, setting, width)
     if layout == "falcon":
-        if setting.config.get("new_decoder_architecture"):
-            groups, layout = setting.number("num_kv_heads") or heads, "kv_group"
+        if setting.config.get("new_decoder_architecture") or setting.number("n_head_kv"):
+            groups, layout = setting.number("num_kv_heads", "n_head_kv") or heads, "kv_group"
         else:
             layout = "concat" if setting.config.get("multi_query", True) else "per_head"
             size = shape[dim] // (heads + 2) if layout == "concat" else size
@@ -175,10 +200,9 @@ def _gate_up(shape: Shape, setting: Setting) -> Fused | None:
             roles = ("up_proj", "gate_proj")
     if setting.name.endswith(("up_gate_proj", "ff_proj")) and roles == GATE_UP:
         return None  # the name says one order and most code has the other
-    if _INTERLEAVED.fullmatch(setting.model_type) and "expert" in setting.name:
-        if setting.model_type == "gpt_oss" or "w13" in setting.name:
-            slices = (("gate_proj", 0, 1), ("up_proj", 1, 2))
-            return Fused(dim, shape[dim], "interleaved", 2, slices)
+    if any(kind.fullmatch(setting.model_type) and name.search(setting.stored) for kind, name in _INTERLEAVED):
+        slices = (("gate_proj", 0, 1), ("up_proj", 1, 2))
+        return Fused(dim, shape[dim], "interleaved", 2, slices)
     half = shape[dim] // 2
     return _concat(dim, shape, roles, (half, half))
 

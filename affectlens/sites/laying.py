@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 from affectlens.sites.fusing import Setting, fused, glu_in_fc1
 from affectlens.sites.naming import canonical
-from affectlens.sites.placing import Place, places
+from affectlens.sites.placing import WRAPPED, Place, places
 from affectlens.sites.sections import section
 from affectlens.sites.storage import Fused, Shape
 from affectlens.sites.towers import TOWERS
 
 _EXPERT = re.compile(r"(?:^|\.)experts\.(?:expert_)?(\d+)(?=\.)")
 _SHARED = re.compile(r"(?:^|\.)shared_(?:experts?|mlp)(?=\.)")
-_IN_EXPERT = ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2")
+_IN_EXPERT = ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2")
 
 
 class Laid(NamedTuple):
@@ -47,7 +47,7 @@ def lay_out(
     names = canonical([*shapes, *(context or {})], config)
     known = {names[tensor]: shape for tensor, shape in {**(context or {}), **shapes}.items()}
     sections = {tower: section(config, tower) for tower in TOWERS}
-    where = _with_glu(places(known), known, sections)
+    where = _with_glu(places(known, str(config.get("model_type") or "")), known, sections)
     beside = _beside(where, known)
     conv1d = _conv1d(where, known)
     laid = {}
@@ -57,10 +57,15 @@ def lay_out(
         near = beside[_block(place)]
         tower = place.position.tower
         kind = str(sections[tower]["model_type"])
-        setting = Setting(kind, tower, place.module.removesuffix("_bias"), near, sections[tower])
+        setting = Setting(kind, tower, place.module.removesuffix("_bias"), tensor, near, sections[tower])
         parts = fused(place.role, shape, setting=setting)
         expert, block = _expert(place, shape)
-        turned = place.module in conv1d and len(shape) == 2 or _experts_transposed(place, shape, near)
+        # DBRX lays its experts end to end, the last matrix of each turned.
+        turned = (
+            place.module.endswith("experts.mlp.w2")
+            or (place.module in conv1d and len(shape) == 2)
+            or _experts_transposed(place, shape, near)
+        )
         laid[tensor] = Laid(name, shape, place, parts, expert, block, turned)
     return laid
 
@@ -73,7 +78,12 @@ def _with_glu(
     gated = set()
     for name, place in where.items():
         first, second = shapes[name], last.get(_block(place), ())
-        if place.role == "fc1" and len(first) == len(second) == 2 and first[0] == 2 * second[1]:
+        if (
+            place.role == "fc1"
+            and place.param != "bias"
+            and len(first) == len(second) == 2
+            and first[0] == 2 * second[1]
+        ):
             kind = str(sections[place.position.tower]["model_type"])
             if glu_in_fc1(place.module, kind):
                 gated.add(_block(place))
@@ -86,7 +96,7 @@ def _with_glu(
 
 def _block(place: Place) -> tuple[str, str]:
     """What a parameter shares with its siblings: the path up to its own name."""
-    parent = place.module.rpartition(".")[0]
+    parent = WRAPPED.sub("", place.module).rpartition(".")[0]
     return place.position.tower, re.sub(r"(?<=\w)\.(?:self|attention|output|intermediate)$", "", parent)
 
 
@@ -104,18 +114,18 @@ def _beside(
 
 def _conv1d(where: Mapping[str, Place], shapes: Mapping[str, Shape]) -> frozenset[str]:
     """The modules stored (in, out), as GPT-2's Conv1D: the bias has the length of the second dimension."""
-    weights = {p.module: shapes[n] for n, p in where.items() if p.param == "weight" and len(shapes[n]) == 2}
     biases = {p.module: shapes[n] for n, p in where.items() if p.param == "bias"}
-    sure = {m for m, (a, b) in weights.items() if a != b and biases.get(m) == (b,)}
-    kinds = {(where_of.position.tower, m.rpartition(".")[2][:2]) for m, where_of in _by_module(where, sure)}
+    turned, alike = set(), {}
+    for name, place in where.items():
+        shape, leaf = shapes[name], place.module.rpartition(".")[2]
+        if place.param == "weight" and len(shape) == 2:
+            if shape[0] != shape[1] and biases.get(place.module) == shape[1:]:
+                turned.add(place.module)
+            if leaf.startswith("c_") or leaf == "q_attn":
+                alike[place.module] = place.position.tower
     # A square matrix shows nothing itself; its family does.
-    square = {m for m, (a, b) in weights.items() if a == b and m in biases}
-    alike = {m for m, p in _by_module(where, square) if (p.position.tower, m.rpartition(".")[2][:2]) in kinds}
-    return frozenset(sure | {m for m in alike if m.rpartition(".")[2].startswith("c_")})
-
-
-def _by_module(where: Mapping[str, Place], modules: set[str]) -> list[tuple[str, Place]]:
-    return [(place.module, place) for place in where.values() if place.module in modules]
+    towers = {alike[module] for module in turned if module in alike}
+    return frozenset(turned | {module for module, tower in alike.items() if tower in towers})
 
 
 def _expert(place: Place, shape: Shape) -> tuple[int | str | None, str | None]:
@@ -126,9 +136,9 @@ def _expert(place: Place, shape: Shape) -> tuple[int | str | None, str | None]:
         return int(match[1]), "expert"
     if place.role in _IN_EXPERT:
         bias = place.param == "bias" or place.module.endswith("_bias")
-        if len(shape) == (2 if bias else 3):
+        if len(shape) == (2 if bias else 3) or re.search(r"(?:^|\.)experts\.mlp\.", local):
             return "stacked", "expert"
-    return None, "expert" if re.search(r"(?:^|\.)experts\.", local) else None
+    return None, None
 
 
 def _experts_transposed(place: Place, shape: Shape, near: Mapping[str, Shape]) -> bool:

@@ -1,7 +1,7 @@
 """From names and shapes to sites, each with the storage it lies in."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -37,10 +37,14 @@ def locate(
     tensor belongs to exactly one site: a fused tensor is split exactly, or left whole. Raises
     `CheckpointError` when two tensors claim one site.
     """
-    laid = lay_out(shapes, config, context=context)
+    return sites_of(lay_out(shapes, config, context=context), source)
+
+
+def sites_of(laid: Mapping[str, Laid], source: str = "these names") -> dict[Site, Storage]:
+    """The sites of tensors that are laid out, each with its storage, in order."""
     sites: dict[Site, Storage] = {}
     # In the order of names: what becomes of a clash must not depend on how a file happens to be sorted.
-    for tensor in sorted(shapes, key=lambda tensor: (laid[tensor].name, tensor)):
+    for tensor in sorted(laid, key=lambda tensor: (laid[tensor].name, tensor)):
         for site, storage in _sites(tensor, laid[tensor]):
             found = site
             if site in sites and laid[sites[site].tensor].name != site.parameter:
@@ -56,8 +60,10 @@ def _sites(tensor: str, laid: Laid) -> Iterator[tuple[Site, Storage]]:
     at, role = laid.place.position, laid.place.role
     parts: tuple[tuple[str, Cut | None], ...] = laid.fused.cuts() if laid.fused else ((role, None),)
     whole = Site(at.tower, role, at.layer, at.stack, laid.param, None, _label(laid), laid.name)
-    stacked = laid.expert == "stacked"
-    experts = range(laid.shape[0]) if isinstance(laid.expert, str) else (laid.expert,)
+    # Experts laid end to end in one matrix are one site: their number is not in the shape.
+    stacked = laid.expert == "stacked" and len(laid.shape) == (2 if laid.param == "bias" else 3)
+    single = None if isinstance(laid.expert, str) else laid.expert
+    experts: Iterable[int | None] = range(laid.shape[0]) if stacked else (single,)
     for number in experts:
         for part, cut in parts:
             place = stored(

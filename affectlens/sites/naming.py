@@ -8,15 +8,19 @@ no config is built.
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-_WRAPPERS = re.compile(
-    r"^(?:(?:module|_orig_mod|_fsdp_wrapped_module|_forward_module|base_model\.model|llama_model)\.)+"
+# Put in front of every name by those who wrap the model, or between names by those who wrap its modules.
+_WRAPPERS = re.compile(r"^(?:(?:module|llama_model)\.)+(?=.*\.)")
+_WRAPPED = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|base_model\.model"
+    r"|base_layer|(?:modules_to_save|original_module)(?:\.default)?)\."
 )
 _PARTS = r"(?:visual|vision_tower|audio_tower|multi_modal_projector|language_model)\."
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _MULTIMODAL = re.compile(rf"^(?:model\.)?{_PARTS}")
 
 # For model types that transformers does not know; in this order, each on what the one before it left.
@@ -55,10 +59,14 @@ class Rule(NamedTuple):
         match = self.find.search(below)
         if match is None:
             return name
-        put = match.expand(self.put)
-        if match[0].strip("._") in put and put in below:
-            return name  # done already: the file is in the layout of memory
-        return prefix + below[: match.start()] + put + below[match.end() :]
+        return prefix + below[: match.start()] + match.expand(self.put) + below[match.end() :]
+
+
+class Known(NamedTuple):
+    """What `conversions.json` has on an architecture."""
+
+    rules: tuple[Rule, ...]
+    kept: frozenset[str]  # names in memory, numbers as N, that rules made for files would rename
 
 
 def canonical(names: Iterable[str], config: Mapping[str, Any] | None = None) -> dict[str, str]:
@@ -68,15 +76,25 @@ def canonical(names: Iterable[str], config: Mapping[str, Any] | None = None) -> 
     {'language_model.model.norm.weight': 'model.language_model.norm.weight', \
 'vision_tower.post_layernorm.bias': 'model.vision_tower.post_layernorm.bias'}
     """
-    bare = {name: _WRAPPERS.sub("", name) for name in names}
-    rules = _rules(config or {})
-    if rules is None:
+    bare = {name: _bare(name) for name in names}
+    known = _known(config or {})
+    if known is None:
         multimodal = any(_MULTIMODAL.match(name) for name in bare.values())
         return {name: _in_memory(stripped) if multimodal else stripped for name, stripped in bare.items()}
-    active = [rule for rule in rules if rule.guard is None or any(map(rule.guard.search, bare.values()))]
-    for rule in active:
-        bare = {name: rule.rename(stripped) for name, stripped in bare.items()}
+    active = [r for r in known.rules if r.guard is None or any(map(r.guard.search, bare.values()))]
+    for name, stripped in bare.items():
+        if NUMBER.sub("N", stripped) not in known.kept:
+            for rule in active:
+                stripped = rule.rename(stripped)
+            bare[name] = stripped
     return bare
+
+
+def _bare(name: str) -> str:
+    before = None
+    while before != name:  # wrappers wrap wrappers
+        before, name = name, _WRAPPED.sub("", _WRAPPERS.sub("", name))
+    return name
 
 
 def _in_memory(name: str) -> str:
@@ -85,8 +103,8 @@ def _in_memory(name: str) -> str:
     return name
 
 
-def _rules(config: Mapping[str, Any]) -> list[Rule] | None:
-    """The renamings for a config's architecture; None where transformers does not know it."""
+def _known(config: Mapping[str, Any]) -> Known | None:
+    """What there is on a config's architecture; None where transformers does not know it."""
     table = _table()
     kind, names = config.get("model_type"), config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
@@ -96,9 +114,10 @@ def _rules(config: Mapping[str, Any]) -> list[Rule] | None:
     numbers = table["classes"].get(name) if isinstance(name, str) else None
     if numbers is None:
         numbers = table["types"].get(kind)
-    if numbers is None:
-        return None if kind not in table["known"] else [_rule(rule) for rule in table["legacy"]]
-    return [_rule(rule) for rule in (*(table["rules"][n] for n in numbers), *table["legacy"])]
+    if numbers is None and kind not in table["known"]:
+        return None
+    rows = (*(table["rules"][n] for n in numbers or ()), *table["legacy"])
+    return Known(tuple(compiled(row) for row in rows), frozenset(table["kept"].get(kind, ())))
 
 
 @cache
@@ -109,6 +128,7 @@ def _table() -> dict[str, Any]:
     return found
 
 
-def _rule(row: list[Any]) -> Rule:
+def compiled(row: Sequence[Any]) -> Rule:
+    """A row of the table, ready to use."""
     scope, base, find, put, guard = row
     return Rule(scope, base, re.compile(find), put, re.compile(guard) if guard else None)

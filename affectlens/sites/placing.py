@@ -2,18 +2,22 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from affectlens.sites.roles import Module, role
+from affectlens.sites.module import Module
+from affectlens.sites.roles import role
 from affectlens.sites.towers import Position, positions
 
 Shape = tuple[int, ...]
 
 # A parametrised weight (weight norm) is stored as its factors; a packed attention as in_proj_weight.
 _FACTORS = re.compile(r"\.(?:parametrizations\.weight\.original\d|weight_[gv])$")
-# Wrappers between a module's name and its weight: clipped linears, adapters' base layers.
-_WRAPPED = re.compile(r"(?<=[a-z0-9])\.(?:linear|base_layer)$")
+# What stands between a module's name and its weight: clipped linears, gated halves of their own.
+WRAPPED = re.compile(r"(?<=[a-z0-9])\.(?:linear)$|(?<=fc1)\.proj$|\.w_in(?=\.w_[01]$)")
+_TABLE_OF_TOKENS = re.compile(
+    r"(?:embed_tokens|wte|word_embeddings?|tok(?:en)?_embeddings?|embed_in|shared|embed)$"
+)
 
 
 class Place(NamedTuple):
@@ -25,19 +29,22 @@ class Place(NamedTuple):
     module: str
 
 
-def places(shapes: Mapping[str, Shape]) -> dict[str, Place]:
+def places(shapes: Mapping[str, Shape], model_type: str = "") -> dict[str, Place]:
     """Place every parameter, given canonical names."""
     split = {name: _split(name) for name in shapes}
     params: dict[str, dict[str, Shape]] = defaultdict(dict)
     for name, (module, param) in split.items():
         params[module].setdefault(param, shapes[name])
-    where = positions({module: found.get("weight", ()) for module, found in params.items()})
-    beside = _siblings(where)
+    weights = {module: found.get("weight", ()) for module, found in params.items()}
+    where = positions(weights, model_type)
+    beside = _siblings(where, weights)
+    tables = {shape[0] for module, shape in weights.items() if shape and _TABLE_OF_TOKENS.search(module)}
     roles: dict[str, str] = {}
     for module, found in params.items():
         at = where[module]
-        local = _WRAPPED.sub("", at.local)
-        roles[module] = role(Module(at.tower, at.layer is not None, local, found, beside[_family(at, local)]))
+        local = WRAPPED.sub("", at.local)
+        near = beside[_family(at, local)]
+        roles[module] = role(Module(at.tower, at.layer is not None, local, found, near, frozenset(tables)))
     return {
         name: Place(where[module], roles[module], param, module) for name, (module, param) in split.items()
     }
@@ -58,13 +65,15 @@ def _family(at: Position, local: str) -> tuple[str, bool, str]:
     return at.tower, at.layer is None, local.rpartition(".")[0]
 
 
-def _siblings(where: Mapping[str, Position]) -> Mapping[tuple[str, bool, str], frozenset[str]]:
+def _siblings(
+    where: Mapping[str, Position], weights: Mapping[str, Shape]
+) -> Mapping[tuple[str, bool, str], Mapping[str, Shape]]:
     """The names beside each module over all layers, so that one file of a split layer does not mislead."""
-    found: dict[tuple[str, bool, str], set[str]] = defaultdict(set)
-    for at in where.values():
-        local = _WRAPPED.sub("", at.local)
+    found: dict[tuple[str, bool, str], dict[str, Shape]] = defaultdict(dict)
+    for module, at in where.items():
+        local, shape = WRAPPED.sub("", at.local), weights[module]
         while local:
             parent, _, leaf = local.rpartition(".")
-            found[at.tower, at.layer is None, parent].add(leaf)
-            local = parent
-    return defaultdict(frozenset, {key: frozenset(names) for key, names in found.items()})
+            found[at.tower, at.layer is None, parent].setdefault(leaf, shape)
+            local, shape = parent, ()
+    return found

@@ -3,26 +3,30 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, overload
 
-from affectlens import html
 from affectlens.errors import NoSuchSite, WrongCount, near
-from affectlens.sites.roles import ATTENTION, MLP
+from affectlens.sites.mlps import MLP
+from affectlens.sites.roles import ATTENTION
 from affectlens.sites.site import Site
+from affectlens.sites.targets import to_target_modules
+from affectlens.sites.tree import drawn, layers, marked_up, nodes
 
 Choice = str | int | Collection[Any] | Callable[[Any], bool] | None
 _FIELDS = ("tower", "layer", "role", "stack", "expert", "param")
+__all__ = ["GROUPS", "Sites", "layers"]
 GROUPS = {"attention": ATTENTION, "mlp": MLP}
 
 
 class Sites(Sequence[Site]):
-    """An ordered set of sites.
+    """An ordered set of sites, which remembers what it was selected from.
 
     >>> sites = Sites([Site("language", "gate_proj", layer=i) for i in range(4)])
     >>> sites.where(layer=range(2)).expect(2)
     Sites(2: language gate_proj, layers 0-1)
     """
 
-    def __init__(self, sites: Iterable[Site]) -> None:
+    def __init__(self, sites: Iterable[Site], *, within: "Sites | None" = None) -> None:
         self._sites = tuple(sorted(dict.fromkeys(sites)))
+        self.within: Sites = within if within is not None else self
 
     def where(
         self,
@@ -49,7 +53,7 @@ class Sites(Sequence[Site]):
             if not kept:
                 there = near(choice, known)
                 raise NoSuchSite(f"no site has {name}={choice!r}. {name.capitalize()}s here: {there}")
-        return Sites(kept)
+        return Sites(kept, within=self.within)
 
     def expect(self, count: int) -> "Sites":
         """Return the selection if it has `count` sites; raise `WrongCount` if not."""
@@ -62,18 +66,25 @@ class Sites(Sequence[Site]):
         groups: dict[tuple[Any, ...], list[Site]] = {}
         for site in self._sites:
             groups.setdefault(tuple(getattr(site, name) for name in names), []).append(site)
-        return {key: Sites(sites) for key, sites in groups.items()}
+        return {key: Sites(sites, within=self.within) for key, sites in groups.items()}
+
+    def to_target_modules(self) -> str:
+        """The selection as PEFT's `target_modules`: a pattern for exactly these modules.
+
+        Raises `NoSuchSite` for a bare parameter, and for a part of a fused matrix without the rest.
+        """
+        return to_target_modules(self, self.within)
 
     def __or__(self, other: Iterable[Site]) -> "Sites":
-        return Sites((*self._sites, *other))
+        return Sites((*self._sites, *other), within=self.within)
 
     def __sub__(self, other: Iterable[Site]) -> "Sites":
         gone = set(other)
-        return Sites(site for site in self._sites if site not in gone)
+        return Sites((site for site in self._sites if site not in gone), within=self.within)
 
     def __and__(self, other: Iterable[Site]) -> "Sites":
         both = set(other)
-        return Sites(site for site in self._sites if site in both)
+        return Sites((site for site in self._sites if site in both), within=self.within)
 
     @overload
     def __getitem__(self, index: int) -> Site: ...
@@ -81,7 +92,7 @@ class Sites(Sequence[Site]):
     def __getitem__(self, index: slice) -> "Sites": ...
     def __getitem__(self, index: int | slice) -> "Site | Sites":
         found = self._sites[index]
-        return found if isinstance(found, Site) else Sites(found)
+        return found if isinstance(found, Site) else Sites(found, within=self.within)
 
     def __len__(self) -> int:
         return len(self._sites)
@@ -96,35 +107,14 @@ class Sites(Sequence[Site]):
         return hash(self._sites)
 
     def __repr__(self) -> str:
-        return f"Sites({len(self)}: {'; '.join(_lines(self))})" if self._sites else "Sites(0)"
+        groups = self.by("tower", "role")
+        if len(groups) != 1:
+            return "\n".join([f"Sites({len(self)})", *drawn(nodes(self), "  ")])
+        (tower, role), span = next(iter(groups)), layers(self)
+        return f"Sites({len(self)}: {tower} {role}" + (f", layers {span})" if span else ")")
 
     def _repr_html_(self) -> str:
-        rows = [
-            (tower, role, len(sites), layers(sites))
-            for (tower, role), sites in self.by("tower", "role").items()
-        ]
-        return html.table(("tower", "role", "sites", "layers"), rows, caption=f"{len(self)} sites")
-
-
-def layers(sites: Iterable[Site]) -> str:
-    """Write the layers of some sites as ranges.
-
-    >>> layers([Site("language", "gate_proj", layer=i) for i in (0, 1, 2, 5)])
-    '0-2, 5'
-    """
-    runs: list[list[int]] = []
-    for layer in sorted({site.layer for site in sites if site.layer is not None}):
-        if runs and layer == runs[-1][1] + 1:
-            runs[-1][1] = layer
-        else:
-            runs.append([layer, layer])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-
-
-def _lines(sites: Sites) -> Iterator[str]:
-    for (tower, role), group in list(sites.by("tower", "role").items())[:12]:
-        span = layers(group)
-        yield f"{tower} {role}" + (f", layers {span}" if span else "")
+        return f"<b>{len(self)} sites</b>{marked_up(nodes(self))}"
 
 
 def _fits(value: Any, choice: Any) -> bool:

@@ -19,43 +19,54 @@ _OWNERS = (
     ("talker", r"talker|depth_decoder|tts"),
     ("vq", r"vqmodel|vq_model|visual_tokenizer|codec_model|quantizer"),
     ("generation", r"generation_(?:embeddings|aligner|head)|gen_(?:embed|aligner|head|vision_model)"),
+    ("qformer", r"(?:\w+_)?[qQ]_?[fF]ormer|(?:\w+_)?query_tokens"),
 )
 _PARTS = (
     (
         "projector",
-        r"(?:\w+_)?projectors?|mm_projector\w*|multi_?modal_projector\w*|(?:\w+_)?mergers?(?:_list)?"
-        r"|(?:\w+_)?connectors?|(?:\w+_)?aligner|(?:\w+_)?adapt[eo]r|(?:\w+_)?resampler(?:_model)?"
-        r"|modality_projection|(?:visual|vision|text|audio|image|speech|language|sound)_proj(?:ection)?"
-        r"|image_to_text_projection|high_res_vision_(?:neck|proj)|embed_(?:vision|audio)|mlp1|mlp_AR"
-        r"|(?:enc|audio_enc)_to_dec_proj|downsampler|visual_embeddings_table|llama_proj"
-        r"|linear_projection|img_projection|\w*llama_proj\d?|affectgpt_proj|vision_embed_tokens|image_newline|view_seperator",
+        r"(?!vocab_)(?:\w+_)?projectors?|mm_projector\w*|multi_?modal_projector\w*|(?:\w+_)?mergers?(?:_list)?"
+        r"|(?:\w+_)?connectors?|(?:\w+_)?aligner|(?:\w+_)?adapt[eo]r|(?:\w+_)?resampler(?:_model)?|\w*compressor"
+        r"|modality_projection|(?:visual|vision|text|audio|image|speech|language|sound)_proj(?:ection)?(?:_layer)?"
+        r"|image_to_text_projection|high_res_vision_(?:neck|proj|alpha)|embed_(?:vision|audio)|mlp1|mlp_AR"
+        r"|(?:enc|audio_enc)_to_dec_proj|downsampler|visual_embeddings_table|linear_proj(?:ection)?|img_projection\w*"
+        r"|vision_embed_tokens|image_newline|view_sep[ae]rator|\w*llama_proj\d?|affectgpt_proj|\w+_proj_for_\w+"
+        r"|\w*_feature_extens[eo]r|(?:glb|sub)_GN",
     ),
-    ("qformer", r"(?:\w+_)?q_?former|query_tokens"),
     (
         "vision",
-        r"visual|vision|(?:\w+_)?vi(?:sion|sual)_(?:tower|model|encoder|backbone|embeddings)|vit|vpm|image_(?:tower|encoder|model"
-        r"|embed)|video_(?:tower|model|encoder)|img_processor|vision_\w+_model|pixel_level_module",
+        r"visual|vision|(?:\w+_)?vi(?:sion|sual)_(?:tower|model|encoder|backbone|embeddings)|vit|vpm|img_processor"
+        r"|image_(?:tower|encoder|model|embed)|video_(?:tower|model|encoder)|vision_\w+_model|pixel_level_module"
+        r"|sam_model|qwen2_model",
     ),
     (
         "audio",
-        r"(?:audio|speech|sound|acoustic|asr|conditioning)_(?:tower|model|encoder|embed|encoder_model)|apm"
+        r"audio|(?:audio|speech|sound|acoustic|asr|conditioning)_(?:tower|model|encoder|embed|encoder_model)|apm"
         r"|(?:acoustic|semantic)_tokenizer_encoder|(?:acoustic|semantic)_(?:encoder|model|decoder)"
-        r"|speech_(?:encoder|decoder)_model",
+        r"|speech_(?:encoder|decoder)_model|whisper(?:_model)?|beats|hubert|wav2vec2?(?:_\w+)?|wavlm|ln_(?:speech|audio)",
     ),
     (
         "language",
-        r"language_model|text_(?:model|decoder|encoder|tower|backbone|encoder_model)|llm|llama_model"
-        r"|bert|roberta",
+        r"language_model|text_(?:model|decoder|encoder|tower|backbone|encoder_model)|llm|bert|roberta",
     ),
 )
 TOWERS = tuple(tower for tower, _ in (*_OWNERS, *_PARTS))
 _OWNER = tuple((tower, re.compile(pattern)) for tower, pattern in _OWNERS)
 _PART = tuple((tower, re.compile(pattern)) for tower, pattern in _PARTS)
 _INDEXED = re.compile(
-    r"(?:^|\.)(?P<list>(?:\w+_)?(?:layers|blocks)|layer|block|h|resblocks|encoders|decoders)\.(?P<n>\d+)(?=\.)"
+    r"(?:^|\.)(?P<list>(?:\w+_)?(?:layers|blocks)|layer|block|h|resblocks|encoders|decoders|conformer|attentions|ffns"
+    r"|self_attends)\.(?P<n>\d+)(?=\.)"
 )
+_INDEXED_NORM = re.compile(r"(?:^|\.)(?P<local>layer_norm[12])\.(?P<n>\d+)$")  # XLM keeps its norms in lists
 _NO_LAYERS = re.compile(r"conv_(?:layers|blocks)|(?:up|down)(?:sample_)?(?:blocks|layers)|deconv_layers")
+_NO_LAYERS_BELOW = re.compile(r"pos_conv_embed|subsampl\w*|feature_extractor")
 _STACKS = ("encoder", "decoder")
+# A list of layers under these names alone is its tower's own; others of the tower are named after theirs.
+_PLAIN = frozenset(
+    "model language_model transformer text_model llm layers blocks h layer thinker base_model encoder decoder "
+    "vision_tower vision_model visual audio_tower talker".split()
+)
+_HEARS = re.compile(r"audio|speech|wav2vec|wavlm|hubert|asr|ctc|whisper|encodec|diarization")
+_SEES = re.compile(r"vision|image|visual|(?:^|_)vit|video")
 _TOKENS = re.compile(
     r"(?:embed_tokens|char_embeddings(?:\.\w+)?|wte|word_embeddings?|tok(?:en)?_embeddings?|embed_in|\bshared)$"
 )
@@ -70,18 +81,17 @@ class Position(NamedTuple):
     local: str
 
 
-def positions(modules: Mapping[str, Shape]) -> dict[str, Position]:
-    """Place each module, given the shape of its largest parameter."""
+def positions(modules: Mapping[str, Shape], model_type: str = "") -> dict[str, Position]:
+    """Place each module, given the shape of its weight; `model_type` helps where nothing else tells."""
     named = {module: _named(_above_layer(module)) for module in modules}
     split = _split_stacks(modules)
-    senses = _senses(
-        {m: shape for m, shape in modules.items() if named[m] is None}, split, set(named.values())
-    )
+    unnamed = {m: shape for m, shape in modules.items() if named[m] is None}
+    senses = _senses(unnamed, split, named=set(named.values()), model_type=model_type)
     found = {}
     lists: dict[str, set[tuple[str, ...]]] = defaultdict(set)
     for module in modules:
         layer, local = _layer(module)
-        tower = named[module] or senses[_group(module, split)]
+        tower = named[module] or _own(module, modules[module]) or senses[_group(module, split)]
         stack = _stack(module, split) if layer is not None else None
         found[module] = Position(tower, stack, layer, local)
         if layer is not None and stack is None:
@@ -92,13 +102,23 @@ def positions(modules: Mapping[str, Shape]) -> dict[str, Position]:
     return found
 
 
+def _own(module: str, shape: Shape) -> str | None:
+    """What a module is wherever it hangs: words come out of an `lm_head`, pictures go into patches."""
+    leaf = module.rpartition(".")[2]
+    if leaf == "lm_head":
+        return "language"
+    return "vision" if "patch_embed" in module and len(shape) >= 4 and shape[1] == 3 else None
+
+
 def _list(module: str, local: str) -> tuple[str, ...]:
     """The path of the list that a layer is in."""
-    return tuple(module.removesuffix(local).split(".")[:-2])
+    return tuple(part for part in module.removesuffix(local).split(".") if part and not part.isdigit())
 
 
 def _apart(path: tuple[str, ...], paths: Iterable[tuple[str, ...]]) -> str | None:
     """What tells a list of layers from the other lists of its tower, e.g. `image_tower`."""
+    if _PLAIN.issuperset(path):
+        return None
     others = list(paths)
     start = next(i for i, parts in enumerate(zip_longest(*others)) if len(set(parts)) > 1)
     ends = zip_longest(*(other[start:][::-1] for other in others))
@@ -125,7 +145,12 @@ def _named(module: str) -> str | None:
 
 
 def _layer(module: str) -> tuple[int | None, str]:
+    if match := _INDEXED_NORM.search(module):
+        return int(match["n"]), match["local"]
     for match in _INDEXED.finditer(module):
+        # Convolutions before the first layer may be a list, too.
+        if _NO_LAYERS_BELOW.search(module[: match.start()]):
+            return None, module
         # A list of bare linears (`mlp.layers.0`, a head's) holds no layers of the model.
         if not _NO_LAYERS.fullmatch(match["list"]) and match.end() < len(module):
             return int(match["n"]), module[match.end() + 1 :]
@@ -159,20 +184,27 @@ def _group(module: str, split: frozenset[str]) -> str:
     return _stack(module, split) or ""
 
 
-def _senses(modules: Mapping[str, Shape], split: frozenset[str], named: set[str | None]) -> dict[str, str]:
+def _senses(
+    modules: Mapping[str, Shape], split: frozenset[str], *, named: set[str | None], model_type: str
+) -> dict[str, str]:
     """What each group of modules without a named tower is, from its own convolutions and embeddings."""
-    tokens = {_group(module, split) for module in modules if _TOKENS.search(module)}
-    found = {_group(module, split): "language" for module in modules}
+    groups = {module: _group(module, split) for module in modules}
+    # A stack that attends to another one writes words, whatever else it takes in.
+    words = {g for m, g in groups.items() if _TOKENS.search(m) or re.search(r"EncDecAtt|encoder_attn", m)}
+    # The layers of language models convolve too, in state spaces and short filters.
+    sequence = {g for m, g in groups.items() if re.search(r"A_log$|\.conv1d$|\.mixer\.", m)}
     kernels = [
-        (_group(module, split), shape)
+        (groups[module], shape)
         for module, shape in modules.items()
-        # Layers of language models convolve too (state spaces); where another tower is the language, none do.
-        if len(shape) >= 3 and (_layer(module)[0] is None or "language" in named)
+        if len(shape) >= 3
+        and (_layer(module)[0] is None or "language" in named or groups[module] not in words | sequence)
     ]
+    default = "audio" if _HEARS.search(model_type) else "vision" if _SEES.search(model_type) else "language"
+    found = dict.fromkeys(groups.values(), "language" if words or "language" in named else default)
     sees = "vision" in named or any(len(shape) >= 4 and shape[1] == 3 for _, shape in kernels)
     for group, _ in kernels:
         found[group] = "vision" if sees else "audio"
-    for module in modules:
-        if re.search(r"patch_(?:embed\w*|projection)", module) and found[_group(module, split)] == "language":
-            found[_group(module, split)] = "vision"
-    return {group: "language" if group in tokens else tower for group, tower in found.items()}
+    for module, group in groups.items():
+        if re.search(r"patch_(?:embed\w*|projection)", module) and found[group] == "language":
+            found[group] = "vision"
+    return {group: "language" if group in words else tower for group, tower in found.items()}

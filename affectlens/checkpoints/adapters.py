@@ -1,0 +1,109 @@
+"""Looking at a PEFT adapter by itself: what it could touch, how strongly, and which sites those are."""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from affectlens import html
+from affectlens.checkpoints.checkpoint import Header
+from affectlens.checkpoints.header import read_header
+from affectlens.checkpoints.safetensors import read_json
+from affectlens.errors import CheckpointError
+from affectlens.files import ordinary
+from affectlens.sites import Laid, Sites, drawn, lay_out, nodes, record, sites_of
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_FACTOR = re.compile(
+    r"\.(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|base_layer)"
+    r"(?:\.default)?(?:\.(?P<param>weight|bias))?$"
+)
+_SAVED = re.compile(r"\.(?:modules_to_save|original_module)(?:\.default)?(?=\.)")
+
+
+class Adapter:
+    """The tensors of an adapter folder, laid out as the parameters that they change."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name = folder.name
+        self.config: Mapping[str, Any] = read_json(folder / CONFIG)
+        if not (folder / WEIGHTS).exists():
+            raise CheckpointError(folder, f"an adapter without {WEIGHTS}", fix="Save it as safetensors")
+        self.headers: Mapping[str, Header] = read_header(ordinary(folder / WEIGHTS)).tensors
+        owners = {tensor: _owner(tensor) for tensor in self.headers}
+        shapes = _shapes(owners, self.headers)
+        found = lay_out(shapes)
+        self.laid: dict[str, Laid] = {tensor: found[owner] for tensor, owner in owners.items()}
+        self.sites = Sites(sites_of(found, self.name))
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Rows of (what, value) for people to read."""
+        known = self.config
+        rank, alpha = known.get("r"), known.get("lora_alpha")
+        targets = known.get("target_modules")
+        kinds = {match["kind"] for t in self.headers if (match := _FACTOR.search(t))}
+        extra = sorted({_owner(t) for t in self.headers if not _FACTOR.search(t)})
+        size = sum(math.prod(header.shape) for header in self.headers.values())
+        return [
+            ("adapter", self.name),
+            ("kind", f"{known.get('peft_type', 'unknown')}{', DoRA' if _dora(kinds, known) else ''}"),
+            ("base", str(known.get("base_model_name_or_path") or "not named")),
+            ("rank", f"{rank}, alpha {alpha}, scale {_scale(known)}"),
+            ("targets", targets if isinstance(targets, str) else ", ".join(sorted(map(str, targets or ())))),
+            ("parameters", f"{size:,} in {len(self.headers)} tensors, on {len(self.sites)} parameters"),
+            ("dtype", ", ".join(sorted({header.dtype for header in self.headers.values()}))),
+            *([("saved whole", ", ".join(extra[:4]) + (", …" if len(extra) > 4 else ""))] if extra else []),
+        ]
+
+    def records(self) -> list[dict[str, Any]]:
+        """One record a tensor, in the schema of `inspect --json`; `lora` says which factor it is."""
+        found = []
+        for tensor, header in self.headers.items():
+            match = _FACTOR.search(tensor)
+            row = record(tensor, self.laid[tensor], dtype=header.dtype)
+            found.append({**row, "lora": match["kind"] if match else None, "shape": list(header.shape)})
+        return found
+
+    def __repr__(self) -> str:
+        lines = [f"{name:12} {html.plain(value)}" for name, value in self.lines()]
+        return "\n".join([*lines, "", *drawn(nodes(self.sites))])
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a folder holds an adapter and no whole checkpoint."""
+    return path.is_dir() and (path / CONFIG).exists() and not (path / "config.json").exists()
+
+
+def _owner(tensor: str) -> str:
+    """The parameter that a factor belongs to."""
+    match = _FACTOR.search(tensor)
+    if match is None:
+        return _SAVED.sub("", tensor)
+    return f"{tensor[: match.start()]}.{match['param'] or 'weight'}"
+
+
+def _shapes(owners: Mapping[str, str], headers: Mapping[str, Header]) -> dict[str, tuple[int, ...]]:
+    """The shapes of the parameters, from those of their factors: B is (out, rank), A is (rank, in)."""
+    found: dict[str, tuple[int, ...]] = {}
+    for tensor, owner in owners.items():
+        match, shape = _FACTOR.search(tensor), headers[tensor].shape
+        out, into = found.get(owner, (0, 0))[:2] if len(found.get(owner, ())) >= 2 else (0, 0)
+        if match is None or match["kind"] == "base_layer":
+            found[owner] = shape
+        elif match["kind"].endswith("A") and len(shape) >= 2:
+            found[owner] = (out, shape[-1])
+        elif match["kind"].endswith("B") and len(shape) >= 2:
+            found[owner] = (shape[0], into)
+    return {owner: found.get(owner, (0,)) for owner in owners.values()}
+
+
+def _dora(kinds: set[str], known: Mapping[str, Any]) -> bool:
+    return "lora_magnitude_vector" in kinds or bool(known.get("use_dora"))
+
+
+def _scale(known: Mapping[str, Any]) -> str:
+    rank, alpha = known.get("r"), known.get("lora_alpha")
+    if not isinstance(rank, int) or not isinstance(alpha, int | float) or rank <= 0:
+        return "unknown"
+    return f"{alpha / (rank**0.5 if known.get('use_rslora') else rank):g}"

@@ -1,0 +1,74 @@
+"""What a checkpoint is, in a dozen lines: towers, layers, the language model, what is unusual, coverage."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from affectlens.checkpoints.checkpoint import Checkpoint
+
+_FUSED = ("qkv_proj", "kv_proj", "gate_up_proj", "kv_b_proj")
+
+
+def describe(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    """Rows of (what, value) for people to read."""
+    who = checkpoint.identity
+    towers: Counter[str] = Counter()
+    for site, storage in checkpoint.storage.items():
+        towers[site.tower] += storage.size
+    tied = "output embedding tied to the input embedding" if checkpoint.tied else "no"
+    return [
+        ("checkpoint", who["name"]),
+        ("format", who["format"]),
+        ("model type", who["model_type"]),
+        ("parameters", f"{checkpoint.parameters:,} in {len(checkpoint.laid)} tensors"),
+        *((f"· {tower}", f"{count:,}") for tower, count in towers.most_common()),
+        ("language", _language(checkpoint)),
+        ("dtype", who["dtype"]),
+        ("tied", tied),
+        ("header", who.get("header_sha256", "none: in memory")),
+        *(("unusual", remark) for remark in unusual(checkpoint)),
+        ("coverage", f"{coverage(checkpoint):.1%} of the parameters have a role"),
+    ]
+
+
+def coverage(checkpoint: Checkpoint) -> float:
+    """The share of the parameters whose role is known."""
+    named = sum(where.size for site, where in checkpoint.storage.items() if site.role != "other")
+    return named / (checkpoint.parameters or 1)
+
+
+def unusual(checkpoint: Checkpoint) -> Iterator[str]:
+    """What a reader of a diff should know of this checkpoint, in sentences."""
+    if checkpoint.config.get("auto_map"):
+        yield "the model runs remote code, which is not executed here"
+    if "quantization_config" in checkpoint.config:
+        yield "the weights are quantized"
+    wrapped = [t for t, laid in checkpoint.laid.items() if t.endswith(laid.name) and t != laid.name]
+    if wrapped:
+        prefix = wrapped[0].removesuffix(checkpoint.laid[wrapped[0]].name)
+        yield f"{len(wrapped)} names carry a wrapper's prefix (first: {prefix!r})"
+    whole = [
+        t
+        for t, laid in checkpoint.laid.items()
+        if laid.place.role in _FUSED and not laid.fused and laid.place.param != "bias"
+    ]
+    if whole:
+        yield f"{len(whole)} fused tensors are left whole, nothing says how to split them (first: {whole[0]})"
+    turned = sum(laid.transposed for laid in checkpoint.laid.values())
+    if turned:
+        yield f"{turned} matrices are stored (in, out) and read as (out, in)"
+    dtypes = {header.dtype for header in checkpoint.store.headers.values()}
+    if len(dtypes) > 1:
+        yield f"{len(dtypes)} dtypes"
+
+
+def _language(checkpoint: Checkpoint) -> str:
+    sites = [site for site in checkpoint.storage if site.tower == "language"]
+    layers = {(site.stack, site.layer) for site in sites if site.layer is not None}
+    first = next((s for s in sites if s.role in ("gate_proj", "fc1") and s.param == "weight"), None)
+    if first is None:
+        return f"{len(layers)} layers, no MLP that is known"
+    inner, hidden = checkpoint.shape(first)[:2]
+    kind = "gated MLP" if first.role == "gate_proj" else "plain MLP"
+    experts = {site.expert for site in sites if site.expert is not None}
+    extra = f", {len(experts)} experts" if experts else ""
+    return f"{len(layers)} layers, hidden {hidden}, {kind} {inner}{extra}"

@@ -1,0 +1,102 @@
+"""A selection drawn as a tree: tower, stack, what is outside the layers, what each layer has."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from affectlens import html
+from affectlens.sites.site import Site
+
+Size = Callable[[Site], int]
+
+
+class Node(NamedTuple):
+    """A line of the tree and what hangs below it."""
+
+    name: str
+    note: str
+    below: tuple["Node", ...] = ()
+
+
+def nodes(sites: Iterable[Site], size: Size | None = None) -> tuple[Node, ...]:
+    """Group sites into a tree; `size` gives parameters to add up, else the sites are counted."""
+    found = []
+    for tower, inside in _grouped(sites, lambda site: site.tower):
+        below: list[Node] = []
+        for stack, part in _grouped(inside, lambda site: site.stack):
+            branches = tuple(_branches(part, size))
+            below += [Node(str(stack), _note(part, size), branches)] if stack else branches
+        found.append(Node(str(tower), _note(inside, size), tuple(below)))
+    return tuple(found)
+
+
+def _branches(sites: Sequence[Site], size: Size | None) -> Iterator[Node]:
+    outside = [site for site in sites if site.layer is None]
+    yield from _roles(outside, size)
+    inside = [site for site in sites if site.layer is not None]
+    if inside:
+        note = _note(inside, size)
+        yield Node(f"layers {layers(inside)}", note, tuple(_roles(inside, size)))
+
+
+def _roles(sites: Sequence[Site], size: Size | None) -> Iterator[Node]:
+    for role, found in _grouped(sites, lambda site: site.role):
+        experts = {site.expert for site in found if site.expert is not None}
+        extra = f", {len(experts)} experts" if experts else ""
+        spans = layers(found)
+        whole = {site.layer for site in found} == {site.layer for site in sites}
+        extra += f", layers {spans}" if spans and not whole else ""
+        yield Node(str(role), _note(found, size) + extra)
+
+
+def _grouped(sites: Iterable[Site], key: Callable[[Site], object]) -> list[tuple[object, list[Site]]]:
+    groups: dict[object, list[Site]] = {}
+    for site in sites:
+        groups.setdefault(key(site), []).append(site)
+    return list(groups.items())
+
+
+def _note(sites: Sequence[Site], size: Size | None) -> str:
+    if size is not None:
+        return f"{sum(size(site) for site in sites):,}"
+    return f"{len(sites)} site" + ("" if len(sites) == 1 else "s")
+
+
+def drawn(tree: Iterable[Node], indent: str = "") -> Iterator[str]:
+    """Draw nodes as lines of text, the notes in a column of their own."""
+    flat = list(_flat(tree, indent))
+    width = max((len(name) for name, _ in flat), default=0)
+    for name, note in flat:
+        yield f"{html.plain(name).ljust(width)}  {html.plain(note)}"
+
+
+def _flat(tree: Iterable[Node], indent: str) -> Iterator[tuple[str, str]]:
+    for node in tree:
+        yield indent + node.name, node.note
+        yield from _flat(node.below, indent + "  ")
+
+
+def marked_up(tree: Iterable[Node]) -> str:
+    """Draw nodes as nested HTML that folds; every name is escaped."""
+    return "".join(map(_details, tree))
+
+
+def _details(node: Node) -> str:
+    line = f"{html.escape(node.name)} <small>{html.escape(node.note)}</small>"
+    if not node.below:
+        return f'<div style="margin-left:1.5em">{line}</div>'
+    return f'<details open style="margin-left:1em"><summary>{line}</summary>{marked_up(node.below)}</details>'
+
+
+def layers(sites: Iterable[Site]) -> str:
+    """Write the layers of some sites as ranges.
+
+    >>> layers([Site("language", "gate_proj", layer=i) for i in (0, 1, 2, 5)])
+    '0-2, 5'
+    """
+    runs: list[list[int]] = []
+    for layer in sorted({site.layer for site in sites if site.layer is not None}):
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

@@ -1,0 +1,194 @@
+"""Tiny random models of any architecture that transformers knows: its default config, every size cut down."""
+
+import re
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+HIDDEN, VOCAB = 64, 256
+
+# A setting whose name matches, and which is a larger number, becomes this; the first row that matches wins.
+_SIZES: tuple[tuple[re.Pattern[str], int], ...] = tuple(
+    (re.compile(pattern), value)
+    for pattern, value in (
+        (r"vocab_size_per_layer_input|vocab_size|n_vocab|\w+_vocab_size|codebook_size|audio_vocab_size", VOCAB),
+        (r"(?:num_(?:hidden|encoder|decoder|conv_pos)?_?layers|n_layers?|(?:en|de)coder_layers|depth|n_layer"
+         r"|num_(?:local|global)_(?:hidden_)?layers|num_block_layers|num_attention_layers|num_hidden_blocks"
+         r"|attention_layers|layers|depth_decoder_num_hidden_layers|num_qformer_layers|perception_layers)", 2),
+        (r"num_key_value_heads|num_kv_heads|n_kv_heads|n_head_kv|kv_n_heads", 2),
+        (r"(?:num_(?:attention_)?heads|n_heads?|(?:en|de)coder_attention_heads|num_(?:global|local|cross)_heads"
+         r"|attention_heads|num_heads|\w+_num_attention_heads|num_attention_heads_\w+|n_attn_heads|cross_num_\w+)", 4),
+        (r"head_dim|d_kv|d_head|attention_head_dim|global_head_dim|\w+_head_dim|kv_channels", 16),
+        (r"(?:moe_|shared_expert_|\w+_)?intermediate_size\w*|(?:en|de)coder_ffn_dim|ffn_dim|n_inner|ffn_hidden_size"
+         r"|d_ff|dim_ff|intermediate_dim|moe_ffn_hidden_size|inner_dim|block_ff_dim", 96),
+        (r"hidden_size|d_model|n_embd|embed_dim|dim|\w*hidden_size|\w*_d_model|projection_dim|output_dim|hidden_dim"
+         r"|word_embed_proj_dim|embedding_size|model_dim|emb_dim|lm_hidden_dim|\w+_hidden_dim|adapter_hidden\w*"
+         r"|embedding_dim|\w+_embed_dim|output_size|hidden_size_\w+|proj_dim|\w+_projection_dim|width|lru_width"
+         r"|embed_dims", HIDDEN),
+        (r"(?:num_(?:local_|routed_)?experts|n_routed_experts|moe_num_experts|num_total_experts)", 4),
+        (r"(?:num_experts_per_tok(?:en)?|top_k_experts|moe_top_k|moe_k|num_selected_experts|experts_per_tok)", 2),
+        (r"q_lora_rank|kv_lora_rank|\w*lora_rank", 24),
+        (r"max_position_embeddings|n_positions|max_source_positions|max_target_positions|max_seq_len\w*", 512),
+    )
+)  # fmt: skip
+_TOKEN = re.compile(r"\w*(?:_token_id|_token_index|_token|_id)s?")
+
+# What cutting the sizes does not settle, by model type; keys reach into sections with a dot.
+_MEDIA = {"<image>": 5, "IMGIMGBSBSZ": 6, "IMGIMGABCDZ": 7, "<|extra_200|>": 8, "<|visual token 000000|>": 9}
+_OVERRIDES: dict[str, dict[str, Any]] = {
+    "chameleon": {"vocabulary_map": _MEDIA},
+    "emu3": {"vocabulary_map": _MEDIA},
+    "dbrx": {"attn_config.rope_theta": 1e4, "attn_config.kv_n_heads": 2, "ffn_config.moe_num_experts": 4,
+             "ffn_config.moe_top_k": 2},
+    "dots1": {"n_routed_experts": 4, "num_local_experts": 4, "first_k_dense_replace": 1},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "nemotron": {"num_key_value_heads": 2},
+    "falcon": {"new_decoder_architecture": False},
+    "zamba": {"num_hidden_layers": 12},
+}  # fmt: skip
+# Settings that a config works out for each layer when it is made, so they have to be there from the start.
+_AT_BIRTH: dict[str, dict[str, Any]] = {
+    kind: {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+           "intermediate_size": 96, "head_dim": 16, "global_head_dim": 32, "num_global_key_value_heads": 2,
+           "vocab_size": VOCAB, "vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 16,
+           "num_kv_shared_layers": 0, "layer_types": ["sliding_attention", "full_attention"],
+           "initializer_range": 0.1}
+    for kind in ("gemma4_text", "gemma4", "gemma4_unified", "gemma4_unified_text")
+}  # fmt: skip
+
+_MAPPINGS = (
+    "MULTIMODAL_LM", "IMAGE_TEXT_TO_TEXT", "CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "MASKED_LM",
+    "CTC", "TEXT_TO_WAVEFORM", "ZERO_SHOT_IMAGE_CLASSIFICATION", "PRETRAINING", "",
+)  # fmt: skip
+
+
+def class_for(model_type: str) -> type[Any]:
+    """The class that transformers would take for the largest task of a type."""
+    for task in _MAPPINGS:
+        name = f"MODEL_FOR_{task}_MAPPING_NAMES" if task else "MODEL_MAPPING_NAMES"
+        found = getattr(modeling_auto, name).get(model_type)
+        if found:
+            one = found if isinstance(found, str) else found[0]
+            return getattr(transformers, one)  # type: ignore[no-any-return]
+    raise KeyError(model_type)
+
+
+def tiny(model_type: str, class_name: str | None = None, *, seed: int = 0) -> nn.Module:
+    """Build a tiny random model of a type; raises what transformers raises where the sizes don't fit."""
+    kind = getattr(transformers, class_name) if class_name else class_for(model_type)
+    config = _born(model_type)
+    if not isinstance(config, kind.config_class) and class_name is None:
+        config = kind.config_class()
+    shrink(config)
+    for path, value in _OVERRIDES.get(model_type, {}).items():
+        *sections, key = path.split(".")
+        at = config
+        for name in sections:
+            at = getattr(at, name)
+        setattr(at, key, value)
+    torch.manual_seed(seed)
+    make = getattr(kind, "_from_config", kind)
+    model: nn.Module = make(config).eval()
+    return model
+
+
+def _born(model_type: str) -> Any:
+    given = _AT_BIRTH.get(model_type)
+    if given and hasattr(CONFIG_MAPPING[model_type](), "text_config"):
+        given = {"text_config": given}
+    return CONFIG_MAPPING[model_type](**(given or {}))
+
+
+def shrink(config: Any) -> None:
+    """Cut every size in a config and its sections."""
+    if getattr(config, "per_layer_config", None):
+        _tokens(config)
+        return
+    before = {k: v for k, v in vars(config).items() if not k.startswith("_")}
+    for key, value in before.items():
+        if isinstance(value, transformers.PreTrainedConfig):
+            shrink(value)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            new = _smaller(key, value)
+            if new != value:
+                _set(config, key, new)
+    heads = [before.get(k) for k in ("num_attention_heads", "n_head", "num_heads")]
+    many = next((h for h in heads if isinstance(h, int)), None)
+    if many and before.get("num_key_value_heads") == many:
+        _set(config, "num_key_value_heads", _smaller("num_attention_heads", many))
+    _tokens(config)
+    _lists(config)
+    _fill(config)
+
+
+def _set(config: Any, key: str, value: Any) -> None:
+    try:
+        setattr(config, key, value)
+    except (AttributeError, NotImplementedError, ValueError, TypeError):
+        pass  # a property of the config, worked out from others
+
+
+def _smaller(key: str, value: int) -> int:
+    for pattern, most in _SIZES:
+        if pattern.fullmatch(key):
+            return min(value, most)
+    return value
+
+
+def _tokens(config: Any) -> None:
+    """Special tokens have to lie within the small vocabulary, each its own."""
+    last = VOCAB - 1
+    for key, value in list(vars(config).items()):
+        if not _TOKEN.fullmatch(key):
+            continue
+        if isinstance(value, int) and not isinstance(value, bool) and value >= VOCAB:
+            _set(config, key, last)
+            last -= 1
+        if isinstance(value, (list, tuple)) and any(isinstance(v, int) and v >= VOCAB for v in value):
+            _set(config, key, [last - n for n in range(len(value))])
+            last -= len(value)
+
+
+def _lists(config: Any) -> None:
+    """Lists with an entry a layer keep two entries, of both kinds where there are two."""
+    layers = next((getattr(config, k, None) for k in ("num_hidden_layers", "n_layer", "num_layers")), None)
+    for key, value in list(vars(config).items()):
+        if re.fullmatch(
+            r"\w*layer_types|layers_block_type|block_types|attn_layer\w*types", key
+        ) and isinstance(value, list):
+            kinds = list(dict.fromkeys(value))
+            if layers and len(kinds) <= 4:
+                count = max(2, len(kinds))
+                for name in ("num_hidden_layers", "n_layer", "num_layers"):
+                    if isinstance(getattr(config, name, None), int):
+                        _set(config, name, count)
+                _set(config, key, (kinds * 2)[-count:] if len(kinds) > 1 else kinds * count)
+
+
+def _fill(config: Any) -> None:
+    """Fill in what defaults leave open and building needs."""
+    for key in ("initializer_range", "init_std", "init_scale"):
+        value = getattr(config, key, None)
+        if isinstance(value, float) and value < 0.1:
+            _set(
+                config, key, 0.1
+            )  # weights so small that softmax and activations are hardly bent show nothing
+    rope = getattr(config, "rope_parameters", None)
+    if isinstance(rope, dict) and "rope_type" in rope:
+        # Read by the models that turn positions in time, height and width, ignored by the others.
+        _set(config, "rope_parameters", {**rope, "mrope_section": [2, 3, 3]})
+    if hasattr(config, "head_dim") and config.head_dim is None:
+        _set(config, "head_dim", 16)
+    for key, value in (("pad_token_id", 0), ("shared_expert_intermediate_size", 96), ("vocab_size", VOCAB)):
+        if hasattr(config, key) and getattr(config, key) is None:
+            _set(config, key, value)
+    size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    if isinstance(size, int) and isinstance(patch, int) and size > 4 * patch:
+        _set(config, "image_size", 4 * patch)
+    if isinstance(size, (list, tuple)) and isinstance(patch, int):
+        _set(config, "image_size", [4 * patch] * len(size))
