@@ -57,7 +57,8 @@ def build(kind: str, name: str) -> Any:
             try:
                 model_class = getattr(transformers, name)
                 config = attempt((make or model_class.config_class)())
-                with torch.device("meta"):
+                with torch.device("meta"), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
                     return model_class._from_config(config)
             except Exception:  # noqa: S112  defaults of some 60 configs make no model, in as many ways
                 continue
@@ -162,6 +163,13 @@ def _find(source: str) -> str:
     return pattern + (r"(?!\w)" if re.search(r"[a-zA-Z0-9]$", pattern) else "")
 
 
+def memory(model: Any) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the parameters, each tied one once."""
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    every = model.named_parameters(remove_duplicate=False)
+    return {name: tuple(parameter.shape) for name, parameter in every if name not in tied}
+
+
 def renamings(model: Any) -> list[Rule]:
     """The rules of one built model."""
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -178,11 +186,11 @@ def generate(found: Iterable[tuple[str, str, list[Rule], Iterable[str]]]) -> dic
     kinds: dict[str, list[int]] = {}
     classes: dict[str, list[int]] = {}
     kept: dict[str, set[str]] = {}
-    for kind, name, own, memory in found:
+    for kind, name, own, names in found:
         applied = [numbered.setdefault(rule, len(numbered)) for rule in own]
         if kinds.setdefault(kind, applied) != applied:
             classes[name] = applied
-        kept.setdefault(kind, set()).update(fixed(own, memory))
+        kept.setdefault(kind, set()).update(fixed(own, names))
     return {
         "transformers": transformers.__version__,
         "legacy": [list(rule) for rule in rules(get_checkpoint_conversion_mapping("legacy"))],
@@ -194,10 +202,10 @@ def generate(found: Iterable[tuple[str, str, list[Rule], Iterable[str]]]) -> dic
     }
 
 
-def fixed(own: list[Rule], memory: Iterable[str]) -> set[str]:
+def fixed(own: list[Rule], names: Iterable[str]) -> set[str]:
     """Names in memory that a rule meant for names in files would change; their numbers are left out."""
     free = [compiled(rule) for rule in own if rule[4] is None]
-    return {NUMBER.sub("N", name) for name in memory if any(rule.rename(name) != name for rule in free)}
+    return {NUMBER.sub("N", name) for name in names if any(rule.rename(name) != name for rule in free)}
 
 
 def write(table: dict[str, Any]) -> str:
@@ -216,12 +224,11 @@ def write(table: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-    warnings.simplefilter("ignore")
     built = ((kind, name, build(kind, name)) for kind, name in architectures())
     TABLE.write_text(
         write(
             generate(
-                (kind, name, renamings(model), dict(model.named_parameters()))
+                (kind, name, renamings(model), memory(model))
                 for kind, name, model in built
                 if model is not None
             )

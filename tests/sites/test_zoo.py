@@ -1,8 +1,10 @@
 """Names against what they claim to describe: the code of all architectures that transformers ships."""
 
+import inspect
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 
 from affectlens.sites import Laid, lay_out, locate
 from benchmarks.conversions import TABLE, generate, write
@@ -33,12 +35,15 @@ def claims(zoo: list[Architecture], *roles: str) -> Iterator[tuple[Architecture,
                 yield one, tensor, laid
 
 
+@cache
+def source(kind: type) -> str:
+    return inspect.getsource(kind)
+
+
 def activated(one: Architecture, tensor: str) -> bool:
     """Whether the code of the module around it passes this linear's output through an activation."""
-    code, leaf = (
-        one.sources[tensor],
-        tensor.removesuffix(".weight").removesuffix(".linear").rpartition(".")[2],
-    )
+    code = source(one.around[tensor])
+    leaf = tensor.removesuffix(".weight").removesuffix(".linear").rpartition(".")[2]
     if re.search(rf"{ACTIVATION}\(\s*self\.{leaf}\(", code):
         return True
     named = re.search(rf"(\w+)\s*=\s*self\.{leaf}\(", code)
