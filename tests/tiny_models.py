@@ -44,12 +44,12 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     "emu3": {"vocabulary_map": _MEDIA},
     "dbrx": {"attn_config.rope_theta": 1e4, "attn_config.kv_n_heads": 2, "ffn_config.moe_num_experts": 4,
              "ffn_config.moe_top_k": 2},
-    "dots1": {"n_routed_experts": 4, "num_local_experts": 4, "first_k_dense_replace": 1},
+    "dots1": {"n_routed_experts": 4, "num_local_experts": 4, "first_k_dense_replace": 1,
+              "moe_intermediate_size": 48, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "nemotron": {"num_key_value_heads": 2},
     "falcon": {"new_decoder_architecture": False},
-    "zamba": {"num_hidden_layers": 12},
 }  # fmt: skip
 # Settings that a config works out for each layer when it is made, so they have to be there from the start.
 _AT_BIRTH: dict[str, dict[str, Any]] = {
@@ -106,7 +106,9 @@ def _born(model_type: str) -> Any:
 
 def shrink(config: Any) -> None:
     """Cut every size in a config and its sections."""
-    if getattr(config, "per_layer_config", None):
+    if ("gemma4" in config.model_type and hasattr(config, "global_head_dim")) or (
+        config.model_type in _AT_BIRTH and "text" in config.model_type
+    ):
         _tokens(config)
         return
     before = {k: v for k, v in vars(config).items() if not k.startswith("_")}
@@ -192,3 +194,6 @@ def _fill(config: Any) -> None:
         _set(config, "image_size", 4 * patch)
     if isinstance(size, (list, tuple)) and isinstance(patch, int):
         _set(config, "image_size", [4 * patch] * len(size))
+
+
+MODEL_TYPES: tuple[str, ...] = ()

@@ -71,7 +71,7 @@ def probe_plain(bench: Bench, parts: Mapping[str, Storage]) -> dict[str, Seen]:
         elif bent is not None:
             found.append(Seen("confirmed", "an activation follows it"))
             last = worst([last, answer.check(parts["fc2"], unit)])
-        elif all(path.bend < STRAIGHT for path in alive):
+        elif all(path.bend < STRAIGHT for path in alive) and not answer.through:
             found.append(Seen("refuted", f"no activation follows unit {unit}: its path is affine"))
     if not found:
         raise Unprobed("no unit that was tried has an effect")
@@ -93,6 +93,19 @@ class _Answer(NamedTuple):
     read: Callable[[], Tensor]
     column: Callable[[Tensor, int], tuple[Tensor, str]]
     check: Callable[[Storage, int], Seen]
+    through: bool = False  # a norm comes between here and down
+
+
+def _mixed(bench: Bench, where: Storage, answer: _Answer) -> bool:
+    """Whether a unit moves more than its own column."""
+    for unit in _spread(where.shape[0]):
+        with bench.scaled(bench.row(where, unit), 2.0):
+            more = answer.read()
+        change = more - answer.read()
+        size = change.abs().flatten(0, -2).amax(0)
+        if float(size.max()) > 1e-6 * float(more.abs().max()):
+            return int((size > 0.01 * size.max()).sum()) > 2
+    return False
 
 
 def _answer(bench: Bench, parts: Mapping[str, Storage]) -> _Answer:
@@ -106,10 +119,13 @@ def _answer(bench: Bench, parts: Mapping[str, Storage]) -> _Answer:
             for name, shape in bench.order()
             if shape and shape[-1] == inner and "norm" in type(bench.modules[name]).__name__.lower()
         ]
-        for watch in (*norms[:1], owner):
-            axis = _axis(bench, watch, inner)
-            if axis is not None:
-                return _before_down(bench, owner, watch, axis)
+        axis = _axis(bench, owner, inner)
+        if axis is not None:
+            direct = _before_down(bench, owner, owner, axis)
+            # A norm before down mixes the units: then what goes into that norm is looked at.
+            if not norms or not _mixed(bench, first, direct) or _axis(bench, norms[-1], inner) is None:
+                return direct
+            return _before_down(bench, owner, norms[-1], axis)._replace(through=True)
     return _at_the_end(bench, down)
 
 
@@ -192,7 +208,7 @@ def _at_the_end(bench: Bench, down: Storage) -> _Answer:
         strongest = flat[flat.norm(dim=1).argmax()]
         match = (strongest @ weights).abs() / strongest.norm()
         best = int(match.argmax())
-        if match[best] > 0.9999:
+        if best != unit and match[best] > 0.9999:
             return along, f"belongs to column {best} of down, not to its own"
         return along, "?"
 

@@ -143,7 +143,7 @@ def _claims(
 ) -> Iterable[Claim]:
     by_tensor: dict[str, dict[str, Site]] = defaultdict(dict)
     for site, where in storage.items():
-        if any(site.role in family for family in _FAMILIES) and site.param != "bias":
+        if any(site.role in family for family in _FAMILIES) and _is_matrix(site, where):
             by_tensor[where.tensor].setdefault(site.role, site)
     for tensor, sites in by_tensor.items():
         found = {r: worst(seen.get((tensor, r), [Seen("unverified", "it has no partners")])) for r in sites}
@@ -226,11 +226,15 @@ def _groups(storage: Mapping[Site, Storage], modules: Mapping[str, nn.Module]) -
             lambda: defaultdict(list)
         )
         for site, where in storage.items():
-            if site.role in family and site.param != "bias":
+            if site.role in family and _is_matrix(site, where):
                 parts[site.tower, site.stack, site.layer, site.expert][site.role].append((site, where))
         for roles in parts.values():
             found += _clusters(family, roles)
     return found
+
+
+def _is_matrix(site: Site, where: Storage) -> bool:
+    return site.param != "bias" and len(where.shape) >= 2
 
 
 def _clusters(family: tuple[str, ...], roles: Mapping[str, list[tuple[Site, Storage]]]) -> Iterable[_Group]:

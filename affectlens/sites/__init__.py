@@ -1,15 +1,15 @@
 """WHERE: names and shapes become canonical sites, and each site knows its slice of storage.
 
-    names, shapes ── naming ──▶ canonical names ── placing (towers, roles) ──▶ tower, stack, layer, role
-                  ── fusing ──▶ parts of fused tensors ── locating ──▶ Site, and Storage: where it lies
+    names, shapes ─ naming ─▶ canonical names ─ placing (towers, roles, mlps) ─▶ tower, stack, layer, role
+                  ─ fusing ─▶ the parts of fused tensors ─ locating ─▶ Site, and Storage: where it lies
 
 Neither torch nor transformers is needed to say where a parameter belongs.
 """
 
 from affectlens.sites.laying import Laid, lay_out
 from affectlens.sites.locating import locate, sites_of
-from affectlens.sites.records import record
 from affectlens.sites.mlps import MLP
+from affectlens.sites.records import record
 from affectlens.sites.roles import ATTENTION
 from affectlens.sites.sections import section
 from affectlens.sites.site import Site

@@ -7,9 +7,15 @@
 import re
 
 from affectlens.sites.module import Module, Shape, bare, vector
+from affectlens.sites.patterns import words
 
 MLP = ("gate_proj", "up_proj", "down_proj")
-FUSED_GATE_UP = r"(?:gate_up_proj|gate_up|up_gate_proj|gate_and_up_projs|(?:shared_)?w13_weight|w13_dn|w13|w12|weights_in|ff_proj)"
+FUSED_GATE_UP = words(
+    r"""
+    gate_up_proj gate_up up_gate_proj gate_and_up_projs (?:shared_)?w13_weight w13_dn w13 w12 weights_in
+    ff_proj
+    """
+)
 
 # (gate, up, down)
 _GATED = (
@@ -43,8 +49,9 @@ _PLAIN = (
 _PAIRED = (
     ("up_proj", "down_proj"), ("linear_1", "linear_2"), ("linear1", "linear2"), ("wi", "wo"), ("Wi", "Wo"),
     ("proj_in", "proj_out"), ("in_proj", "out_proj"), ("layer_1", "layer_2"), ("dense1", "dense2"),
-    ("dense_1", "dense_2"), ("w_in", "w_out"), ("w1", "w2"), ("ffn", "ffn_output"), ("linear_in", "linear_out"),
-    ("intermediate", "output"), ("dense_in", "dense_out"), ("key", "value"), ("input_linear", "output_linear"),
+    ("dense_1", "dense_2"), ("w_in", "w_out"), ("w1", "w2"), ("ffn", "ffn_output"),
+    ("linear_in", "linear_out"), ("intermediate", "output"), ("dense_in", "dense_out"), ("key", "value"),
+    ("input_linear", "output_linear"),
     ("pointwise_conv1", "pointwise_conv2"), ("ff0", "ff1"), ("conv1", "conv2"), ("fc", "c_proj"),
     ("hidden_layer", "output_layer"), ("merge_linear_1", "merge_linear_2"), ("proj_up", "proj_down"),
 )  # fmt: skip

@@ -4,13 +4,30 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from affectlens.sites.patterns import words
+
 Shape = tuple[int, ...]
 
 # Names of the attention projections, as transformers and remote code have them.
-Q = r"(?:q|q_proj|query|to_q|[wW]q|linear_q|q_lin|q_head|query_net|query_proj|projection_query|to_query|project_q|query_layer|q_attn|query_global|[we]2[we]_query)"
-K = r"(?:k|k_proj|key|to_k|[wW]k|linear_k|k_lin|k_head|key_net|key_proj|projection_key|to_key|project_k|key_layer|key_protein|key_global)"
-V = r"(?:v|v_proj|value|to_v|[wW]v|linear_v|v_lin|v_head|value_net|value_proj|projection_value|project_v|value_layer|value_protein|value_global|v_proj_(?:current|delayed))"
-KV = r"(?:kv|to_kv|kv_proj|kv_linear|keys_values)"
+Q = words(
+    r"""
+    q q_proj query to_q [wW]q linear_q q_lin q_head query_net query_proj projection_query to_query
+    project_q query_layer q_attn query_global [we]2[we]_query
+    """
+)
+K = words(
+    r"""
+    k k_proj key to_k [wW]k linear_k k_lin k_head key_net key_proj projection_key to_key project_k
+    key_layer key_protein key_global
+    """
+)
+V = words(
+    r"""
+    v v_proj value to_v [wW]v linear_v v_lin v_head value_net value_proj projection_value project_v
+    value_layer value_protein value_global v_proj_(?:current|delayed)
+    """
+)
+KV = words(r"kv to_kv kv_proj kv_linear keys_values")
 _ATTENTION = re.compile(r"(?i)att(?:n|ention)?s?(?:_|\.|\d|$)|selfattention|decattention|mha\b|xattn")
 _MOE = re.compile(r"(?:^|\.)(?:\w*_)?(?:experts|mlp|moe|feed_forward|ffn|mixer|block_sparse_moe)$")
 

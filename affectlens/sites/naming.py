@@ -20,6 +20,7 @@ _WRAPPED = re.compile(
     r"|base_layer|(?:modules_to_save|original_module)(?:\.default)?)\."
 )
 _PARTS = r"(?:visual|vision_tower|audio_tower|multi_modal_projector|language_model)\."
+LONGEST = 400  # characters; a name beyond it is no name, and patterns take too long over it
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _MULTIMODAL = re.compile(rf"^(?:model\.)?{_PARTS}")
 
@@ -76,14 +77,14 @@ def canonical(names: Iterable[str], config: Mapping[str, Any] | None = None) -> 
     {'language_model.model.norm.weight': 'model.language_model.norm.weight', \
 'vision_tower.post_layernorm.bias': 'model.vision_tower.post_layernorm.bias'}
     """
-    bare = {name: _bare(name) for name in names}
+    bare = {name: _bare(name) if len(name) <= LONGEST else name for name in names}
     known = _known(config or {})
     if known is None:
         multimodal = any(_MULTIMODAL.match(name) for name in bare.values())
         return {name: _in_memory(stripped) if multimodal else stripped for name, stripped in bare.items()}
     active = [r for r in known.rules if r.guard is None or any(map(r.guard.search, bare.values()))]
     for name, stripped in bare.items():
-        if NUMBER.sub("N", stripped) not in known.kept:
+        if len(name) <= LONGEST and NUMBER.sub("N", stripped) not in known.kept:
             for rule in active:
                 stripped = rule.rename(stripped)
             bare[name] = stripped

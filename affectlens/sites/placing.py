@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from affectlens.sites.module import Module
+from affectlens.sites.naming import LONGEST
 from affectlens.sites.roles import role
 from affectlens.sites.towers import Position, positions
 
@@ -20,6 +21,9 @@ _TABLE_OF_TOKENS = re.compile(
 )
 
 
+_LAYER = re.compile(r"\.\d+\.$")
+
+
 class Place(NamedTuple):
     """Where a parameter sits and what it does."""
 
@@ -31,23 +35,24 @@ class Place(NamedTuple):
 
 def places(shapes: Mapping[str, Shape], model_type: str = "") -> dict[str, Place]:
     """Place every parameter, given canonical names."""
-    split = {name: _split(name) for name in shapes}
+    split = {name: _split(name) for name in shapes if len(name) <= LONGEST}
     params: dict[str, dict[str, Shape]] = defaultdict(dict)
     for name, (module, param) in split.items():
         params[module].setdefault(param, shapes[name])
     weights = {module: found.get("weight", ()) for module, found in params.items()}
     where = positions(weights, model_type)
-    beside = _siblings(where, weights)
+    beside = Siblings(where, weights)
     tables = {shape[0] for module, shape in weights.items() if shape and _TABLE_OF_TOKENS.search(module)}
     roles: dict[str, str] = {}
     for module, found in params.items():
         at = where[module]
         local = WRAPPED.sub("", at.local)
-        near = beside[_family(at, local)]
+        near = beside.of(module, at)
         roles[module] = role(Module(at.tower, at.layer is not None, local, found, near, frozenset(tables)))
-    return {
-        name: Place(where[module], roles[module], param, module) for name, (module, param) in split.items()
-    }
+    found = {name: Place(where[m], roles[m], param, m) for name, (m, param) in split.items()}
+    for name in shapes.keys() - split.keys():
+        found[name] = Place(Position("language", None, None, name), "other", "param", name)
+    return found
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -61,19 +66,25 @@ def _split(name: str) -> tuple[str, str]:
     return name, "param"
 
 
-def _family(at: Position, local: str) -> tuple[str, bool, str]:
-    return at.tower, at.layer is None, local.rpartition(".")[0]
+class Siblings:
+    """The names beside each module, over all layers of its list: one shard of a split layer must not mislead.
 
+    Shapes are those of the module's own layer, since layers may differ in width.
+    """
 
-def _siblings(
-    where: Mapping[str, Position], weights: Mapping[str, Shape]
-) -> Mapping[tuple[str, bool, str], Mapping[str, Shape]]:
-    """The names beside each module over all layers, so that one file of a split layer does not mislead."""
-    found: dict[tuple[str, bool, str], dict[str, Shape]] = defaultdict(dict)
-    for module, at in where.items():
-        local, shape = WRAPPED.sub("", at.local), weights[module]
-        while local:
-            parent, _, leaf = local.rpartition(".")
-            found[at.tower, at.layer is None, parent].setdefault(leaf, shape)
-            local, shape = parent, ()
-    return found
+    def __init__(self, where: Mapping[str, Position], weights: Mapping[str, Shape]) -> None:
+        self._names: dict[tuple[str, str], dict[str, Shape]] = defaultdict(dict)
+        self._shapes: dict[str, dict[str, Shape]] = defaultdict(dict)
+        for module, at in where.items():
+            local, shape = WRAPPED.sub("", at.local), weights[module]
+            above = module.removesuffix(at.local)
+            while local:
+                parent, _, leaf = local.rpartition(".")
+                self._names[_LAYER.sub("", above), parent][leaf] = ()
+                self._shapes[above + parent].setdefault(leaf, shape)
+                local, shape = parent, ()
+
+    def of(self, module: str, at: Position) -> Mapping[str, Shape]:
+        """The names beside a module, with the shapes of their weights where its layer has them."""
+        above, parent = module.removesuffix(at.local), WRAPPED.sub("", at.local).rpartition(".")[0]
+        return self._names[_LAYER.sub("", above), parent] | self._shapes[above + parent]

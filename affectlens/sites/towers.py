@@ -11,59 +11,81 @@ from collections.abc import Iterable, Mapping
 from itertools import zip_longest
 from typing import NamedTuple
 
+from affectlens.sites.patterns import words
+
 Shape = tuple[int, ...]
 
 # Towers that own whatever hangs below them come first; then the deepest component decides.
 _OWNERS = (
-    ("vocoder", r"token2wav|code2wav|vocoder|hifi_?gan|speech_decoder_postnet|t2u_model"),
-    ("talker", r"talker|depth_decoder|tts"),
-    ("vq", r"vqmodel|vq_model|visual_tokenizer|codec_model|quantizer"),
-    ("generation", r"generation_(?:embeddings|aligner|head)|gen_(?:embed|aligner|head|vision_model)"),
-    ("qformer", r"(?:\w+_)?[qQ]_?[fF]ormer|(?:\w+_)?query_tokens"),
+    ("vocoder", r"token2wav code2wav vocoder hifi_?gan speech_decoder_postnet t2u_model"),
+    ("talker", r"talker depth_decoder tts"),
+    ("vq", r"vqmodel vq_model visual_tokenizer codec_model quantizer"),
+    ("generation", r"generation_(?:embeddings|aligner|head) gen_(?:embed|aligner|head|vision_model)"),
+    (
+        "qformer",
+        r"""
+        (?:\w+_)?[qQ]_?[fF]ormer (?:\w+_)?query_tokens (?:video_frame|audio|multi)_position_embedding
+        """,
+    ),
 )
 _PARTS = (
     (
         "projector",
-        r"(?!vocab_)(?:\w+_)?projectors?|mm_projector\w*|multi_?modal_projector\w*|(?:\w+_)?mergers?(?:_list)?"
-        r"|(?:\w+_)?connectors?|(?:\w+_)?aligner|(?:\w+_)?adapt[eo]r|(?:\w+_)?resampler(?:_model)?|\w*compressor"
-        r"|modality_projection|(?:visual|vision|text|audio|image|speech|language|sound)_proj(?:ection)?(?:_layer)?"
-        r"|image_to_text_projection|high_res_vision_(?:neck|proj|alpha)|embed_(?:vision|audio)|mlp1|mlp_AR"
-        r"|(?:enc|audio_enc)_to_dec_proj|downsampler|visual_embeddings_table|linear_proj(?:ection)?|img_projection\w*"
-        r"|vision_embed_tokens|image_newline|view_sep[ae]rator|\w*llama_proj\d?|affectgpt_proj|\w+_proj_for_\w+"
-        r"|\w*_feature_extens[eo]r|(?:glb|sub)_GN",
+        r"""
+        (?!vocab_)(?:\w+_)?projectors? mm_projector\w* multi_?modal_projector\w*
+        (?:\w+_)?mergers?(?:_list)? (?:\w+_)?connectors? (?:\w+_)?aligner (?:\w+_)?adapt[eo]r
+        (?:\w+_)?resampler(?:_model)? \w*compressor modality_projection
+        (?:visual|vision|text|audio|image|speech|language|sound)_proj(?:ection)?(?:_layer)?
+        image_to_text_projection high_res_vision_(?:neck|proj|alpha) embed_(?:vision|audio) mlp1 mlp_AR
+        (?:enc|audio_enc)_to_dec_proj downsampler visual_embeddings_table linear_proj(?:ection)?
+        img_projection\w* vision_embed_tokens image_newline view_sep[ae]rator \w*llama_proj\d?
+        affectgpt_proj \w+_proj_for_\w+ multi_\w+_embs (?:\w+_)?attention_mlp fc_att
+        \w*_feature_extens[eo]r (?:glb|sub)_GN
+        """,
     ),
     (
         "vision",
-        r"visual|vision|(?:\w+_)?vi(?:sion|sual)_(?:tower|model|encoder|backbone|embeddings)|vit|vpm|img_processor"
-        r"|image_(?:tower|encoder|model|embed)|video_(?:tower|model|encoder)|vision_\w+_model|pixel_level_module"
-        r"|sam_model|qwen2_model",
+        r"""
+        visual vision (?:\w+_)?vi(?:sion|sual)_(?:tower|model|encoder|backbone|embeddings) vit vpm
+        img_processor image_(?:tower|encoder|model|embed) video_(?:tower|model|encoder) vision_\w+_model
+        pixel_level_module sam_model qwen2_model
+        """,
     ),
     (
         "audio",
-        r"audio|(?:audio|speech|sound|acoustic|asr|conditioning)_(?:tower|model|encoder|embed|encoder_model)|apm"
-        r"|(?:acoustic|semantic)_tokenizer_encoder|(?:acoustic|semantic)_(?:encoder|model|decoder)"
-        r"|speech_(?:encoder|decoder)_model|whisper(?:_model)?|beats|hubert|wav2vec2?(?:_\w+)?|wavlm|ln_(?:speech|audio)",
+        r"""
+        audio (?:audio|speech|sound|acoustic|asr|conditioning)_(?:tower|model|encoder|embed|encoder_model)
+        apm (?:acoustic|semantic)_tokenizer_encoder (?:acoustic|semantic)_(?:encoder|model|decoder)
+        speech_(?:encoder|decoder)_model whisper(?:_model)? beats hubert wav2vec2?(?:_\w+)? wavlm
+        ln_(?:speech|audio)
+        """,
     ),
     (
         "language",
-        r"language_model|text_(?:model|decoder|encoder|tower|backbone|encoder_model)|llm|bert|roberta",
+        r"""
+        language_model text_(?:model|decoder|encoder|tower|backbone|encoder_model) llm bert roberta
+        """,
     ),
 )
 TOWERS = tuple(tower for tower, _ in (*_OWNERS, *_PARTS))
-_OWNER = tuple((tower, re.compile(pattern)) for tower, pattern in _OWNERS)
-_PART = tuple((tower, re.compile(pattern)) for tower, pattern in _PARTS)
-_INDEXED = re.compile(
-    r"(?:^|\.)(?P<list>(?:\w+_)?(?:layers|blocks)|layer|block|h|resblocks|encoders|decoders|conformer|attentions|ffns"
-    r"|self_attends)\.(?P<n>\d+)(?=\.)"
+_OWNER = tuple((tower, re.compile(words(names))) for tower, names in _OWNERS)
+_PART = tuple((tower, re.compile(words(names))) for tower, names in _PARTS)
+_LISTS = words(
+    r"(?:\w+_)?(?:layers|blocks) layer block h resblocks encoders decoders conformer attentions ffns self_attends"
 )
+_INDEXED = re.compile(rf"(?:^|\.)(?P<list>{_LISTS})\.(?P<n>\d+)(?=\.)")
 _INDEXED_NORM = re.compile(r"(?:^|\.)(?P<local>layer_norm[12])\.(?P<n>\d+)$")  # XLM keeps its norms in lists
+_SUBLISTS = frozenset(("attentions", "ffns", "layer_norm1", "layer_norm2"))  # each has a part of every layer
 _NO_LAYERS = re.compile(r"conv_(?:layers|blocks)|(?:up|down)(?:sample_)?(?:blocks|layers)|deconv_layers")
 _NO_LAYERS_BELOW = re.compile(r"pos_conv_embed|subsampl\w*|feature_extractor")
 _STACKS = ("encoder", "decoder")
 # A list of layers under these names alone is its tower's own; others of the tower are named after theirs.
 _PLAIN = frozenset(
-    "model language_model transformer text_model llm layers blocks h layer thinker base_model encoder decoder "
-    "vision_tower vision_model visual audio_tower talker".split()
+    (
+        *("model", "language_model", "transformer", "text_model", "llm", "thinker", "talker", "base_model"),
+        *("layers", "blocks", "h", "layer", "encoder", "decoder"),
+        *("vision_tower", "vision_model", "visual", "audio_tower"),
+    )
 )
 _HEARS = re.compile(r"audio|speech|wav2vec|wavlm|hubert|asr|ctc|whisper|encodec|diarization")
 _SEES = re.compile(r"vision|image|visual|(?:^|_)vit|video")
@@ -112,7 +134,8 @@ def _own(module: str, shape: Shape) -> str | None:
 
 def _list(module: str, local: str) -> tuple[str, ...]:
     """The path of the list that a layer is in."""
-    return tuple(part for part in module.removesuffix(local).split(".") if part and not part.isdigit())
+    parts = (part for part in module.removesuffix(local).split(".") if part and not part.isdigit())
+    return tuple(part for part in parts if part not in _SUBLISTS)
 
 
 def _apart(path: tuple[str, ...], paths: Iterable[tuple[str, ...]]) -> str | None:
@@ -190,7 +213,9 @@ def _senses(
     """What each group of modules without a named tower is, from its own convolutions and embeddings."""
     groups = {module: _group(module, split) for module in modules}
     # A stack that attends to another one writes words, whatever else it takes in.
-    words = {g for m, g in groups.items() if _TOKENS.search(m) or re.search(r"EncDecAtt|encoder_attn", m)}
+    words = {group for module, group in groups.items() if _TOKENS.search(module)}
+    if words:
+        words |= {group for module, group in groups.items() if re.search(r"EncDecAtt|encoder_attn", module)}
     # The layers of language models convolve too, in state spaces and short filters.
     sequence = {g for m, g in groups.items() if re.search(r"A_log$|\.conv1d$|\.mixer\.", m)}
     kernels = [
@@ -201,7 +226,11 @@ def _senses(
     ]
     default = "audio" if _HEARS.search(model_type) else "vision" if _SEES.search(model_type) else "language"
     found = dict.fromkeys(groups.values(), "language" if words or "language" in named else default)
-    sees = "vision" in named or any(len(shape) >= 4 and shape[1] == 3 for _, shape in kernels)
+    sees = (
+        "vision" in named
+        or default == "vision"
+        or any(len(shape) >= 4 and shape[1] == 3 for _, shape in kernels)
+    )
     for group, _ in kernels:
         found[group] = "vision" if sees else "audio"
     for module, group in groups.items():

@@ -1,4 +1,4 @@
-"""Fifteen architectures whose every tensor was labelled by hand, in both layouts."""
+"""Architectures whose every tensor was labelled by hand: fifteen that transformers ships, and remote ones."""
 
 import gzip
 import json
@@ -10,6 +10,7 @@ import pytest
 from affectlens.sites import Laid, lay_out, record
 
 DATA = json.loads(gzip.decompress((Path(__file__).parent / "data" / "architectures.json.gz").read_bytes()))
+REMOTE = json.loads(gzip.decompress((Path(__file__).parent / "data" / "remote.json.gz").read_bytes()))
 CASES = [(name, layout) for name in DATA for layout in ("disk", "memory")]
 
 
@@ -52,3 +53,17 @@ def test_every_record_says_how_it_is_stored(name: str, layout: str) -> None:
             assert row[key] == ours[key], (row["disk"], key)
         if ours["block"] is None:
             assert row["transposed"] == ours["transposed"], row["disk"]
+
+
+@pytest.mark.parametrize("name", REMOTE)
+def test_remote_code_is_named_truly(name: str) -> None:
+    """Models that bring their own code: the names of their published files at tiny sizes, wrapped and not."""
+    rows = REMOTE[name]["tensors"]
+    found = lay_out({row["disk"]: tuple(row["shape"]) for row in rows}, REMOTE[name]["config"])
+
+    for row in rows:
+        at = found[row["disk"]].place
+        assert at.position.tower in row["towers"], row["disk"]
+        assert (row["layer"], True) == (at.position.layer, at.role in row["roles"]), (row["disk"], at.role)
+        ours = record(row["disk"], found[row["disk"]], dtype="float32")
+        assert part_of_each_index(row["fused"]) == part_of_each_index(ours["fused"]), row["disk"]

@@ -149,3 +149,41 @@ def test_experts_are_numbered() -> None:
 
     assert [(0, ""), (7, "")] == [(site.expert, site.label) for site in gates]
     assert "language.0.experts.7.gate_proj" == repr(gates[1])
+
+
+def test_names_too_long_for_patterns_have_no_role() -> None:
+    """A hostile name costs no time."""
+    name = "a_" * 500_000 + "norm.weight"
+
+    (site,) = locate({name: (4,)})
+
+    assert "other" == site.role
+
+
+def test_a_part_of_a_model_is_read_beside_the_whole() -> None:
+    """A file with nothing but `up_proj` shows what it is beside a checkpoint that has the gate."""
+    name = "model.layers.0.mlp.{}_proj.weight"
+    whole = {name.format(kind): (4, 4) for kind in ("gate", "up", "down")}
+
+    assert ["other"] == [site.role for site in locate({name.format("up"): (4, 4)})]
+    assert ["up_proj"] == [site.role for site in locate({name.format("up"): (4, 4)}, context=whole)]
+
+
+def test_layers_may_differ_in_width() -> None:
+    """Shapes are compared inside a layer: some models widen their MLPs with depth."""
+    names = {
+        f"model.layers.{layer}.mlp.{kind}_proj.weight": (4, width) if kind == "down" else (width, 4)
+        for layer, width in enumerate((8, 12, 16))
+        for kind in ("gate", "up", "down")
+    }
+
+    assert ["down_proj", "gate_proj", "up_proj"] * 3 == [site.role for site in al.Sites(locate(names))]
+
+
+def test_three_matrices_in_a_row_are_no_gated_mlp() -> None:
+    """`fc1, fc2, fc3` of a head look like a family by name, and not by shape."""
+    names = {
+        f"emotion_head.fc{n}.weight": shape for n, shape in ((1, (128, 64)), (2, (64, 128)), (3, (5, 64)))
+    }
+
+    assert not {"gate_proj", "up_proj"} & {site.role for site in locate(names)}

@@ -90,6 +90,25 @@ def test_no_up_is_activated_in_the_code(zoo: list[Architecture]) -> None:
     assert [] == [(kind, tensor) for kind, tensor, yes in found if yes]
 
 
+def test_every_gated_product_in_the_code_is_a_gate_and_an_up(zoo: list[Architecture]) -> None:
+    """Where the code multiplies act(self.x(…)) by self.y(…) inside an MLP, x is the gate and y is up."""
+    missed, total = [], 0
+    for one in zoo:
+        found = lay_out(one.memory, one.config)
+        for tensor, laid in found.items():
+            path, _, leaf = tensor.removesuffix(".weight").rpartition(".")
+            if not tensor.endswith(".weight") or len(laid.shape) != 2 or "mlp" not in path.lower():
+                continue
+            product = rf"{ACTIVATION}\(\s*self\.{leaf}\(\w+\)\s*\)\s*\*\s*self\.(\w+)\("
+            if match := re.search(product, source(one.around[tensor])):
+                roles = laid.place.role, found[f"{path}.{match[1]}.weight"].place.role
+                total += 1
+                missed += [(one.kind, tensor, *roles)] * (roles != ("gate_proj", "up_proj"))
+
+    assert total > 400
+    assert [] == missed
+
+
 def test_classes_agree_with_roles(zoo: list[Architecture]) -> None:
     """What is built as a norm or an embedding is called one, and no linear layer is."""
     wrong, total = [], 0

@@ -1,0 +1,63 @@
+"""A selection handed to PEFT: exactly its modules, and no others."""
+
+import re
+
+import pytest
+
+import affectlens as al
+from affectlens.checkpoints.memory import from_module
+from affectlens.errors import NoSuchSite
+from tests.conftest import tiny
+
+CHOICES = (
+    {"role": "gate_proj", "tower": "language"},
+    {"role": "gate_proj", "tower": "vision"},
+    {"role": "mlp", "layer": [1]},
+    {"role": ["q_proj", "o_proj"], "tower": "language", "layer": 0},
+    {"role": "embed_tokens"},
+)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_pattern_matches_exactly_the_selected_modules(choice: dict[str, object]) -> None:
+    """The vision tower of Qwen2.5-VL has a gate of its own, which a bare `gate_proj` would hit."""
+    model = tiny("qwen2_5_vl")
+    sites = from_module(model).sites.where(**choice)  # type: ignore[arg-type]
+
+    pattern = sites.to_target_modules()
+
+    matched = {name for name, _ in model.named_modules() if re.fullmatch(pattern, name)}
+    assert {site.parameter.rpartition(".")[0] for site in sites} == matched
+
+
+def test_peft_adapts_what_was_selected() -> None:
+    """The library itself agrees."""
+    peft = pytest.importorskip("peft")
+    model = tiny("qwen2_5_vl")
+    gates = from_module(model).sites.where(role="gate_proj", tower="language")
+
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=gates.to_target_modules()), model)
+
+    adapted = {name.split(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name}
+    assert {site.parameter.removesuffix(".weight") for site in gates} == adapted
+
+
+def test_half_of_a_fused_matrix_is_refused() -> None:
+    """An adapter on `qkv` changes q, k and v, so it can't be asked for by q alone."""
+    sites = from_module(tiny("qwen2_5_vl")).sites.where(tower="vision", role="q_proj")
+
+    with pytest.raises(
+        NoSuchSite, match=r"attn.qkv.bias' holds vision.0.k_proj.bias too, which is not selected"
+    ):
+        sites.to_target_modules()
+
+
+def test_bare_parameters_are_refused() -> None:
+    """Stacked experts are no modules."""
+    names = {
+        f"model.layers.0.mlp.experts.{n}": s
+        for n, s in (("gate_up_proj", (2, 8, 4)), ("down_proj", (2, 4, 4)))
+    }
+
+    with pytest.raises(NoSuchSite, match="give it to PEFT's target_parameters"):
+        al.Sites(al.sites.locate(names)).to_target_modules()
