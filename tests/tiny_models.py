@@ -1,5 +1,6 @@
 """Tiny random models of any architecture that transformers knows: its default config, every size cut down."""
 
+import contextlib
 import re
 from typing import Any
 
@@ -18,7 +19,7 @@ _SIZES: tuple[tuple[re.Pattern[str], int], ...] = tuple(
         (r"vocab_size_per_layer_input|vocab_size|n_vocab|\w+_vocab_size|codebook_size|audio_vocab_size", VOCAB),
         (r"(?:num_(?:hidden|encoder|decoder|conv_pos)?_?layers|n_layers?|(?:en|de)coder_layers|depth|n_layer"
          r"|num_(?:local|global)_(?:hidden_)?layers|num_block_layers|num_attention_layers|num_hidden_blocks"
-         r"|attention_layers|layers|depth_decoder_num_hidden_layers|num_qformer_layers|perception_layers)", 2),
+         r"|attention_layers|layers|(?:en|de)coder_num_hidden_layers|depth_decoder_num_hidden_layers|num_qformer_layers|perception_layers)", 2),
         (r"num_key_value_heads|num_kv_heads|n_kv_heads|n_head_kv|kv_n_heads", 2),
         (r"(?:num_(?:attention_)?heads|n_heads?|(?:en|de)coder_attention_heads|num_(?:global|local|cross)_heads"
          r"|attention_heads|num_heads|\w+_num_attention_heads|num_attention_heads_\w+|n_attn_heads|cross_num_\w+)", 4),
@@ -32,7 +33,7 @@ _SIZES: tuple[tuple[re.Pattern[str], int], ...] = tuple(
         (r"(?:num_(?:local_|routed_)?experts|n_routed_experts|moe_num_experts|num_total_experts)", 4),
         (r"(?:num_experts_per_tok(?:en)?|top_k_experts|moe_top_k|moe_k|num_selected_experts|experts_per_tok)", 2),
         (r"q_lora_rank|kv_lora_rank|\w*lora_rank", 24),
-        (r"max_position_embeddings|n_positions|max_source_positions|max_target_positions|max_seq_len\w*", 512),
+        (r"max_position_embeddings|n_positions|max_(?:source|target)_positions|max_seq_len\w*", 512),
     )
 )  # fmt: skip
 _TOKEN = re.compile(r"\w*(?:_token_id|_token_index|_token|_id)s?")
@@ -48,6 +49,9 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
               "moe_intermediate_size": 48, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "codegen": {"rotary_dim": 8},
+    "moonshine": {"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4,
+                  "encoder_num_hidden_layers": 2, "decoder_num_hidden_layers": 2},
     "nemotron": {"num_key_value_heads": 2},
     "falcon": {"new_decoder_architecture": False},
 }  # fmt: skip
@@ -62,8 +66,8 @@ _AT_BIRTH: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 _MAPPINGS = (
-    "MULTIMODAL_LM", "IMAGE_TEXT_TO_TEXT", "CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "MASKED_LM",
-    "CTC", "TEXT_TO_WAVEFORM", "ZERO_SHOT_IMAGE_CLASSIFICATION", "PRETRAINING", "",
+    "MULTIMODAL_LM", "IMAGE_TEXT_TO_TEXT", "CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ",
+    "MASKED_LM", "CTC", "TEXT_TO_WAVEFORM", "ZERO_SHOT_IMAGE_CLASSIFICATION", "PRETRAINING", "",
 )  # fmt: skip
 
 
@@ -129,10 +133,9 @@ def shrink(config: Any) -> None:
 
 
 def _set(config: Any, key: str, value: Any) -> None:
-    try:
+    # Some are properties of the config, worked out from others.
+    with contextlib.suppress(AttributeError, NotImplementedError, ValueError, TypeError):
         setattr(config, key, value)
-    except (AttributeError, NotImplementedError, ValueError, TypeError):
-        pass  # a property of the config, worked out from others
 
 
 def _smaller(key: str, value: int) -> int:
@@ -196,4 +199,64 @@ def _fill(config: Any) -> None:
         _set(config, "image_size", [4 * patch] * len(size))
 
 
-MODEL_TYPES: tuple[str, ...] = ()
+_NAMES = """
+    afmoe aimv2 aimv2_vision_model albert altclip apertus arcee aria aria_text
+    audio-spectrogram-transformer audioflamingo3 audioflamingo3_encoder axk1 axk2 aya_vision bamba bark
+    bart beam beit bert bert-generation big_bird bigbird_pegasus biogpt bitnet blenderbot blenderbot-small
+    blip blip-2 blip_2_qformer bloom bridgetower camembert canary canine chinese_clip
+    chinese_clip_vision_model clap clip clip_text_model clip_vision_model clipseg clvp codegen cohere
+    cohere2 cohere2_moe cohere2_vision cohere_asr cohere_compass_vision colmodernvbert colpali colqwen2
+    convbert cosmos3_edge cosmos3_edge_text cosmos3_edge_vision cosmos3_omni cpmant ctrl cwm d_fine
+    data2vec-audio data2vec-text data2vec-vision dbrx deberta deberta-v2 decision_transformer deepseek_v2
+    deepseek_v3 deepseek_v32 deepseek_v4 deepseek_vl deepseek_vl_hybrid deimv2 deit depth_pro dia
+    diffllama dinov2 dinov2_with_registers dinov3_vit distilbert doge dots1 dots3_note_text dpr dpt
+    efficientloftr electra encoder-decoder ernie ernie4_5 ernie4_5_moe ernie4_5_vl_moe esm esmc eurobert
+    evolla exaone4 exaone4_5 exaone4_5_vision exaone_moe falcon fastspeech2_conformer flaubert flava
+    flex_olmo flint fnet fsmt fun_asr_nano fun_asr_nano_encoder fuyu gemma gemma2 gemma3 gemma3_text
+    gemma3n_audio gemma4 gemma4_audio gemma4_text gemma4_unified gemma4_unified_text gemma4_vision git glm
+    glm4 glm46v glm4_moe glm4_moe_lite glm4v glm4v_moe glm4v_moe_text glm4v_moe_vision glm4v_text
+    glm4v_vision glm5_next_vision glm_image glm_image_text glm_image_vision glm_moe_dsa glm_ocr
+    glm_ocr_text glm_ocr_vision glmasr glmasr_encoder glmga glpn got_ocr2 gpt-sw3 gpt2 gpt_bigcode gpt_neo
+    gpt_neox gpt_neox_japanese gpt_oss gptj gradium_phonon_tts granite granite_docling
+    granite_docling_text granite_docling_vision granite_speech granite_speech5_ctc granite_speech5_encoder
+    granite_swa granitemoe granitemoe_swa granitemoehybrid granitemoeshared grounding-dino gte helium
+    higgs_audio_v2 hubert hunyuan_v1_dense hunyuan_v1_moe hunyuan_vl hunyuan_vl_text hunyuan_vl_vision
+    hy_v3 hy_v4 hyperclovax hyperclovax_vision_v2 ibert idefics idefics2 idefics3 idefics3_vision ijepa
+    imagegpt inkling2 inkling2_vision instructblip instructblipvideo internlm3 internvl internvl_vision
+    iquestcoder jais2 jamba janus jetmoe jina_embeddings_v3 kimi_k25 kimi_k25_vision kolibri1 kosmos-2
+    kosmos-2.5 laguna lasr_ctc lasr_encoder layoutlm layoutlmv3 lfm2 lfm2_moe lfm2_vl lfm3 lfm3_vl
+    lfm3_vl_vision lighton_ocr llama llama4 llama4_text llava llava_next llava_next_video llava_onevision
+    longcat_flash longt5 luke lw_detr lxmert m2m_100 marian markuplm mask2former mbart megatron-bert
+    mellum metaclip_2 mgp-str mimi_encoder mimo_v2_flash minicpm3 minicpm_ocr minicpm_ocr_vision
+    minicpmv4_6 minicpmv4_7 minicpmv4_7_vision minimax minimax_m2 minimax_m3_vl minimax_m3_vl_text
+    ministral ministral3 mistral mistral3 mistral4 mistral_large4 mistral_large4_text mixtral mlcd
+    mlcd_vision_model mllama mm-grounding-dino mobilebert mobilevit modernbert modernbert-decoder
+    modernvbert molmo2 molmo2_text moonshine moshi moss_transcribe_diarize moss_transcribe_diarize_audio
+    mpnet mpt mra mt5 muse_glimmer muse_glimmer_assistant muse_glimmer_text muse_glimmer_vision
+    muse_spark_audio muse_spark_vision musicflamingo musicgen musicgen_melody mvp nanochat nemotron
+    nemotron3_5_asr nemotron3_5_transcribe_asr_audio nemotron3_5_transcribe_audio
+    nemotron3_5_transcribe_word_timestamp nemotron3_diarization nemotron3_diarization_audio
+    nemotron_asr_streaming nemotron_asr_streaming_encoder nemotron_h_omni neomme nllb-moe nomic_bert
+    nystromformer olmo olmo2 olmo3 olmo_hybrid olmoe oneformer openai-gpt openai_privacy_filter opt ovis2
+    owlv2 owlvit paddleocr_vl paligemma parakeet_ctc parakeet_encoder parakeet_rnnt parakeet_tdt
+    patchtsmixer patchtst pe_audio pe_audio_encoder pegasus persimmon phi phi3 phi4_multimodal phimoe pi0
+    pix2struct pixio pixtral plbart pocket_tts pocket_tts_audio_tokenizer_encoder pop2piano pp_chart2table
+    pp_doclayout_v4 qianfan_ocr qianfan_ocr_vision qwen2 qwen2_5_omni qwen2_5_omni_thinker qwen2_5_vl
+    qwen2_5_vl_text qwen2_5_vl_vision qwen2_audio qwen2_audio_encoder qwen2_moe qwen2_vl qwen2_vl_text
+    qwen3 qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_moe_vision qwen3_5_text qwen3_5_vision qwen3_asr
+    qwen3_asr_encoder qwen3_moe qwen3_next qwen3_omni_moe_thinker qwen3_vl qwen3_vl_moe qwen3_vl_moe_text
+    qwen3_vl_moe_vision qwen3_vl_text qwen3_vl_vision qwen4_exp_vision radio recurrent_gemma rembert
+    rf_detr roberta roberta-prelayernorm roc_bert roformer rt_detr rt_detr_v2 rwkv sam
+    sam2_hiera_det_model sam2_vision_model sam3 sam3_lite_text sam3_tracker sam3_tracker_video sam3_video
+    sam3_vision_model sam3_vit_model sam_hq sam_hq_vision_model sam_vision_model sapiens2 seamless_m4t
+    seamless_m4t_v2 seed_oss segformer seggpt sew sew-d shieldgemma2 siglip siglip2 siglip2_vision_model
+    siglip_vision_model smollm3 smolvlm smolvlm_vision solar_open speech-encoder-decoder speech_to_text
+    speecht5 splinter stablelm starcoder2 step3p7 swin switch_transformers t5 t5gemma t5gemma2 tapas
+    timesfm2_5 timesformer tipsv2 tipsv2_text_model tipsv2_vision_model trocr tvp udop ultrabert
+    ultravbert umt5 unispeech unispeech-sat unlimited_ocr vaultgemma video_llama_3 video_llama_3_vision
+    video_llava videomae vilt vipllava vision-encoder-decoder vision-text-dual-encoder visual_bert vit
+    vit_mae vit_msn vitdet voxtral voxtral_encoder voxtral_realtime voxtral_realtime_encoder wav2vec2
+    wav2vec2-conformer wavlm whisper xclip xcodec xglm xlm xlm-roberta xlm-roberta-xl xlnet xmod yolos
+    youtu zamba2 zaya
+"""
+MODEL_TYPES: tuple[str, ...] = tuple(_NAMES.split())

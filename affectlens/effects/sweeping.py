@@ -15,7 +15,7 @@ from affectlens.effects.evaluating import Prepared, describe, label_logps, prepa
 from affectlens.effects.grid import Grid, Unit
 from affectlens.errors import NothingToCompare, TaskError
 from affectlens.interventions import Transplant, Zero
-from affectlens.lens import Intervention, Lens
+from affectlens.lens import Intervention, Lens, remembering_senses
 from affectlens.sites import Sites
 from affectlens.table import provenance
 from affectlens.tasks import Scores, Task
@@ -46,7 +46,7 @@ def sweep(
     units = list(swept.units())
     changed = Sites(site for unit in units for site in unit.sites)
     rows: list[dict[str, Any]] = []
-    with lens.remember_senses(changed):
+    with remembering_senses(lens.model, lens.checkpoint, changed=changed):
         base = swept.scores(prepared)
         tuned = swept.scores(prepared, *swept.whole)
         for unit in tqdm(units, unit="intervention", disable=None if progress else True, leave=False):

@@ -5,13 +5,15 @@ curve, each by its own attention weight, and k where they don't, since every sof
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from affectlens.lens.answering import Seen
 from affectlens.lens.bench import Bench, Unprobed, place
-from affectlens.lens.probing import BENT, STRAIGHT, Seen
+from affectlens.lens.probing import BENT, STRAIGHT
 from affectlens.sites import Storage
 
 _STEPS = (-1.0, 1.0, 2.0)
@@ -33,7 +35,7 @@ class _Channel(NamedTuple):
 
     axis: int
     along: int
-    index: int
+    row: int
     size: float
 
 
@@ -55,7 +57,7 @@ def probe_attention(bench: Bench, parts: Mapping[str, Storage]) -> dict[str, See
                 kinds[role] = _channels(bench, role, where, _looks(bench, parts, out))
             except Unprobed as why:
                 seen[role] = Seen("unverified", str(why))
-    for role, found in kinds.items():
+    for role in kinds:
         seen[role] = _verdict(bench, role, kinds)
         if seen[role].verdict == "confirmed" and not _row_is_whole(bench, parts[role]):
             seen[role] = Seen(
@@ -81,10 +83,10 @@ def _verdict(bench: Bench, role: str, kinds: Mapping[str, Mapping[int, str]]) ->
     if not everywhere & {"k", "v", "d"}:
         return Seen("unverified", "no token attends to another on this input")
     wrong = {channel: kind for channel, kind in alive.items() if kind not in (claimed, "?", "d")}
-    # A head may look at its own token alone: then its keys and values move no other, so that some such
-    # channels say nothing. That a query moves others has no such excuse.
+    # A head may look at its own token alone: then its values move no other, so that some such channels
+    # say nothing. That a query moves others has no such excuse.
     own = [channel for channel, kind in wrong.items() if kind in "qg"]
-    if (claimed in "kv" and len(own) < len(alive)) or bench.recurs:
+    if (claimed == "v" and len(own) < len(alive)) or bench.recurs:
         wrong = {channel: kind for channel, kind in wrong.items() if channel not in own}
     if wrong and bench.mixes:
         return Seen("unverified", "a convolution mixes tokens here")
@@ -178,15 +180,17 @@ def _acts_as(bench: Bench, owner: str, where: _Channel, seen: _Before, claimed: 
     for amount in (*_SIZES, *(_FAR if claimed == "k" else ())):
         changes = []
         for step in _STEPS:
-
-            def shift(out: Tensor, by: float = step * amount * where.size) -> None:
-                out.select(where.axis, where.index).select(where.along, _TOKEN).add_(by)
-
+            shift = partial(_shift, where, step * amount * where.size)
             changes.append(_by_token(bench.run(seen.look.module, edit=(owner, shift)), seen.look) - seen.base)
         kind = _kind(torch.stack(changes), float(seen.base.abs().max())) or kind
-        if kind in ("q", "k", "g"):
+        # A head that looks at one token alone hides a key until it is moved far.
+        if kind == "k" or (kind in ("q", "g") and claimed != "k"):
             break
     return kind
+
+
+def _shift(where: _Channel, by: float, out: Tensor) -> None:
+    out.select(where.axis, where.row).select(where.along, _TOKEN).add_(by)
 
 
 def _kind(change: Tensor, scale: float) -> str:

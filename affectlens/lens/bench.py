@@ -7,6 +7,7 @@ from rounding also where the model is in bfloat16.
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,23 +69,15 @@ class Bench:
         """
         seen: list[Tensor] = []
         handles = []
-
-        def look_in(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen.append(_tensor((*args, *kwargs.values())).clone())
-
-        def look_out(_: nn.Module, args: Any, output: Any) -> None:
-            seen.append(_tensor(output).clone())
-
-        def change(_: nn.Module, args: Any, output: Any) -> None:
-            edit[1](_tensor(output))
-
         try:
             if edit is not None:
-                handles.append(self.modules[edit[0]].register_forward_hook(change))
+                handles.append(self.modules[edit[0]].register_forward_hook(partial(_change, edit[1])))
             if watch is not None and side == "input":
-                handles.append(self.modules[watch].register_forward_pre_hook(look_in, with_kwargs=True))
+                handles.append(
+                    self.modules[watch].register_forward_pre_hook(partial(_look_in, seen), with_kwargs=True)
+                )
             elif watch is not None:
-                handles.append(self.modules[watch].register_forward_hook(look_out))
+                handles.append(self.modules[watch].register_forward_hook(partial(_look_out, seen)))
             # Cloned each time: some modules write into what they are given.
             output = self.module(*_float(self.call.args), **_float(self.call.kwargs))
         except Unprobed:
@@ -107,18 +100,12 @@ class Bench:
         """The innermost modules in the order in which they are called, and the shape that goes in."""
         found: list[tuple[str, tuple[int, ...]]] = []
         handles = []
-
-        def note(name: str) -> Any:
-            def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-                found.append((name, tuple(tensors[0].shape) if tensors else ()))
-
-            return hook
-
         try:
             for name, module in self.modules.items():
                 if name and not any(True for _ in module.children()):
-                    handles.append(module.register_forward_pre_hook(note(name), with_kwargs=True))
+                    handles.append(
+                        module.register_forward_pre_hook(partial(_note, found, name), with_kwargs=True)
+                    )
             self.run()
         finally:
             for handle in handles:
@@ -156,6 +143,25 @@ class Bench:
         stored = self.tensor(where)
         stored = stored if where.expert is None else stored[where.expert]
         return [stored.select(stored.ndim - 2 if where.transposed else 1, unit)]
+
+
+def _look_in(seen: list[Tensor], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    seen.append(_tensor((*args, *kwargs.values())).clone())
+
+
+def _look_out(seen: list[Tensor], _: nn.Module, args: Any, output: Any) -> None:
+    seen.append(_tensor(output).clone())
+
+
+def _change(edit: Change, _: nn.Module, args: Any, output: Any) -> None:
+    edit(_tensor(output))
+
+
+def _note(
+    found: list[tuple[str, tuple[int, ...]]], name: str, _: nn.Module, args: Any, kwargs: dict[str, Any]
+) -> None:
+    tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+    found.append((name, tuple(tensors[0].shape) if tensors else ()))
 
 
 def owner(tensor: str) -> str:

@@ -14,7 +14,7 @@ from affectlens.checkpoints import Checkpoint, open_checkpoint
 from affectlens.errors import LensError
 from affectlens.lens.intervening import Intervention, intervening
 from affectlens.lens.preparing import prepare
-from affectlens.lens.remembering import remembering_senses
+from affectlens.lens.verifying import Verification, verify
 from affectlens.sites import Site, Sites
 from affectlens.tasks import Example
 
@@ -62,12 +62,15 @@ class Lens:
         """
         return intervening(interventions, parameters=self.parameters, live=self.checkpoint)
 
-    def remember_senses(self, changed: Sites) -> AbstractContextManager[list[str]]:
-        """Run the vision and audio towers once per input inside a `with` block, bit for bit the same.
+    def verify(self, *examples: Example, prompt: str = "{text}") -> Verification:
+        """Test on the live model what the names say: does each gate gate, is each v a v?
 
-        Only towers that hold none of the `changed` sites; the block must change no others.
+        With examples their text and media are run; without, random ids and media as the config asks for
+        them. What no input reaches is unverified. `.check()` raises `RoleRefuted` naming the tensors that
+        do otherwise than their role says.
         """
-        return remembering_senses(self.model, self.checkpoint, changed=changed)
+        batch = self._typed(self.prepare(*examples, prompt=prompt)) if examples else None
+        return verify(self.model, self.checkpoint, batch=batch)
 
     def prepare(self, *examples: Example, prompt: str = "{text}") -> dict[str, Tensor]:
         """Turn examples into one batch of model input, padded on the left.

@@ -70,12 +70,18 @@ def _no_bar() -> Iterator[None]:
 
 
 def _auto_class(config: Any) -> Any:
+    import transformers
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     for kind in (AutoModelForImageTextToText, AutoModelForCausalLM):
         if type(config) in kind._model_mapping:
             return kind
-    raise LensError(f"transformers knows no causal or image-text model of type {config.model_type!r}")
+    # Encoders, sequence-to-sequence and speech models: the class that the config names, if the library has it.
+    for name in getattr(config, "architectures", None) or ():
+        found = getattr(transformers, name, None) if isinstance(name, str) else None
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            return found
+    raise LensError(f"transformers knows no model of type {config.model_type!r} that could be loaded here")
 
 
 def _refuse_random(path: Path, info: dict[str, Any]) -> None:

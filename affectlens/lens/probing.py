@@ -5,12 +5,13 @@ up, and is not for gate. Three points don't suffice: a sigmoid is antisymmetric.
 can't tell the two apart at all.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from affectlens.lens.answering import Answer, Seen, answer_of, spread
 from affectlens.lens.bench import Bench, Unprobed, place
 from affectlens.sites import Storage
 
@@ -19,13 +20,6 @@ _STEPS = (-1.0, 0.0, 1.0, 2.0)
 # What the largest pre-activation becomes, small first: large ones meet the clamps that some models put
 # on both paths.
 _SCALES = (0.125, 1.0, 8.0, 64.0)
-
-
-class Seen(NamedTuple):
-    """What a probe says of one role."""
-
-    verdict: str
-    reason: str
 
 
 class Path(NamedTuple):
@@ -38,10 +32,10 @@ class Path(NamedTuple):
 
 def probe_gated(bench: Bench, parts: Mapping[str, Storage]) -> dict[str, Seen]:
     """Probe `gate_proj`, `up_proj` and `down_proj`; raises `Unprobed` where nothing can be said."""
-    answer = _answer(bench, parts)
+    answer = answer_of(bench, parts)
     count = min(parts[role].shape[0] for role in ("gate_proj", "up_proj"))
     found: list[dict[str, Seen]] = []
-    for unit in _spread(count):
+    for unit in spread(count):
         seen = _unit(bench, parts, answer, unit)
         if seen:
             found.append(seen)
@@ -52,7 +46,7 @@ def probe_gated(bench: Bench, parts: Mapping[str, Storage]) -> dict[str, Seen]:
 
 def probe_plain(bench: Bench, parts: Mapping[str, Storage]) -> dict[str, Seen]:
     """Probe `fc1` and `fc2`: an activation follows, unit by unit."""
-    answer = _answer(bench, parts)
+    answer = answer_of(bench, parts)
     wide, inner = parts["fc1"].shape[0], parts["fc2"].shape[1]
     if wide != inner:
         if wide == 2 * inner:
@@ -60,7 +54,7 @@ def probe_plain(bench: Bench, parts: Mapping[str, Storage]) -> dict[str, Seen]:
         raise Unprobed(f"fc1 gives {wide} channels, fc2 takes {inner}")
     found: list[Seen] = []
     last = Seen("unverified", "no unit that was tried goes into it")
-    for unit in _spread(wide):
+    for unit in spread(wide):
         paths = [_path(bench, parts["fc1"], answer, unit, scale) for scale in _SCALES]
         alive = [path for path in paths if path is not None]
         if not alive:
@@ -87,138 +81,7 @@ def worst(seen: list[Seen]) -> Seen:
     return seen[0] if seen else Seen("unverified", "no unit that was tried has an effect")
 
 
-class _Answer(NamedTuple):
-    """How to read off what a unit passes on: the change of its column, and what strays elsewhere."""
-
-    read: Callable[[], Tensor]
-    column: Callable[[Tensor, int], tuple[Tensor, str]]
-    check: Callable[[Storage, int], Seen]
-    through: bool = False  # a norm comes between here and down
-
-
-def _mixed(bench: Bench, where: Storage, answer: _Answer) -> bool:
-    """Whether a unit moves more than its own column."""
-    for unit in _spread(where.shape[0]):
-        with bench.scaled(bench.row(where, unit), 2.0):
-            more = answer.read()
-        change = more - answer.read()
-        size = change.abs().flatten(0, -2).amax(0)
-        if float(size.max()) > 1e-6 * float(more.abs().max()):
-            return int((size > 0.01 * size.max()).sum()) > 2
-    return False
-
-
-def _answer(bench: Bench, parts: Mapping[str, Storage]) -> _Answer:
-    """Look at what goes into down, or at the module's output where down is no module of its own."""
-    first = next(parts[role] for role in ("gate_proj", "fc1") if role in parts)
-    down = next(parts[role] for role in ("down_proj", "fc2") if role in parts)
-    inner, owner = down.shape[1], bench.owner(down)
-    if owner not in ("", bench.owner(first)) and owner in bench.modules:
-        norms = [
-            name
-            for name, shape in bench.order()
-            if shape and shape[-1] == inner and "norm" in type(bench.modules[name]).__name__.lower()
-        ]
-        axis = _axis(bench, owner, inner)
-        if axis is not None:
-            direct = _before_down(bench, owner, owner, axis)
-            # A norm before down mixes the units: then what goes into that norm is looked at.
-            if not norms or not _mixed(bench, first, direct) or _axis(bench, norms[-1], inner) is None:
-                return direct
-            return _before_down(bench, owner, norms[-1], axis)._replace(through=True)
-    return _at_the_end(bench, down)
-
-
-def _axis(bench: Bench, watch: str, inner: int) -> int | None:
-    """The axis of the channels in what goes into a module."""
-    try:
-        shape = bench.run(watch).shape
-    except Unprobed:
-        return None
-    convolves = (
-        "Conv" in type(bench.modules[watch]).__name__ and "1D" not in type(bench.modules[watch]).__name__
-    )
-    axis = 1 if convolves and len(shape) > 2 else len(shape) - 1
-    return axis if shape[axis] == inner else None
-
-
-def _before_down(bench: Bench, owner: str, watch: str, axis: int) -> _Answer:
-    def read() -> Tensor:
-        return bench.run(watch).movedim(axis, -1)
-
-    def column(change: Tensor, unit: int) -> tuple[Tensor, str]:
-        own = change[..., unit]
-        size = change.abs().flatten(0, -2).amax(0)
-        best = int(size.argmax())
-        if best != unit and size[best] > 30 * size[unit]:
-            many = int((size > 0.01 * size[best]).sum())
-            if many <= 2:
-                return own, f"moves column {best} of what goes into down, not its own"
-            return own, "?"
-        return own, "?" if (size > 0.01 * size[unit]).sum() > 1 else ""
-
-    def check(down: Storage, unit: int) -> Seen:
-        column = bench.column(down, unit)
-        before = bench.run(owner, side="output")
-        goes_in = bench.run(owner).movedim(axis if owner == watch else _last(bench, owner), -1)[..., unit]
-        with bench.scaled(column, 0.0):
-            change = before - bench.run(owner, side="output")
-        change = change.movedim(axis, -1) if change.ndim == goes_in.ndim + 1 else change
-        weights = bench.values(down)
-        weights = weights.flatten(1)[:, unit] if weights.ndim > 2 else weights[:, unit]
-        expected = goes_in[..., None] * weights
-        rows = change.abs().amax(-1) > 1e-6 * change.abs().max()
-        if change.shape != expected.shape or not expected.abs().max() > 1e-4 * before.abs().max():
-            return Seen("unverified", f"its column {unit} has no effect")
-        # Only the tokens of an expert pass through its down.
-        gap = (change - expected)[rows].abs().max() / expected[rows].abs().max().clamp_min(1e-30)
-        if gap < 1e-2:
-            return Seen("confirmed", "its columns take the units that gate and up give")
-        kind = type(bench.modules[owner]).__name__
-        if kind in ("Linear", "Conv1D"):
-            return Seen("refuted", f"column {unit} does not carry unit {unit}")
-        return Seen("unverified", f"{kind} is no plain product")
-
-    return _Answer(read, column, check)
-
-
-def _last(bench: Bench, owner: str) -> int:
-    return (
-        1
-        if type(bench.modules[owner]).__name__.startswith("Conv")
-        and "1D" not in type(bench.modules[owner]).__name__
-        else -1
-    )
-
-
-def _at_the_end(bench: Bench, down: Storage) -> _Answer:
-    """In the output, a unit moves every token along its column of down."""
-    weights = bench.values(down)
-    weights = weights / weights.norm(dim=0).clamp_min(1e-30)
-    base = bench.run()
-    if weights.ndim != 2 or weights.shape[0] != base.shape[-1]:
-        raise Unprobed("what comes out has not the width of down")
-
-    def column(change: Tensor, unit: int) -> tuple[Tensor, str]:
-        flat = change.flatten(0, -2)
-        along = flat @ weights[:, unit]
-        rest = flat - along[:, None] * weights[:, unit]
-        if rest.norm() < 1e-2 * flat.norm():
-            return along, ""
-        strongest = flat[flat.norm(dim=1).argmax()]
-        match = (strongest @ weights).abs() / strongest.norm()
-        best = int(match.argmax())
-        if best != unit and match[best] > 0.9999:
-            return along, f"belongs to column {best} of down, not to its own"
-        return along, "?"
-
-    def check(_: Storage, unit: int) -> Seen:
-        return Seen("confirmed", "what a unit gives moves the output along its column")
-
-    return _Answer(bench.run, column, check)
-
-
-def _path(bench: Bench, where: Storage, answer: _Answer, unit: int, scale: float) -> Path | None:
+def _path(bench: Bench, where: Storage, answer: Answer, unit: int, scale: float) -> Path | None:
     """Scale a unit's row and follow it; None where the unit is dead."""
     rows, out = bench.row(where, unit), []
     scale = scale / _usual(bench, where, unit, rows)
@@ -257,7 +120,7 @@ def _usual(bench: Bench, where: Storage, unit: int, rows: list[Tensor]) -> float
     return size or 1.0
 
 
-def _unit(bench: Bench, parts: Mapping[str, Storage], answer: _Answer, unit: int) -> dict[str, Seen]:
+def _unit(bench: Bench, parts: Mapping[str, Storage], answer: Answer, unit: int) -> dict[str, Seen]:
     """What one unit says; empty where it says nothing."""
     for scale in _SCALES:
         gate = _path(bench, parts["gate_proj"], answer, unit, scale)
@@ -280,13 +143,14 @@ def _unit(bench: Bench, parts: Mapping[str, Storage], answer: _Answer, unit: int
             return {
                 "gate_proj": Seen("refuted", f"unit {unit}: its path is affine, and that of up bends"),
                 "up_proj": Seen("refuted", f"unit {unit}: its path bends, and that of gate is affine"),
+                "down_proj": answer.check(parts["down_proj"], unit),
             }
         if up.bend > BENT and gate.bend > BENT and not _together(bench, parts, answer, unit):
             return {"up_proj": Seen("refuted", f"unit {unit}: its path bends, as that of a plain MLP does")}
     return {}
 
 
-def _together(bench: Bench, parts: Mapping[str, Storage], answer: _Answer, unit: int) -> bool:
+def _together(bench: Bench, parts: Mapping[str, Storage], answer: Answer, unit: int) -> bool:
     """Whether gate and up act on each other, as factors do and summands don't."""
     rows = {role: bench.row(parts[role], unit) for role in ("gate_proj", "up_proj")}
     out = {}
@@ -297,10 +161,3 @@ def _together(bench: Bench, parts: Mapping[str, Storage], answer: _Answer, unit:
     mixed = out[1.0, 1.0] - out[0.0, 1.0] - out[1.0, 0.0] + out[0.0, 0.0]
     alone = max(float((out[key] - out[0.0, 0.0]).abs().max()) for key in out)
     return float(mixed.abs().max()) > BENT * alone
-
-
-def _spread(count: int) -> list[int]:
-    """Units at both ends and between, where a slice cut in the wrong place would be off."""
-    return sorted(
-        {0, 1, count // 3, count // 2 - 1, count // 2, 2 * count // 3, count - 1} & set(range(count))
-    )

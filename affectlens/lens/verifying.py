@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from affectlens import html
 from affectlens.checkpoints import Checkpoint
 from affectlens.errors import RoleRefuted
+from affectlens.lens.answering import Seen
 from affectlens.lens.attending import probe_attention
 from affectlens.lens.bench import Bench, Unprobed, owner
 from affectlens.lens.feeding import Call, recorded
-from affectlens.lens.probing import Seen, probe_gated, probe_plain, worst
+from affectlens.lens.probing import probe_gated, probe_plain, worst
 from affectlens.sites import Site, Storage
 
 VERDICTS = ("confirmed", "refuted", "unverified")

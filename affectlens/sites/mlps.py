@@ -69,7 +69,8 @@ def _gated(module: Module) -> str | None:
     for family in _GATED:
         if leaf in family and has.keys() >= {*family[:2]} and (family[2] in has or family[2] != "c_proj"):
             gate, up, down = (has.get(name, ()) for name in family)
-            if _fits(gate, up, down):
+            says_so = family[0] == "gate_proj" and gate[:1] != (1,)  # a single row gates no neurons
+            if says_so or _fits(gate, up, down):
                 return MLP[family.index(leaf)]
     alone = leaf == "gate_proj" and "up_proj" not in has
     if alone and _IN_AN_MLP.fullmatch(module.parents.rpartition(".")[2]) and "fusion" not in module.parents:
@@ -80,7 +81,7 @@ def _gated(module: Module) -> str | None:
 
 
 def _fits(gate: Shape, up: Shape, down: Shape) -> bool:
-    """Gate and up are alike and down leads back; a head of three layers only has such names."""
+    """Gate and up are alike and down leads back; a head of three layers has such names, too."""
     if len(gate) < 2 or len(up) < 2:
         return True  # biases and bare containers show no shape to object to
     if gate != up:

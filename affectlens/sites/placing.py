@@ -49,10 +49,10 @@ def places(shapes: Mapping[str, Shape], model_type: str = "") -> dict[str, Place
         local = WRAPPED.sub("", at.local)
         near = beside.of(module, at)
         roles[module] = role(Module(at.tower, at.layer is not None, local, found, near, frozenset(tables)))
-    found = {name: Place(where[m], roles[m], param, m) for name, (m, param) in split.items()}
+    placed = {name: Place(where[m], roles[m], param, m) for name, (m, param) in split.items()}
     for name in shapes.keys() - split.keys():
-        found[name] = Place(Position("language", None, None, name), "other", "param", name)
-    return found
+        placed[name] = Place(Position("language", None, None, name), "other", "param", name)
+    return placed
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -22,7 +22,7 @@ def to_target_modules(sites: Collection[Site], within: Iterable[Site]) -> str:
     for site in within:
         if site.parameter in chosen and site not in kept:
             raise NoSuchSite(
-                f"{site.parameter!r} holds {site} too, which is not selected: an adapter changes whole modules"
+                f"{site.parameter!r} holds {site} too, which is not selected: adapters change whole modules"
             )
     bare = sorted(name for name in chosen if not name.endswith(_KINDS))
     if bare:

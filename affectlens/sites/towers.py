@@ -71,7 +71,8 @@ TOWERS = tuple(tower for tower, _ in (*_OWNERS, *_PARTS))
 _OWNER = tuple((tower, re.compile(words(names))) for tower, names in _OWNERS)
 _PART = tuple((tower, re.compile(words(names))) for tower, names in _PARTS)
 _LISTS = words(
-    r"(?:\w+_)?(?:layers|blocks) layer block h resblocks encoders decoders conformer attentions ffns self_attends"
+    r"(?:\w+_)?(?:layers|blocks) layer block h resblocks encoders decoders conformer attentions ffns "
+    r"self_attends"
 )
 _INDEXED = re.compile(rf"(?:^|\.)(?P<list>{_LISTS})\.(?P<n>\d+)(?=\.)")
 _INDEXED_NORM = re.compile(r"(?:^|\.)(?P<local>layer_norm[12])\.(?P<n>\d+)$")  # XLM keeps its norms in lists

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,11 +47,42 @@ def test_diff_as_json_is_strict(pair: tuple[Path, Path]) -> None:
 
 
 def test_inspect_says_what_a_checkpoint_is(pair: tuple[Path, Path]) -> None:
-    """Type, size and coverage in words, and the same as JSON."""
+    """Type, size, coverage and the tree in words; one record a tensor as JSON."""
     told, listed = affectlens("inspect", pair[0]), affectlens("inspect", pair[0], "--json")
 
     assert "100.0% of the parameters have a role" in told.stdout
-    assert "llava" == json.loads(listed.stdout)["model_type"]
+    assert "    gate_proj" in told.stdout
+    records = [json.loads(line) for line in listed.stdout.splitlines()]
+    assert len(al.open_checkpoint(pair[0]).laid) == len(records)
+    expected = "disk mem tower stack layer role param fused expert block transposed shape dtype"
+    assert expected.split() == list(records[0])
+
+
+def test_inspect_verifies_on_the_live_model(pair: tuple[Path, Path]) -> None:
+    """Every claim of the pair's base is confirmed by its forward pass."""
+    run = affectlens("inspect", pair[0], "--verify")
+
+    assert 0 == run.returncode, run.stderr
+    assert re.search(r"(\d+) claims: \1 confirmed, 0 refuted, 0 unverified", run.stdout)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_inspect_shows_an_adapter(save: Callable[..., Path], tmp_path: Path) -> None:
+    """Rank, targets, scale and the sites it could touch, from the adapter's own files."""
+    peft = pytest.importorskip("peft")
+    model = tiny("qwen2")
+    settings = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["gate_proj", "q_proj"])
+    peft.get_peft_model(model, settings).save_pretrained(tmp_path / "adapter")
+
+    told, listed = (affectlens("inspect", tmp_path / "adapter", *more) for more in ((), ("--json",)))
+
+    assert "4, alpha 8, scale 2" in told.stdout
+    assert "gate_proj, q_proj" in told.stdout
+    records = [json.loads(line) for line in listed.stdout.splitlines()]
+    assert {("gate_proj", "lora_A"), ("gate_proj", "lora_B"), ("q_proj", "lora_A"), ("q_proj", "lora_B")} == {
+        (record["role"], record["lora"]) for record in records
+    }
+    assert {0, 1} == {record["layer"] for record in records}
 
 
 def test_errors_are_one_line(pair: tuple[Path, Path], save: Callable[..., Path], tmp_path: Path) -> None:

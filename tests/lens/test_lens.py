@@ -12,6 +12,7 @@ from torch import nn
 import affectlens as al
 from affectlens.drift.measuring import same_bits
 from affectlens.errors import CheckpointError, LensError, NoSuchSite
+from affectlens.lens import remembering_senses
 from affectlens.lens.remembering import remembering
 from tests.conftest import nudge, tiny
 
@@ -206,11 +207,12 @@ def test_senses_are_remembered_to_the_bit(lens: al.Lens, demo: al.Demo) -> None:
     batch = lens.prepare(*task.examples[:8], prompt=task.prompt)
     expected = lens.run(batch)
 
-    with lens.remember_senses(lens.sites.where(tower="language")) as towers:
+    language, vision = (lens.sites.where(tower=tower) for tower in ("language", "vision"))
+    with remembering_senses(lens.model, lens.checkpoint, changed=language) as towers:
         assert ["model.vision_tower"] == towers
         assert torch.equal(expected, lens.run(batch))
         assert torch.equal(expected, lens.run(batch))
-    with lens.remember_senses(lens.sites.where(tower="vision")) as towers:
+    with remembering_senses(lens.model, lens.checkpoint, changed=vision) as towers:
         assert [] == towers
     assert [] == [m for m in lens.model.modules() if "forward" in vars(m)]
 

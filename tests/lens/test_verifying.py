@@ -102,7 +102,11 @@ def exchanged(checkpoint: Checkpoint, one: str, other: str) -> list[str]:
 
 
 def language(checkpoint: Checkpoint) -> list[Site]:
-    return [site for site in checkpoint.storage if site.tower == "language" and site.layer is not None]
+    return [
+        site
+        for site, where in checkpoint.storage.items()
+        if site.tower == "language" and site.layer is not None and len(where.shape) > 1
+    ]
 
 
 @pytest.mark.parametrize(

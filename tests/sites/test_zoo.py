@@ -13,7 +13,7 @@ from .conftest import Architecture
 
 # Layouts that differ by more than renaming, splitting and stacking.
 MERGED = {
-    "bailing_hybrid", "kimi_linear", "olmo_hybrid", "glm5_next", "glm5_next_text",  # three convolutions in one
+    "bailing_hybrid", "kimi_linear", "olmo_hybrid", "glm5_next", "glm5_next_text",  # three filters in one
     "molmo2", "molmo2_text",  # two embeddings in one
     "inkling2", "inkling2_text",  # a list that starts at layer 1
     "ernie4_5_vl_moe",  # text and vision experts numbered through
@@ -58,7 +58,7 @@ def test_the_table_of_conversions_is_that_of_the_installed_transformers(zoo: lis
 
 
 def test_the_zoo_is_large(zoo: list[Architecture]) -> None:
-    """The statements below are about hundreds of architectures, not about those few that happened to build."""
+    """The statements below are about hundreds of architectures, not about a few that happened to build."""
     assert len(zoo) > 550
     assert sum(len(one.memory) for one in zoo) > 50_000
 
