@@ -16,26 +16,62 @@ HIDDEN, VOCAB = 64, 256
 _SIZES: tuple[tuple[re.Pattern[str], int], ...] = tuple(
     (re.compile(pattern), value)
     for pattern, value in (
-        (r"vocab_size_per_layer_input|vocab_size|n_vocab|\w+_vocab_size|codebook_size|audio_vocab_size", VOCAB),
-        (r"(?:num_(?:hidden|encoder|decoder|conv_pos)?_?layers|n_layers?|(?:en|de)coder_layers|depth|n_layer"
-         r"|num_(?:local|global)_(?:hidden_)?layers|num_block_layers|num_attention_layers|num_hidden_blocks"
-         r"|attention_layers|layers|(?:en|de)coder_num_hidden_layers|depth_decoder_num_hidden_layers|num_qformer_layers|perception_layers)", 2),
+        (
+            (
+                r"vocab_size_per_layer_input|vocab_size|n_vocab|\w+_vocab_size|codebook_size"
+                r"|audio_vocab_size"
+            ),
+            VOCAB,
+        ),
+        (
+            (
+                r"(?:num_(?:hidden|encoder|decoder|conv_pos)?_?layers|n_layers?|(?:en|de)coder_layers"
+                r"|depth|n_layer|num_(?:local|global)_(?:hidden_)?layers|num_block_layers"
+                r"|num_attention_layers|num_hidden_blocks|attention_layers|layers|(?:en"
+                r"|de)coder_num_hidden_layers|depth_decoder_num_hidden_layers|num_qformer_layers"
+                r"|perception_layers)"
+            ),
+            2,
+        ),
         (r"num_key_value_heads|num_kv_heads|n_kv_heads|n_head_kv|kv_n_heads", 2),
-        (r"(?:num_(?:attention_)?heads|n_heads?|(?:en|de)coder_attention_heads|num_(?:global|local|cross)_heads"
-         r"|attention_heads|num_heads|\w+_num_attention_heads|num_attention_heads_\w+|n_attn_heads|cross_num_\w+)", 4),
+        (
+            (
+                r"(?:num_(?:attention_)?heads|n_heads?|(?:en|de)coder_attention_heads|num_(?:global"
+                r"|local|cross)_heads|attention_heads|num_heads|\w+_num_attention_heads"
+                r"|num_attention_heads_\w+|n_attn_heads|cross_num_\w+)"
+            ),
+            4,
+        ),
         (r"head_dim|d_kv|d_head|attention_head_dim|global_head_dim|\w+_head_dim|kv_channels", 16),
-        (r"(?:moe_|shared_expert_|\w+_)?intermediate_size\w*|(?:en|de)coder_ffn_dim|ffn_dim|n_inner|ffn_hidden_size"
-         r"|d_ff|dim_ff|intermediate_dim|moe_ffn_hidden_size|inner_dim|block_ff_dim", 96),
-        (r"hidden_size|d_model|n_embd|embed_dim|dim|\w*hidden_size|\w*_d_model|projection_dim|output_dim|hidden_dim"
-         r"|word_embed_proj_dim|embedding_size|model_dim|emb_dim|lm_hidden_dim|\w+_hidden_dim|adapter_hidden\w*"
-         r"|embedding_dim|\w+_embed_dim|output_size|hidden_size_\w+|proj_dim|\w+_projection_dim|width|lru_width"
-         r"|embed_dims", HIDDEN),
+        (
+            (
+                r"(?:moe_|shared_expert_|\w+_)?intermediate_size\w*|(?:en|de)coder_ffn_dim|ffn_dim"
+                r"|n_inner|ffn_hidden_size|d_ff|dim_ff|intermediate_dim|moe_ffn_hidden_size|inner_dim"
+                r"|block_ff_dim"
+            ),
+            96,
+        ),
+        (
+            (
+                r"hidden_size|d_model|n_embd|embed_dim|dim|\w*hidden_size|\w*_d_model|projection_dim"
+                r"|output_dim|hidden_dim|word_embed_proj_dim|embedding_size|model_dim|emb_dim"
+                r"|lm_hidden_dim|\w+_hidden_dim|adapter_hidden\w*|embedding_dim|\w+_embed_dim"
+                r"|output_size|hidden_size_\w+|proj_dim|\w+_projection_dim|width|lru_width|embed_dims"
+            ),
+            HIDDEN,
+        ),
         (r"(?:num_(?:local_|routed_)?experts|n_routed_experts|moe_num_experts|num_total_experts)", 4),
-        (r"(?:num_experts_per_tok(?:en)?|top_k_experts|moe_top_k|moe_k|num_selected_experts|experts_per_tok)", 2),
+        (
+            (
+                r"(?:num_experts_per_tok(?:en)?|top_k_experts|moe_top_k|moe_k|num_selected_experts"
+                r"|experts_per_tok)"
+            ),
+            2,
+        ),
         (r"q_lora_rank|kv_lora_rank|\w*lora_rank", 24),
         (r"max_position_embeddings|n_positions|max_(?:source|target)_positions|max_seq_len\w*", 512),
     )
-)  # fmt: skip
+)
 _TOKEN = re.compile(r"\w*(?:_token_id|_token_index|_token|_id)s?")
 
 # What cutting the sizes does not settle, by model type; keys reach into sections with a dot.

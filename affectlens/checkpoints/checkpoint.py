@@ -6,13 +6,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from affectlens import html
 from affectlens.errors import NoSuchSite, near
-from affectlens.sites import Laid, Site, Sites, Storage, Units, lay_out, section, sites_of, units
+from affectlens.sites import Laid, Site, Sites, Storage, Units, heads, lay_out, section, sites_of, units
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads")
-_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "multi_query_group_num")
 
 
 class Header(NamedTuple):
@@ -101,10 +98,8 @@ class Checkpoint:
         `site.at(head=3)` and `site.at(neuron=7)` are read and changed like any site.
         """
         whole = site.at()
-        known = section(self.config, site.tower)
-        return units(
-            whole, self.shape(whole), heads=_number(known, _HEADS), kv_heads=_number(known, _KV_HEADS)
-        )
+        every, grouped = heads(section(self.config, site.tower))
+        return units(whole, self.shape(whole), heads=every, kv_heads=grouped)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -148,7 +143,3 @@ class Checkpoint:
         from affectlens.checkpoints.describing import describe
 
         return describe(self)
-
-
-def _number(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
-    return next((n for key in keys if type(n := config.get(key)) is int and n > 0), None)

@@ -11,7 +11,7 @@ from affectlens.sites.locating import locate, sites_of
 from affectlens.sites.mlps import MLP
 from affectlens.sites.records import record
 from affectlens.sites.roles import ATTENTION
-from affectlens.sites.sections import section
+from affectlens.sites.sections import heads, section
 from affectlens.sites.site import Site
 from affectlens.sites.sites import Sites
 from affectlens.sites.storage import Cut, Storage
@@ -28,6 +28,7 @@ __all__ = [
     "Storage",
     "Units",
     "drawn",
+    "heads",
     "lay_out",
     "layers",
     "locate",

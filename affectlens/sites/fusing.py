@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from affectlens.sites.sections import heads, number
 from affectlens.sites.storage import Fused, Shape
 
 QKV = ("q_proj", "k_proj", "v_proj")
@@ -25,29 +26,13 @@ class Setting(NamedTuple):
 
     def number(self, *keys: str) -> int | None:
         """The first of these config entries that is a positive whole number."""
-        found = (self.config.get(key) for key in keys)
-        return next((n for n in found if type(n) is int and n > 0), None)
-
-    @property
-    def heads(self) -> int | None:
-        """The number of attention heads."""
-        return self.number(
-            "num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads", "heads"
-        )
-
-    @property
-    def kv_heads(self) -> int | None:
-        """The number of heads of k and v, fewer than of q under grouped queries."""
-        nested = self.config.get("attn_config")
-        inner = nested.get("kv_n_heads") if isinstance(nested, dict) else None
-        return inner or self.number("num_key_value_heads", "num_kv_heads", "n_head_kv") or self.heads
+        return number(self.config, *keys)
 
     def head_dim(self, width: int | None) -> int | None:
         """The size of a head: as the config says, else `width` over the heads."""
         stated = self.number("head_dim", "d_kv", "d_head")
-        if stated or not (self.heads and width):
-            return stated
-        return width // self.heads
+        every = heads(self.config)[0]
+        return stated or (width // every if every and width else None)
 
 
 # (model type, end of the module's name) → how q, k and v lie in one tensor; the rest are concatenated.
@@ -156,26 +141,26 @@ def _in_turn(dim: int, shape: Shape, setting: Setting, width: int | None) -> Fus
 
 
 def _headwise(layout: str, dim: int, shape: Shape, setting: Setting, width: int | None) -> Fused | None:
-    heads, groups = setting.heads, setting.kv_heads
+    every, groups = heads(setting.config)
     size = setting.head_dim(width)
-    if not heads or not size:
+    if not every or not size:
         return None
     if layout == "chatglm" and setting.config.get("multi_query_attention"):
         return _in_turn(dim, shape, setting, width)
     if layout == "falcon":
         if setting.config.get("new_decoder_architecture") or setting.number("n_head_kv"):
-            groups, layout = setting.number("num_kv_heads", "n_head_kv") or heads, "kv_group"
+            groups, layout = setting.number("num_kv_heads", "n_head_kv") or every, "kv_group"
         else:
             layout = "concat" if setting.config.get("multi_query", True) else "per_head"
-            size = shape[dim] // (heads + 2) if layout == "concat" else size
+            size = shape[dim] // (every + 2) if layout == "concat" else size
     if layout == "bigcode":
         layout = "concat" if setting.config.get("multi_query", True) else "per_head"
     if layout == "concat":
-        return _concat(dim, shape, QKV, (heads * size, size, size))
+        return _concat(dim, shape, QKV, (every * size, size, size))
     if layout == "codegen":  # four chunks for four chips, each q, v, k
-        return _periodic(dim, shape, ("q_proj", "v_proj", "k_proj"), (heads * size // 4,) * 3)
+        return _periodic(dim, shape, ("q_proj", "v_proj", "k_proj"), (every * size // 4,) * 3)
     if layout == "kv_group" and groups:
-        return _periodic(dim, shape, QKV, (heads // groups * size, size, size))
+        return _periodic(dim, shape, QKV, (every // groups * size, size, size))
     if layout == "qkvz":
         return _linear_attention(dim, shape, setting)
     return _periodic(dim, shape, QKV, (size, size, size))

@@ -24,6 +24,24 @@ def section(config: Mapping[str, Any], tower: str) -> Mapping[str, Any]:
     return {**own, "model_type": str(own.get("model_type") or config.get("model_type") or "")}
 
 
+def number(config: Mapping[str, Any], *keys: str) -> int | None:
+    """The first of these settings that is a positive whole number; a config comes from strangers."""
+    return next((n for key in keys if type(n := config.get(key)) is int and n > 0), None)
+
+
+def heads(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """How many heads an attention has, and how many of k and v: fewer under grouped queries."""
+    every = number(
+        config, "num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads", "heads"
+    )
+    inner = config.get("attn_config")
+    grouped = number(inner, "kv_n_heads") if isinstance(inner, dict) else None
+    grouped = grouped or number(
+        config, "num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num"
+    )
+    return every, grouped or every
+
+
 def _parts(config: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
     # Outer sections first: the text config of a thinker lies one deeper than that of a plain model.
     parts = [(str(key), part) for key, part in config.items() if isinstance(part, dict)]

@@ -89,7 +89,7 @@ _PLAIN = frozenset(
     )
 )
 _HEARS = re.compile(r"audio|speech|wav2vec|wavlm|hubert|asr|ctc|whisper|encodec|diarization")
-_SEES = re.compile(r"vision|image|visual|(?:^|_)vit|video")
+_SEES = re.compile(r"vision|image|visual|(?:^|_)vit(?:_|$)|video")
 _TOKENS = re.compile(
     r"(?:embed_tokens|char_embeddings(?:\.\w+)?|wte|word_embeddings?|tok(?:en)?_embeddings?|embed_in|\bshared)$"
 )

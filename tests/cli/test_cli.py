@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import affectlens as al
 from tests.conftest import tiny
@@ -56,6 +58,32 @@ def test_inspect_says_what_a_checkpoint_is(pair: tuple[Path, Path]) -> None:
     assert len(al.open_checkpoint(pair[0]).laid) == len(records)
     expected = "disk mem tower stack layer role param fused expert block transposed shape dtype"
     assert expected.split() == list(records[0])
+
+
+def test_inspecting_two_thousand_tensors_takes_no_two_seconds(tmp_path: Path) -> None:
+    """Imports and all, in processor time; neither torch nor transformers is among them."""
+    names = ("gate_proj", "up_proj", "down_proj")
+    layers = (
+        f"model.layers.{n}.mlp.experts.{e}.{name}.weight"
+        for n in range(112)
+        for e in range(6)
+        for name in names
+    )
+    save_file({name: torch.zeros(2, 2) for name in layers}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3_moe"}')
+    code = (
+        "import sys, time; from affectlens.cli import main\n"
+        "main()\n"
+        "print(time.process_time(), [m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+
+    run = subprocess.run(
+        [sys.executable, "-c", code, "inspect", str(tmp_path)], capture_output=True, text=True, check=True
+    )
+
+    seconds, heavy = run.stdout.splitlines()[-1].split(maxsplit=1)
+    assert "in 2016 tensors" in run.stdout
+    assert ("[]", True) == (heavy, float(seconds) < 2)
 
 
 def test_inspect_verifies_on_the_live_model(pair: tuple[Path, Path]) -> None:
