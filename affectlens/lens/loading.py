@@ -76,7 +76,7 @@ def _auto_class(config: Any) -> Any:
     for kind in (AutoModelForImageTextToText, AutoModelForCausalLM):
         if type(config) in kind._model_mapping:
             return kind
-    # Encoders, sequence-to-sequence and speech models: the class that the config names, if the library has it.
+    # Encoders, sequence-to-sequence and speech models: the class that the config names, if it is known.
     for name in getattr(config, "architectures", None) or ():
         found = getattr(transformers, name, None) if isinstance(name, str) else None
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):

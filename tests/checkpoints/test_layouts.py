@@ -1,0 +1,31 @@
+"""One model as a live module and as files of both layouts: the same sites, and bit for bit the same values."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import affectlens as al
+from affectlens.checkpoints.memory import from_module
+from tests.tiny_models import tiny
+
+# One of each way to store: plain, fused, by head, interleaved, turned, stacked, split, renamed.
+KINDS = (
+    "phi3", "gpt2", "mixtral", "qwen3_next", "falcon", "t5", "llava", "gpt_oss", "deepseek_v3", "modernbert",
+    "jetmoe", "qwen2_5_vl", "qwen3_vl_moe", "whisper", "bloom", "qwen2_audio", "dinov2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sites_and_values_are_the_same_in_every_layout(kind: str, tmp_path: Path) -> None:
+    """What a file fuses, stacks, turns or renames comes out as the live module has it."""
+    model = tiny(kind)
+    model.save_pretrained(tmp_path / "original")
+    model.save_pretrained(tmp_path / "memory", save_original_format=False)
+
+    live = from_module(model)
+
+    for layout in ("original", "memory"):
+        stored = al.open_checkpoint(tmp_path / layout)
+        assert live.sites == stored.sites, layout
+        assert [] == [site for site in live.sites if not torch.equal(live.read(site), stored.read(site))]
