@@ -21,8 +21,8 @@ from affectlens.sites.naming import NUMBER, compiled
 TABLE = Path(__file__).parent.parent / "affectlens" / "sites" / "conversions.json"
 # The first of these that has a model type gives its rules; classes that differ get their own.
 _HEADS = (
-    "MULTIMODAL_LM", "IMAGE_TEXT_TO_TEXT", "CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "MASKED_LM",
-    "CTC", "TEXT_TO_WAVEFORM", "ZERO_SHOT_IMAGE_CLASSIFICATION", "PRETRAINING",
+    "MULTIMODAL_LM", "IMAGE_TEXT_TO_TEXT", "CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ",
+    "MASKED_LM", "CTC", "TEXT_TO_WAVEFORM", "ZERO_SHOT_IMAGE_CLASSIFICATION", "PRETRAINING",
 )  # fmt: skip
 _DEPTH = re.compile(
     r"num_hidden_layers|n_layers?|num_layers|(?:en|de)coder_layers|depth|num_(?:en|de)coder_layers"

@@ -1,4 +1,4 @@
-"""One model as a live module and as files of both layouts: the same sites, and bit for bit the same values."""
+"""One model as a live module and as files of both layouts: the same sites, and the same values to the bit."""
 
 from pathlib import Path
 
