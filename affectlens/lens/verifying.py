@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from affectlens import html
 from affectlens.checkpoints import Checkpoint
 from affectlens.errors import RoleRefuted
-from affectlens.lens.answering import Seen
-from affectlens.lens.attending import probe_attention
-from affectlens.lens.bench import Bench, Unprobed, owner
-from affectlens.lens.feeding import Call, recorded
-from affectlens.lens.probing import probe_gated, probe_plain, worst
+from affectlens.lens.probes.answering import Seen
+from affectlens.lens.probes.attending import probe_attention
+from affectlens.lens.probes.bench import Bench, Unprobed, owner
+from affectlens.lens.probes.feeding import Call, recorded
+from affectlens.lens.probes.probing import probe_gated, probe_plain, worst
 from affectlens.sites import Site, Storage
 
 VERDICTS = ("confirmed", "refuted", "unverified")

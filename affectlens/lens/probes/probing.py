@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from affectlens.lens.answering import Answer, Seen, answer_of, spread
-from affectlens.lens.bench import Bench, Unprobed, place
+from affectlens.lens.probes.answering import Answer, Seen, answer_of, spread
+from affectlens.lens.probes.bench import Bench, Unprobed, place
 from affectlens.sites import Storage
 
 BENT, STRAIGHT = 1e-3, 1e-4  # second differences over first ones

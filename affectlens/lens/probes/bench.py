@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from affectlens.checkpoints.slicing import rows, take
-from affectlens.lens.feeding import Call
+from affectlens.lens.probes.feeding import Call
 from affectlens.sites import Storage
 
 Change = Callable[[Tensor], None]

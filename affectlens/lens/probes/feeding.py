@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from affectlens.lens.guessing import guesses
+from affectlens.lens.probes.guessing import guesses
 
 _CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params", "cache", "cache_position")
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from affectlens.lens.answering import Seen
-from affectlens.lens.bench import Bench, Unprobed, place
-from affectlens.lens.probing import BENT, STRAIGHT
+from affectlens.lens.probes.answering import Seen
+from affectlens.lens.probes.bench import Bench, Unprobed, place
+from affectlens.lens.probes.probing import BENT, STRAIGHT
 from affectlens.sites import Storage
 
 _STEPS = (-1.0, 1.0, 2.0)

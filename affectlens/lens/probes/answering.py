@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from affectlens.lens.bench import Bench, Unprobed
+from affectlens.lens.probes.bench import Bench, Unprobed
 from affectlens.sites import Storage
 
 
