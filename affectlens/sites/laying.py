@@ -14,6 +14,7 @@ from affectlens.sites.towers import TOWERS
 
 _EXPERT = re.compile(r"(?:^|\.)experts\.(?:expert_)?(\d+)(?=\.)")
 _SHARED = re.compile(r"(?:^|\.)shared_(?:experts?|mlp)(?=\.)")
+_MOST_EXPERTS = 4096  # a header of a few bytes may claim any number
 _IN_EXPERT = ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2")
 
 
@@ -60,6 +61,8 @@ def lay_out(
         setting = Setting(kind, tower, place.module.removesuffix("_bias"), tensor, near, sections[tower])
         parts = fused(place.role, shape, setting=setting)
         expert, block = _expert(place, shape)
+        if expert == "stacked" and parts and parts.dim == 0:
+            parts = None  # the first dimension counts experts, so nothing else can be fused along it
         # DBRX lays its experts end to end, the last matrix of each turned.
         turned = (
             place.module.endswith("experts.mlp.w2")
@@ -136,7 +139,9 @@ def _expert(place: Place, shape: Shape) -> tuple[int | str | None, str | None]:
         return int(match[1]), "expert"
     if place.role in _IN_EXPERT:
         bias = place.param == "bias" or place.module.endswith("_bias")
-        if len(shape) == (2 if bias else 3) or re.search(r"(?:^|\.)experts\.mlp\.", local):
+        if (len(shape) == (2 if bias else 3) and shape[0] <= _MOST_EXPERTS) or re.search(
+            r"(?:^|\.)experts\.mlp\.", local
+        ):
             return "stacked", "expert"
     return None, None
 
