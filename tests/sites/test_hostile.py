@@ -8,12 +8,13 @@ import pytest
 from affectlens.errors import CheckpointError
 from affectlens.sites import locate
 
-PARTS = (
-    "model layers 0 1 mlp experts gate_proj up_proj down_proj self_attn q_proj k_proj v_proj o_proj qkv in_proj "
-    "weight bias c_attn kv_b_proj kv_a_proj_with_mqa q_norm ( [a-z]* \\ é 𝔵 router visual blocks attn proj "
-    "gate_up_proj c_proj fc1 fc2 Wi Wo w1 w2 w3 input_linear A_log conv1d N 99999999999999999999 -1 lm_head "
-    "embed_tokens encoder decoder audio_tower thinker in_proj_weight query_key_value wqkv to_kv"
-).split() + [""]
+WORDS = """
+    model layers 0 1 mlp experts gate_proj up_proj down_proj self_attn q_proj k_proj v_proj o_proj qkv in_proj
+    weight bias c_attn kv_b_proj kv_a_proj_with_mqa q_norm ( [a-z]* \\ é 𝔵 router visual blocks attn proj
+    gate_up_proj c_proj fc1 fc2 Wi Wo w1 w2 w3 input_linear A_log conv1d N 99999999999999999999 -1 lm_head
+    embed_tokens encoder decoder audio_tower thinker in_proj_weight query_key_value wqkv to_kv
+"""
+PARTS = [*WORDS.split(), ""]
 CONFIGS: tuple[dict[str, object], ...] = (
     {},
     {"model_type": ["x"], "architectures": 3},
