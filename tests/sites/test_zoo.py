@@ -17,7 +17,7 @@ MERGED = {
     "molmo2", "molmo2_text",  # two embeddings in one
     "inkling2", "inkling2_text",  # a list that starts at layer 1
     "ernie4_5_vl_moe",  # text and vision experts numbered through
-    "pi0", "t5gemma2_encoder",
+    "t5gemma2_encoder",  # saved as the part of a model
 }  # fmt: skip
 ACTIVATION = r"(?:act\w*|silu|gelu|sigmoid|relu|swish|non_?lin\w*|activation\w*)"
 
