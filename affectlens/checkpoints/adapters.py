@@ -50,7 +50,12 @@ class Adapter:
             ("kind", f"{known.get('peft_type', 'unknown')}{', DoRA' if _dora(kinds, known) else ''}"),
             ("base", str(known.get("base_model_name_or_path") or "not named")),
             ("rank", f"{rank}, alpha {alpha}, scale {_scale(known)}"),
-            ("targets", targets if isinstance(targets, str) else ", ".join(sorted(map(str, targets or ())))),
+            (
+                "targets",
+                targets
+                if isinstance(targets, str)
+                else ", ".join(sorted(map(str, targets if isinstance(targets, list) else ()))),
+            ),
             ("parameters", f"{size:,} in {len(self.headers)} tensors, on {len(self.sites)} parameters"),
             ("dtype", ", ".join(sorted({header.dtype for header in self.headers.values()}))),
             *([("saved whole", ", ".join(extra[:4]) + (", …" if len(extra) > 4 else ""))] if extra else []),
@@ -105,5 +110,7 @@ def _dora(kinds: set[str], known: Mapping[str, Any]) -> bool:
 def _scale(known: Mapping[str, Any]) -> str:
     rank, alpha = known.get("r"), known.get("lora_alpha")
     if not isinstance(rank, int) or not isinstance(alpha, int | float) or rank <= 0:
+        return "unknown"
+    if alpha > 2**40 or rank > 2**40:
         return "unknown"
     return f"{alpha / (rank**0.5 if known.get('use_rslora') else rank):g}"

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from affectlens.checkpoints.checkpoint import Checkpoint
+from affectlens.sites import Site
 
 _FUSED = ("qkv_proj", "kv_proj", "gate_up_proj", "kv_b_proj")
 
@@ -61,10 +62,14 @@ def unusual(checkpoint: Checkpoint) -> Iterator[str]:
         yield f"{len(dtypes)} dtypes"
 
 
+def _matrix(checkpoint: Checkpoint, site: Site) -> bool:
+    return site.role in ("gate_proj", "fc1") and site.param == "weight" and len(checkpoint.shape(site)) >= 2
+
+
 def _language(checkpoint: Checkpoint) -> str:
     sites = [site for site in checkpoint.storage if site.tower == "language"]
     layers = {(site.stack, site.layer) for site in sites if site.layer is not None}
-    first = next((s for s in sites if s.role in ("gate_proj", "fc1") and s.param == "weight"), None)
+    first = next((s for s in sites if _matrix(checkpoint, s)), None)
     if first is None:
         return f"{len(layers)} layers, no MLP that is known"
     inner, hidden = checkpoint.shape(first)[:2]

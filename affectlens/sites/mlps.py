@@ -64,15 +64,16 @@ def in_mlp(module: Module) -> str | None:
 
 
 def _gated(module: Module) -> str | None:
+    if re.search(r"(?:^|[._])att", module.parents) and "mlp" not in module.parents:
+        return None
     leaf = module.leaf.removesuffix("_bias") if bare(module) else module.leaf
     has = {**module.siblings, leaf: module.params.get("weight", module.params.get("param", ()))}
     for family in _GATED:
         if leaf in family and has.keys() >= {*family[:2]} and (family[2] in has or family[2] != "c_proj"):
             gate, up, down = (has.get(name, ()) for name in family)
-            says_so = family[0] == "gate_proj" and gate[:1] != (1,)  # a single row gates no neurons
-            if says_so or _fits(gate, up, down):
+            if _fits(gate, up, down) or (family[0] == "gate_proj" and _leads(has[leaf], gate, up, down)):
                 return MLP[family.index(leaf)]
-    alone = leaf == "gate_proj" and "up_proj" not in has
+    alone = leaf == "gate_proj" and has.keys() <= {"gate_proj", "down_proj"}
     if alone and _IN_AN_MLP.fullmatch(module.parents.rpartition(".")[2]) and "fusion" not in module.parents:
         return "gate_proj"
     if _DOWN.fullmatch(leaf) and any(re.fullmatch(FUSED_GATE_UP, name) for name in has):
@@ -89,6 +90,13 @@ def _fits(gate: Shape, up: Shape, down: Shape) -> bool:
     return len(down) != len(gate) or gate[-2] in down[-2:] or gate[-1] in down[-2:]
 
 
+def _leads(own: Shape, gate: Shape, up: Shape, down: Shape) -> bool:
+    """One of three so named that have not all the shapes they should: what fits still does."""
+    if own == down:
+        return down[::-1] in (gate, up)
+    return len(own) == len(down) == 2 and own == down[::-1]
+
+
 def _plain(module: Module) -> str | None:
     has = module.siblings.keys() | {module.leaf}
     for name in (".".join(module.local.split(".")[-2:]), module.leaf):
@@ -102,7 +110,7 @@ def _numbered(module: Module) -> str | None:
     # `mlp.0`, `mlp.2`: the two matrices of a sequence; norms have none, activations no weights at all.
     if "adapter" in module.parents:
         return None
-    matrices = sorted(int(n) for n, shape in module.siblings.items() if n.isdigit() and len(shape) >= 2)
-    if not module.leaf.isdigit() or vector(module) or len(matrices) != 2:
+    matrices = sorted(int(n) for n, shape in module.siblings.items() if n.isdecimal() and len(shape) >= 2)
+    if not module.leaf.isdecimal() or vector(module) or len(matrices) != 2:
         return None
     return ("fc1", "fc2")[matrices.index(int(module.leaf))] if int(module.leaf) in matrices else None

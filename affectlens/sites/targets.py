@@ -17,6 +17,8 @@ def to_target_modules(sites: Collection[Site], within: Iterable[Site]) -> str:
     so takes the vision tower's gates along. Raises `NoSuchSite` for what PEFT can't adapt alone: a
     bare parameter (stacked experts), or half of a fused matrix.
     """
+    if not sites:
+        raise NoSuchSite("no site is selected, so there is no module to adapt")
     chosen = {site.parameter for site in sites}
     kept = set(sites)
     for site in within:
