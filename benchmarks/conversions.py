@@ -188,11 +188,14 @@ def generate(found: Iterable[tuple[str, str, list[Rule], Iterable[str]]]) -> dic
     kinds: dict[str, list[int]] = {}
     classes: dict[str, list[int]] = {}
     kept: dict[str, set[str]] = {}
+    stacked: dict[str, set[str]] = {}
     for kind, name, own, names in found:
         applied = [numbered.setdefault(rule, len(numbered)) for rule in own]
         if kinds.setdefault(kind, applied) != applied:
             classes[name] = applied
         kept.setdefault(kind, set()).update(fixed(own, names))
+        experts = (re.search(r"(?<=\.experts\.)[a-z_]+$", each) for each in names)
+        stacked.setdefault(kind, set()).update(match[0] for match in experts if match)
     return {
         "transformers": transformers.__version__,
         "legacy": [list(rule) for rule in rules(get_checkpoint_conversion_mapping("legacy"))],
@@ -201,6 +204,7 @@ def generate(found: Iterable[tuple[str, str, list[Rule], Iterable[str]]]) -> dic
         "known": sorted(kind for kind, applied in kinds.items() if not applied),
         "classes": dict(sorted(classes.items())),
         "kept": {kind: sorted(names) for kind, names in sorted(kept.items()) if names},
+        "stacked": {kind: sorted(names) for kind, names in sorted(stacked.items()) if names},
     }
 
 

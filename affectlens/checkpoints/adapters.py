@@ -31,7 +31,8 @@ class Adapter:
         if not (folder / WEIGHTS).exists():
             raise CheckpointError(folder, f"an adapter without {WEIGHTS}", fix="Save it as safetensors")
         self.headers: Mapping[str, Header] = read_header(ordinary(folder / WEIGHTS)).tensors
-        owners = {tensor: _owner(tensor) for tensor in self.headers}
+        parents = _parents(self.config.get("target_parameters"))
+        owners = {tensor: _unnamed(_owner(tensor), parents) for tensor in self.headers}
         shapes = _shapes(owners, self.headers)
         found = lay_out(shapes)
         self.laid: dict[str, Laid] = {tensor: found[owner] for tensor, owner in owners.items()}
@@ -50,11 +51,16 @@ class Adapter:
             ("kind", f"{known.get('peft_type', 'unknown')}{', DoRA' if _dora(kinds, known) else ''}"),
             ("base", str(known.get("base_model_name_or_path") or "not named")),
             ("rank", f"{rank}, alpha {alpha}, scale {_scale(known)}"),
-            (
-                "targets",
-                targets
-                if isinstance(targets, str)
-                else ", ".join(sorted(map(str, targets if isinstance(targets, list) else ()))),
+            *(
+                ("patterns", f"{key}: {known[key]}")
+                for key in ("rank_pattern", "alpha_pattern")
+                if known.get(key)
+            ),
+            ("targets", targets if isinstance(targets, str) else _listed(targets)),
+            *(
+                [("parameters", _listed(known["target_parameters"]))]
+                if known.get("target_parameters")
+                else []
             ),
             ("parameters", f"{size:,} in {len(self.headers)} tensors, on {len(self.sites)} parameters"),
             ("dtype", ", ".join(sorted({header.dtype for header in self.headers.values()}))),
@@ -75,9 +81,13 @@ class Adapter:
         return "\n".join([*lines, "", *drawn(nodes(self.sites))])
 
 
-def is_adapter(path: Path) -> bool:
-    """Whether a folder holds an adapter and no whole checkpoint."""
-    return path.is_dir() and (path / CONFIG).exists() and not (path / "config.json").exists()
+def adapter_folder(path: Path) -> Path | None:
+    """The folder of an adapter, from itself or its weights; None where there is no adapter alone."""
+    folder = path if path.is_dir() else path.parent
+    if not (folder / CONFIG).exists() or (path.is_file() and path.name != WEIGHTS):
+        return None
+    whole = path.is_dir() and any(folder.glob("model*.safetensors"))
+    return None if whole else folder
 
 
 def _owner(tensor: str) -> str:
@@ -86,6 +96,26 @@ def _owner(tensor: str) -> str:
     if match is None:
         return _SAVED.sub("", tensor)
     return f"{tensor[: match.start()]}.{match['param'] or 'weight'}"
+
+
+def _parents(targets: object) -> frozenset[str]:
+    """The modules whose bare parameters are adapted, e.g. `experts`."""
+    names = (name for name in targets if isinstance(name, str)) if isinstance(targets, list) else ()
+    return frozenset(name.split(".")[-2] for name in names if "." in name)
+
+
+def _unnamed(owner: str, parents: frozenset[str]) -> str:
+    """PEFT nests the factors of several parameters of one module and writes down no name of theirs."""
+    module, nested = owner.removesuffix(".weight"), 0
+    while module.endswith(".base_layer"):
+        module, nested = module.removesuffix(".base_layer"), nested + 1
+    if module.rpartition(".")[2] not in parents:
+        return owner
+    return f"{module}.adapted_parameter_{nested}"
+
+
+def _listed(names: object) -> str:
+    return ", ".join(sorted(map(str, names))) if isinstance(names, list) else "unknown"
 
 
 def _shapes(owners: Mapping[str, str], headers: Mapping[str, Header]) -> dict[str, tuple[int, ...]]:

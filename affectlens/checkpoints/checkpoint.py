@@ -49,7 +49,11 @@ class Checkpoint:
     def __init__(self, store: Store, *, like: "Checkpoint | None" = None) -> None:
         self.store = store
         shapes = {name: header.shape for name, header in store.headers.items()}
-        context = {laid.name: laid.shape for laid in like.laid.values()} if like else {}
+        context: dict[str, tuple[int, ...]] = {}
+        for laid in like.laid.values() if like else ():
+            # A part may have experts stacked that the whole has one by one; the shape is its own to say.
+            context.setdefault(laid.memory, ())
+            context[laid.name] = laid.shape
         config = store.config or (like.config if like else {})
         self.laid: dict[str, Laid] = lay_out(shapes, config, context=context)
         self.storage: dict[Site, Storage] = sites_of(self.laid, store.name)
@@ -128,7 +132,7 @@ class Checkpoint:
             return None
         parts = self.units(site)
         number = numbers.get(parts.kind) if parts else None
-        if parts is None or number is None or not 0 <= number < parts.count:
+        if parts is None or type(number) is not int or not 0 <= number < parts.count:
             there = f"{parts.count} {parts.kind}s" if parts else "no heads or neurons that are known"
             raise NoSuchSite(f"{site.at()} has {there}, so {site} is not one")
         return whole.of(parts.cut(number))

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from affectlens.checkpoints.checkpoint import Checkpoint
-from affectlens.sites import Site
+from affectlens.sites import Site, bare_name
 
 _FUSED = ("qkv_proj", "kv_proj", "gate_up_proj", "kv_b_proj")
 
@@ -43,10 +43,9 @@ def unusual(checkpoint: Checkpoint) -> Iterator[str]:
         yield "the model runs remote code, which is not executed here"
     if "quantization_config" in checkpoint.config:
         yield "the weights are quantized"
-    wrapped = [t for t, laid in checkpoint.laid.items() if t.endswith(laid.name) and t != laid.name]
+    wrapped = [tensor for tensor in checkpoint.laid if bare_name(tensor) != tensor]
     if wrapped:
-        prefix = wrapped[0].removesuffix(checkpoint.laid[wrapped[0]].name)
-        yield f"{len(wrapped)} names carry a wrapper's prefix (first: {prefix!r})"
+        yield f"names carry a wrapper's prefix or infix: {len(wrapped)} (first: {wrapped[0]!r})"
     whole = [
         t
         for t, laid in checkpoint.laid.items()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Source = Union[str, Path, Checkpoint, "nn.Module"]
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
-_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json"]
+_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json"]
 
 
 def open_checkpoint(source: Source) -> Checkpoint:
@@ -28,12 +28,18 @@ def open_checkpoint(source: Source) -> Checkpoint:
         return source
     if not isinstance(source, str | Path):
         return _live(source)
-    path = Path(source)
-    if path.exists():
-        return Checkpoint(open_safetensors(path, str(path.resolve())))
+    path = fetched(source)
+    again = str(path.resolve()) if Path(source).exists() else str(source)
+    return Checkpoint(open_safetensors(path, again))
+
+
+def fetched(source: str | Path) -> Path:
+    """Where a source lies here: itself, or a hub repository's files in the hub's cache."""
+    if str(source) and Path(source).exists():
+        return Path(source)
     if not _HUB_ID.fullmatch(str(source)):
         raise CheckpointError(source, "there is no such file or folder")
-    return Checkpoint(open_safetensors(download(str(source), _HUB_FILES), str(source)))
+    return download(str(source), _HUB_FILES)
 
 
 def download(hub_id: str, patterns: list[str] | None = None) -> Path:

@@ -2,12 +2,12 @@
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TextIO
 
 from affectlens.html import plain
 
 if TYPE_CHECKING:
-    from affectlens.checkpoints import Checkpoint
+    from affectlens.checkpoints import Look
 
 
 def inspect(source: str, *, as_json: bool, verify: bool) -> None:
@@ -19,19 +19,20 @@ def inspect(source: str, *, as_json: bool, verify: bool) -> None:
         # One write for all: a line at a time costs more than laying them out.
         sys.stdout.write("".join(json.dumps(row) + "\n" for row in found.records()))
     else:
-        print("\n".join(f"{name:12} {plain(value)}" for name, value in found.lines()))
+        # A config comes from strangers: a line break in a value must not forge a line of ours.
+        print("\n".join(f"{name:12} {' '.join(plain(value).split())}" for name, value in found.lines()))
         print("\n" + "\n".join(found.tree()))
     if verify:
-        _verify(found.checkpoint, source, quiet=as_json)
+        _verify(found, source, stream=sys.stderr if as_json else sys.stdout)
 
 
-def _verify(checkpoint: "Checkpoint | None", source: str, *, quiet: bool) -> None:
+def _verify(found: "Look", source: str, *, stream: TextIO) -> None:
+    from affectlens.checkpoints import Checkpoint
     from affectlens.errors import CheckpointError
     from affectlens.lens import load
 
-    if checkpoint is None:
+    if not isinstance(found.source, Checkpoint):
         raise CheckpointError(source, "an adapter has no forward pass to verify", fix="Verify its base")
-    result: Any = load(checkpoint, dtype="float32").verify()
-    if not quiet:
-        print(f"\n{result}")
+    result = load(found.source, dtype="float32").verify()
+    print(f"\n{result}", file=stream)
     result.check()

@@ -65,12 +65,13 @@ class Lens:
     def verify(self, *examples: Example, prompt: str = "{text}") -> Verification:
         """Test on the live model what the names say: does each gate gate, is each v a v?
 
-        With examples their text and media are run; without, random ids and media as the config asks for
-        them. What no input reaches is unverified. `.check()` raises `RoleRefuted` naming the tensors that
-        do otherwise than their role says.
+        The file that the model was loaded from is held to it, site by site. With examples their text and
+        media are run; without, random ids and media as the config asks for them. What no input reaches is
+        unverified. `.check()` raises `RoleRefuted` naming the tensors that do otherwise than their role says.
         """
         batch = self._typed(self.prepare(*examples, prompt=prompt)) if examples else None
-        return verify(self.model, self.checkpoint, batch=batch)
+        found = verify(self.model, self.checkpoint, batch=batch)
+        return found.beside(self.source, self.checkpoint) if self.source is not None else found
 
     def prepare(self, *examples: Example, prompt: str = "{text}") -> dict[str, Tensor]:
         """Turn examples into one batch of model input, padded on the left.

@@ -73,14 +73,14 @@ def _auto_class(config: Any) -> Any:
     import transformers
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+    # What the files were saved from; an automatic class may take a part, as it does of Whisper its decoder.
+    for name in getattr(config, "architectures", None) or ():
+        found = getattr(transformers, name, None) if isinstance(name, str) and "For" in name else None
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            return found
     for kind in (AutoModelForImageTextToText, AutoModelForCausalLM):
         if type(config) in kind._model_mapping:
             return kind
-    # Encoders, sequence-to-sequence and speech models: the class that the config names, if it is known.
-    for name in getattr(config, "architectures", None) or ():
-        found = getattr(transformers, name, None) if isinstance(name, str) else None
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-            return found
     raise LensError(f"transformers knows no model of type {config.model_type!r} that could be loaded here")
 
 

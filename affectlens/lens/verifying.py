@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from affectlens import html
 from affectlens.checkpoints import Checkpoint
 from affectlens.errors import RoleRefuted
+from affectlens.lens.comparing import astray
 from affectlens.lens.probes.answering import Seen
 from affectlens.lens.probes.attending import probe_attention
 from affectlens.lens.probes.bench import Bench, Unprobed, owner
@@ -76,6 +77,14 @@ class Verification:
             raise RoleRefuted(f"{len(self.refuted)} of {len(self.claims)} claims refuted: {said}{more}")
         return self
 
+    def beside(self, file: Checkpoint, live: Checkpoint) -> "Verification":
+        """Add what a file claims otherwise than the model that was loaded from it."""
+        found = tuple(
+            Claim(file.at(site).tensor, site.parameter, site.tower, site.layer, (site.role,), "refuted", why)
+            for site, why in astray(file, live)
+        )
+        return Verification(self.claims + found)
+
     def _where(self, verdict: str) -> tuple[Claim, ...]:
         return tuple(claim for claim in self.claims if claim.verdict == verdict)
 
@@ -90,14 +99,15 @@ class Verification:
         for tower, roles, *counts in self._rows():
             said = ", ".join(f"{n} {v}" for n, v in zip(counts, VERDICTS, strict=True) if n)
             lines.append(f"{html.plain(tower):10} {roles:22} {said}")
-        lines += [f"refuted: {html.plain(c.tensor)}: {html.plain(c.reason)}" for c in self.refuted]
+        for claim in (*self.refuted, *self.unverified):
+            lines.append(f"{claim.verdict}: {html.plain(claim.tensor)}: {html.plain(claim.reason)}")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         drawn = html.table(("tower", "role", *VERDICTS), self._rows(), caption=f"{len(self.claims)} claims")
-        if self.refuted:
-            rows = [(c.tensor, " + ".join(c.roles), c.reason) for c in self.refuted]
-            drawn += html.table(("tensor", "claimed", "seen"), rows, caption="refuted")
+        for verdict in ("refuted", "unverified"):
+            rows = [(c.tensor, " + ".join(c.roles), c.reason) for c in self._where(verdict)]
+            drawn += html.table(("tensor", "claimed", "seen"), rows, caption=verdict) if rows else ""
         return drawn
 
 

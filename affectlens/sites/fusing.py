@@ -82,14 +82,15 @@ def fused(role: str, shape: Shape, *, setting: Setting) -> Fused | None:
     if role == "q_b_proj" and setting.name.endswith("q_gate_proj"):
         names = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
         nope, rope, value = (setting.number(name) or 0 for name in names)
-        return _periodic(0, shape, ("q_b_proj", "attn_out_gate"), (nope + rope, value))
+        times = heads(setting.config)[0]
+        return _periodic(0, shape, ("q_b_proj", "attn_out_gate"), (nope + rope, value), times=times)
     if role == "q_proj":
         return _gated_query(shape, setting)
     if role == "kv_a_proj_with_mqa":
         return _latent(shape, setting)
     if role == "kv_b_proj":
         parts = setting.number("qk_nope_head_dim"), setting.number("v_head_dim")
-        return _periodic(0, shape, ("k_nope", "v_proj"), parts)
+        return _periodic(0, shape, ("k_nope", "v_proj"), parts, times=heads(setting.config)[0])
     return None
 
 
@@ -158,12 +159,14 @@ def _headwise(layout: str, dim: int, shape: Shape, setting: Setting, width: int 
     if layout == "concat":
         return _concat(dim, shape, QKV, (every * size, size, size))
     if layout == "codegen":  # four chunks for four chips, each q, v, k
-        return _periodic(dim, shape, ("q_proj", "v_proj", "k_proj"), (every * size // 4,) * 3)
-    if layout == "kv_group" and groups:
-        return _periodic(dim, shape, QKV, (every // groups * size, size, size))
+        return _periodic(dim, shape, ("q_proj", "v_proj", "k_proj"), (every * size // 4,) * 3, times=4)
+    if layout == "kv_group":
+        if not groups or every % groups:
+            return None
+        return _periodic(dim, shape, QKV, (every // groups * size, size, size), times=groups)
     if layout == "qkvz":
         return _linear_attention(dim, shape, setting)
-    return _periodic(dim, shape, QKV, (size, size, size))
+    return _periodic(dim, shape, QKV, (size, size, size), times=every)
 
 
 def _linear_attention(dim: int, shape: Shape, setting: Setting) -> Fused | None:
@@ -172,7 +175,7 @@ def _linear_attention(dim: int, shape: Shape, setting: Setting) -> Fused | None:
     if not (keys and values and k and v):
         return None
     wide = values // keys * v
-    return _periodic(dim, shape, (*QKV, "attn_out_gate"), (k, k, wide, wide))
+    return _periodic(dim, shape, (*QKV, "attn_out_gate"), (k, k, wide, wide), times=keys)
 
 
 def _gate_up(shape: Shape, setting: Setting) -> Fused | None:
@@ -227,14 +230,17 @@ def _concat(dim: int, shape: Shape, roles: tuple[str, ...], sizes: tuple[int, ..
     return found if found and found.period == shape[dim] else None
 
 
-def _periodic(dim: int, shape: Shape, roles: tuple[str, ...], sizes: tuple[int | None, ...]) -> Fused | None:
+def _periodic(
+    dim: int, shape: Shape, roles: tuple[str, ...], sizes: tuple[int | None, ...], *, times: int | None = None
+) -> Fused | None:
+    """Slices that recur `times` times; None where the shape has no room for exactly that many."""
     slices, start = [], 0
     for role, size in zip(roles, sizes, strict=True):
         if not size:
             return None
         slices.append((role, start, start + size))
         start += size
-    if shape[dim] % start:
+    if shape[dim] % start or (times is not None and shape[dim] != times * start):
         return None
     layout = "concat" if start == shape[dim] else "per_head"
     return Fused(dim, shape[dim], layout, start, tuple(slices))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from affectlens.sites.fusing import Setting, fused, glu_in_fc1
-from affectlens.sites.naming import canonical
+from affectlens.sites.naming import canonical, stacked
 from affectlens.sites.placing import WRAPPED, Place, places
 from affectlens.sites.sections import section
 from affectlens.sites.storage import Fused, Shape
@@ -15,6 +15,10 @@ from affectlens.sites.towers import TOWERS
 _EXPERT = re.compile(r"(?:^|\.)experts\.(?:expert_)?(\d+)(?=\.)")
 _SHARED = re.compile(r"(?:^|\.)shared_(?:experts?|mlp)(?=\.)")
 _MOST_EXPERTS = 4096  # a header of a few bytes may claim any number
+_WHOLE = {
+    "gate_proj": ("gate_up_proj",), "up_proj": ("gate_up_proj", "up_proj"), "down_proj": ("down_proj",),
+    "fc1": ("up_proj",), "fc2": ("down_proj",),
+}  # fmt: skip
 _IN_EXPERT = ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2")
 
 
@@ -22,6 +26,7 @@ class Laid(NamedTuple):
     """One stored tensor."""
 
     name: str  # canonical
+    memory: str  # of the live model's parameter, which may hold all experts where the file has one
     shape: Shape
     place: Place
     fused: Fused | None
@@ -69,8 +74,18 @@ def lay_out(
             or (place.module in conv1d and len(shape) == 2)
             or _experts_transposed(place, shape, near)
         )
-        laid[tensor] = Laid(name, shape, place, parts, expert, block, turned)
+        memory = _stacked(name, place.role, kind) if isinstance(expert, int) else name
+        laid[tensor] = Laid(name, memory, shape, place, parts, expert, block, turned)
     return laid
+
+
+def _stacked(name: str, role: str, model_type: str) -> str:
+    """The live parameter that an expert of a file becomes a part of, where transformers stacks them."""
+    known = stacked(model_type)
+    for whole in _WHOLE.get(role, ()):
+        if whole in known:
+            return _EXPERT.split(name)[0] + f".experts.{whole}"
+    return name
 
 
 def _with_glu(

@@ -47,8 +47,8 @@ def sites_of(laid: Mapping[str, Laid], source: str = "these names") -> dict[Site
     for tensor in sorted(laid, key=lambda tensor: (laid[tensor].name, tensor)):
         for site, storage in _sites(tensor, laid[tensor]):
             found = site
-            if site in sites and laid[sites[site].tensor].name != site.parameter:
-                found = replace(site, label=site.parameter)  # a structure unknown here: keep them apart
+            if site in sites and laid[sites[site].tensor].name != laid[tensor].name:
+                found = replace(site, label=laid[tensor].name)  # a structure unknown here: keep them apart
             if found in sites:
                 reason = f"names the same parameter as {sites[found].tensor!r} ({found})"
                 raise CheckpointError(source, reason, key=tensor)
@@ -59,7 +59,7 @@ def sites_of(laid: Mapping[str, Laid], source: str = "these names") -> dict[Site
 def _sites(tensor: str, laid: Laid) -> Iterator[tuple[Site, Storage]]:
     at, role = laid.place.position, laid.place.role
     parts: tuple[tuple[str, Cut | None], ...] = laid.fused.cuts() if laid.fused else ((role, None),)
-    whole = Site(at.tower, role, at.layer, at.stack, laid.param, None, _label(laid), laid.name)
+    whole = Site(at.tower, role, at.layer, at.stack, laid.param, None, _label(laid), laid.memory)
     # Experts laid end to end in one matrix are one site: their number is not in the shape.
     stacked = laid.expert == "stacked" and len(laid.shape) == (2 if laid.param == "bias" else 3)
     single = None if isinstance(laid.expert, str) else laid.expert

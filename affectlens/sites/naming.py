@@ -77,7 +77,7 @@ def canonical(names: Iterable[str], config: Mapping[str, Any] | None = None) -> 
     {'language_model.model.norm.weight': 'model.language_model.norm.weight', \
 'vision_tower.post_layernorm.bias': 'model.vision_tower.post_layernorm.bias'}
     """
-    bare = {name: _bare(name) if len(name) <= LONGEST else name for name in names}
+    bare = {name: bare_name(name) for name in names}
     known = _known(config or {})
     if known is None:
         multimodal = any(_MULTIMODAL.match(name) for name in bare.values())
@@ -91,7 +91,10 @@ def canonical(names: Iterable[str], config: Mapping[str, Any] | None = None) -> 
     return bare
 
 
-def _bare(name: str) -> str:
+def bare_name(name: str) -> str:
+    """A name without what wrappers put before or into it."""
+    if len(name) > LONGEST:
+        return name
     before = None
     while before != name:  # wrappers wrap wrappers
         before, name = name, _WRAPPED.sub("", _WRAPPERS.sub("", name))
@@ -102,6 +105,11 @@ def _in_memory(name: str) -> str:
     for pattern, replacement in _LAYOUT:
         name = pattern.sub(replacement, name)
     return name
+
+
+def stacked(model_type: str) -> frozenset[str]:
+    """The tensors that hold all experts of a layer when transformers has a model of this type in memory."""
+    return frozenset(_table()["stacked"].get(model_type, ()))
 
 
 def _known(config: Mapping[str, Any]) -> Known | None:

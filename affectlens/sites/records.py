@@ -15,7 +15,7 @@ def record(tensor: str, laid: Laid, *, dtype: str) -> dict[str, Any]:
     at = laid.place.position
     return {
         "disk": tensor,
-        "mem": [laid.name],
+        "mem": [laid.memory],
         "tower": at.tower,
         "stack": at.stack,
         "layer": at.layer,
@@ -24,7 +24,7 @@ def record(tensor: str, laid: Laid, *, dtype: str) -> dict[str, Any]:
         "fused": _fused(laid),
         "expert": laid.expert,
         "block": laid.block,
-        "transposed": _transposed(laid),
+        "transposed": "conv1d(in,out)" if laid.transposed and laid.block != "expert" else None,
         "shape": list(laid.shape),
         "dtype": dtype,
     }
@@ -37,9 +37,3 @@ def _fused(laid: Laid) -> dict[str, Any] | None:
     parts = [{"role": role, "start": start, "stop": stop} for role, start, stop in slices]
     periodic = {} if layout == "concat" else {"period": period}
     return {"dim": dim, "size": size, "layout": layout, **periodic, "slices": parts}
-
-
-def _transposed(laid: Laid) -> str | None:
-    if not laid.transposed:
-        return None
-    return "experts(in,out)" if laid.expert == "stacked" else "conv1d(in,out)"

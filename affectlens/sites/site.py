@@ -30,6 +30,8 @@ class Site:
 
     def at(self, *, head: int | None = None, neuron: int | None = None) -> "Site":
         """The head or neuron of this number; with neither, the whole parameter."""
+        if head is not None and neuron is not None:
+            raise ValueError("a head or a neuron, not both: no matrix has both")
         return replace(self, head=head, neuron=neuron)
 
     def __repr__(self) -> str:

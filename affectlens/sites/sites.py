@@ -8,7 +8,7 @@ from affectlens.sites.mlps import MLP
 from affectlens.sites.roles import ATTENTION
 from affectlens.sites.site import Site
 from affectlens.sites.targets import to_target_modules
-from affectlens.sites.tree import drawn, layers, marked_up, nodes
+from affectlens.sites.tree import drawn, layers, marked_up, nodes, spelt
 
 Choice = str | int | Collection[Any] | Callable[[Any], bool] | None
 _FIELDS = ("tower", "layer", "role", "stack", "expert", "param")
@@ -50,6 +50,12 @@ class Sites(Sequence[Site]):
                 continue
             known = sorted({getattr(site, name) for site in kept}, key=str)
             kept = tuple(site for site in kept if _fits(getattr(site, name), choice))
+            # One that matches nothing among several that do is as wrong as one alone.
+            listed = choice if isinstance(choice, list | tuple | set | frozenset) else ()
+            lost = [one for one in listed if isinstance(one, str) and not any(_fits(n, one) for n in known)]
+            if lost and kept:
+                there = near(lost[0], known)
+                raise NoSuchSite(f"no site has {name}={lost[0]!r}. {name.capitalize()}s here: {there}")
             if not kept:
                 there = near(choice, known)
                 raise NoSuchSite(f"no site has {name}={choice!r}. {name.capitalize()}s here: {there}")
@@ -111,7 +117,7 @@ class Sites(Sequence[Site]):
         if len(groups) != 1:
             return "\n".join([f"Sites({len(self)})", *drawn(nodes(self), "  ")])
         (tower, role), span = next(iter(groups)), layers(self)
-        return f"Sites({len(self)}: {tower} {role}" + (f", layers {span})" if span else ")")
+        return f"Sites({len(self)}: {tower} {role}" + (f", {spelt(span)})" if span else ")")
 
     def _repr_html_(self) -> str:
         return f"<b>{len(self)} sites</b>{marked_up(nodes(self))}"

@@ -15,10 +15,14 @@ def to_target_modules(sites: Collection[Site], within: Iterable[Site]) -> str:
 
     PEFT matches a string against the whole name, while a list like `["gate_proj"]` matches endings and
     so takes the vision tower's gates along. Raises `NoSuchSite` for what PEFT can't adapt alone: a
-    bare parameter (stacked experts), or half of a fused matrix.
+    bare parameter (stacked experts), half of a fused matrix, a head. Where a file fuses what the live
+    model keeps apart, take the sites from the lens.
     """
     if not sites:
         raise NoSuchSite("no site is selected, so there is no module to adapt")
+    below = next((site for site in sites if site != site.at()), None)
+    if below:
+        raise NoSuchSite(f"{below} is a part of a matrix: adapters change whole modules")
     chosen = {site.parameter for site in sites}
     kept = set(sites)
     for site in within:

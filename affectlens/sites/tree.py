@@ -35,7 +35,7 @@ def _branches(sites: Sequence[Site], size: Size | None) -> Iterator[Node]:
     inside = [site for site in sites if site.layer is not None]
     if inside:
         note = _note(inside, size)
-        yield Node(_span(layers(inside)), note, tuple(_roles(inside, size)))
+        yield Node(spelt(layers(inside)), note, tuple(_roles(inside, size)))
 
 
 def _roles(sites: Sequence[Site], size: Size | None) -> Iterator[Node]:
@@ -44,11 +44,12 @@ def _roles(sites: Sequence[Site], size: Size | None) -> Iterator[Node]:
         extra = f", {len(experts)} experts" if experts else ""
         spans = layers(found)
         whole = {site.layer for site in found} == {site.layer for site in sites}
-        extra += f", {_span(spans)}" if spans and not whole else ""
+        extra += f", {spelt(spans)}" if spans and not whole else ""
         yield Node(str(role), _note(found, size) + extra)
 
 
-def _span(spans: str) -> str:
+def spelt(spans: str) -> str:
+    """`layer 3`, `layers 0-5`."""
     return f"layer {spans}" if spans.isdigit() else f"layers {spans}"
 
 

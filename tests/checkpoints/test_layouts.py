@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import affectlens as al
 from affectlens.checkpoints.memory import from_module
@@ -14,6 +15,19 @@ KINDS = (
     "phi3", "gpt2", "mixtral", "qwen3_next", "falcon", "t5", "llava", "gpt_oss", "deepseek_v3", "modernbert",
     "jetmoe", "qwen2_5_vl", "qwen3_vl_moe", "whisper", "bloom", "qwen2_audio", "dinov2",
 )  # fmt: skip
+
+
+def test_a_part_in_the_other_layout_is_read_beside_its_base(tmp_path: Path) -> None:
+    """Stacked experts saved alone pair with a base that has one tensor an expert."""
+    model = tiny("mixtral")
+    model.save_pretrained(tmp_path)
+    part = {name: t.detach() for name, t in model.state_dict().items() if name.endswith("experts.down_proj")}
+    save_file(part, tmp_path / "part.safetensors")
+
+    drift = al.diff(tmp_path / "model.safetensors", tmp_path / "part.safetensors")
+
+    assert {"down_proj"} == set(drift.frame["role"])
+    assert 0 == drift.frame["frobenius"].sum()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 import affectlens as al
 from tests.conftest import tiny
+from tests.tiny_models import tiny as zoo_tiny
 
 ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
 
@@ -111,6 +112,24 @@ def test_inspect_shows_an_adapter(save: Callable[..., Path], tmp_path: Path) -> 
         (record["role"], record["lora"]) for record in records
     }
     assert {0, 1} == {record["layer"] for record in records}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_inspect_shows_an_adapter_of_stacked_experts(tmp_path: Path) -> None:
+    """PEFT writes down no names of bare parameters: they are counted, and have no role."""
+    peft = pytest.importorskip("peft")
+    names = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    settings = peft.LoraConfig(
+        r=2, target_modules=["q_proj"], target_parameters=names, rank_pattern={"q_proj": 4}
+    )
+    peft.get_peft_model(zoo_tiny("mixtral"), settings).save_pretrained(tmp_path)
+
+    run = affectlens("inspect", tmp_path / "adapter_model.safetensors")
+
+    assert 0 == run.returncode, run.stderr
+    assert "mlp.experts.down_proj, mlp.experts.gate_up_proj" in run.stdout
+    assert "rank_pattern: {'q_proj': 4}" in run.stdout
+    assert re.search(r"other +4 sites", run.stdout)
 
 
 def test_errors_are_one_line(pair: tuple[Path, Path], save: Callable[..., Path], tmp_path: Path) -> None:

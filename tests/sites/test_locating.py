@@ -187,3 +187,52 @@ def test_three_matrices_in_a_row_are_no_gated_mlp() -> None:
     }
 
     assert not {"gate_proj", "up_proj"} & {site.role for site in locate(names)}
+
+
+LONE = (
+    {"moe.gate_proj": (8, 64), "moe.experts.0.w1": (32, 64), "moe.experts.0.w2": (64, 32)},
+    {"ffn.gate_proj": (8, 64), "ffn.fc_in": (32, 64), "ffn.fc_out": (64, 32)},
+    {"mlp.gate_proj": (4, 64), "mlp.up_proj": (256, 64), "mlp.down_proj": (64, 256)},
+    {"self_attn.gate_proj": (64, 64), "self_attn.up_proj": (64, 64)},
+)
+
+
+@pytest.mark.parametrize("modules", LONE)
+def test_a_gate_by_name_alone_is_no_gate(modules: dict[str, tuple[int, int]]) -> None:
+    """Routers and output gates under the name of a gate do not fit the MLP beside them."""
+    sites = locate({f"model.layers.0.{module}.weight": shape for module, shape in modules.items()})
+
+    assert "gate_proj" not in {site.role for site in sites}
+
+
+GROUPED = {"num_attention_heads": 4, "head_dim": 16}
+HEADS = (
+    ("gpt_neox", "attention.query_key_value", (192, 64), GROUPED, {"num_attention_heads": 5}),
+    (
+        *("internlm2", "attention.wqkv", (128, 64)),
+        *({**GROUPED, "num_key_value_heads": groups} for groups in (2, 3)),
+    ),
+)
+
+
+@pytest.mark.parametrize(("kind", "leaf", "shape", "right", "wrong"), HEADS)
+def test_slices_by_head_need_the_number_of_heads(
+    kind: str, leaf: str, shape: tuple[int, int], right: dict[str, int], wrong: dict[str, int]
+) -> None:
+    """A config that contradicts the shape leaves the tensor whole."""
+    names = {f"model.layers.0.{leaf}.weight": shape, "model.layers.0.attention.wo.weight": (64, 64)}
+
+    split, whole = (locate(names, config={"model_type": kind, **heads}) for heads in (right, wrong))
+
+    assert {"q_proj", "k_proj", "v_proj", "o_proj"} == {site.role for site in split}
+    assert {"qkv_proj", "o_proj"} == {site.role for site in whole}
+
+
+def test_experts_of_a_file_are_called_as_the_live_model_stacks_them() -> None:
+    """Mixtral's `experts.0.w1` is a part of `experts.gate_up_proj` in memory."""
+    names = {f"model.layers.0.block_sparse_moe.experts.0.{w}.weight": (4, 4) for w in ("w1", "w2", "w3")}
+
+    found = {site.role: site.parameter for site in locate(names, config={"model_type": "mixtral"})}
+
+    both, down = (f"model.layers.0.mlp.experts.{name}" for name in ("gate_up_proj", "down_proj"))
+    assert {"gate_proj": both, "up_proj": both, "down_proj": down} == found

@@ -39,6 +39,12 @@ def test_nothing_found_says_what_is_there() -> None:
     assert expected == str(caught.value)
 
 
+def test_one_of_several_that_is_not_there_is_an_error() -> None:
+    """A typo in a list would otherwise shrink the selection in silence."""
+    with pytest.raises(NoSuchSite, match=r"no site has role='gate_prj'.*Did you mean 'gate_proj'"):
+        SITES.where(role=["gate_prj", "up_proj"])
+
+
 def test_expect() -> None:
     """A wrong count is an error that shows the selection."""
     with pytest.raises(WrongCount, match="expected 3 sites, there are 8"):

@@ -7,6 +7,7 @@ import pytest
 import affectlens as al
 from affectlens.checkpoints.memory import from_module
 from affectlens.errors import NoSuchSite
+from affectlens.sites import locate
 from tests.conftest import tiny
 
 CHOICES = (
@@ -52,6 +53,31 @@ def test_half_of_a_fused_matrix_is_refused() -> None:
         sites.to_target_modules()
 
 
+def test_nothing_and_parts_are_refused() -> None:
+    """An empty pattern means PEFT's defaults, and a head has no module of its own."""
+    sites = from_module(tiny("llama")).sites
+    head = sites.where(role="q_proj", layer=0)[0].at(head=1)
+
+    with pytest.raises(NoSuchSite, match="no site is selected"):
+        (sites.where(role="q_proj") & sites.where(role="k_proj")).to_target_modules()
+    with pytest.raises(NoSuchSite, match="is a part of a matrix"):
+        al.Sites([head], within=sites).to_target_modules()
+
+
+def test_experts_that_the_live_model_stacks_are_refused() -> None:
+    """A file has one `w1` an expert; the model has no such modules."""
+    names = {
+        f"model.layers.0.block_sparse_moe.experts.{e}.{w}.weight": (4, 4)
+        for e in (0, 1)
+        for w in ("w1", "w2", "w3")
+    }
+
+    with pytest.raises(NoSuchSite, match=r"gate_up_proj' is a bare parameter"):
+        al.Sites(locate(names, config={"model_type": "mixtral"})).where(
+            role=["gate_proj", "up_proj"]
+        ).to_target_modules()
+
+
 def test_bare_parameters_are_refused() -> None:
     """Stacked experts are no modules."""
     names = {
@@ -60,4 +86,4 @@ def test_bare_parameters_are_refused() -> None:
     }
 
     with pytest.raises(NoSuchSite, match="give it to PEFT's target_parameters"):
-        al.Sites(al.sites.locate(names)).to_target_modules()
+        al.Sites(locate(names)).to_target_modules()
