@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from affectlens import html
+from affectlens.checkpoints.bytes import LocalFile
 from affectlens.checkpoints.checkpoint import Header
 from affectlens.checkpoints.header import read_header
 from affectlens.checkpoints.safetensors import read_json
 from affectlens.errors import CheckpointError
-from affectlens.files import ordinary
 from affectlens.sites import Laid, Sites, drawn, lay_out, nodes, record, sites_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -30,7 +30,7 @@ class Adapter:
         self.config: Mapping[str, Any] = read_json(folder / CONFIG)
         if not (folder / WEIGHTS).exists():
             raise CheckpointError(folder, f"an adapter without {WEIGHTS}", fix="Save it as safetensors")
-        self.headers: Mapping[str, Header] = read_header(ordinary(folder / WEIGHTS)).tensors
+        self.headers: Mapping[str, Header] = read_header(LocalFile(folder / WEIGHTS)).tensors
         parents = _parents(self.config.get("target_parameters"))
         owners = {tensor: _unnamed(_owner(tensor), parents) for tensor in self.headers}
         shapes = _shapes(owners, self.headers)

@@ -1,10 +1,12 @@
 """A checkpoint: sites over a store of named tensors, headers only until a site is read."""
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from affectlens import html
+from affectlens.checkpoints.bytes import Span
 from affectlens.errors import NoSuchSite, near
 from affectlens.sites import Laid, Site, Sites, Storage, Units, heads, lay_out, section, sites_of, units
 
@@ -29,7 +31,15 @@ class Store(Protocol):
     config: Mapping[str, Any]
 
     def read(self, tensor: str, rows: slice | None = None) -> "Tensor":
-        """Return a tensor as stored, or some of its rows."""
+        """Return a tensor, or some of its rows: as stored, or in float32 where that was packed."""
+        ...
+
+    def span(self, tensor: str) -> Span | None:
+        """Where the bytes of a tensor are; None where they are not its values, or are not to be had."""
+        ...
+
+    def check(self) -> None:
+        """Raise `CheckpointError` if a file changed since it was opened."""
         ...
 
     @property
@@ -89,12 +99,27 @@ class Checkpoint:
         """The stored dtype of a site, as torch names it."""
         return self.store.headers[self.at(site).tensor].dtype
 
-    def read(self, site: Site) -> "Tensor":
-        """Read one site; raises `NoSuchSite` when the checkpoint has none such."""
-        from affectlens.checkpoints.slicing import rows, take
+    def read(self, site: Site, wanted: slice | None = None) -> "Tensor":
+        """Read one site, or some of its rows; raises `NoSuchSite` when the checkpoint has none such."""
+        from affectlens.checkpoints.slicing import rows, some, take
 
         where = self.at(site)
-        return take(self.store.read(where.tensor, rows(where)), where)
+        if wanted is None:
+            return take(self.store.read(where.tensor, rows(where)), where)
+        return some(self.store, where, wanted=wanted)
+
+    def span(self, site: Site) -> Span | None:
+        """Where the bytes of a site are, as stored; None where they are not one run of its values."""
+        from affectlens.checkpoints.slicing import contiguous
+
+        where = self.at(site)
+        header, whole = self.store.headers[where.tensor], self.store.span(where.tensor)
+        run = contiguous(where, header)
+        count = math.prod(header.shape)
+        if whole is None or run is None or not count:
+            return None
+        width = (whole.stop - whole.start) // count
+        return whole.part(run[0] * width, run[1] * width)
 
     def units(self, site: Site) -> Units | None:
         """The heads or neurons that a site is made of; None where it has none, or their number is unknown.

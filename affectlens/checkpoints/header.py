@@ -4,9 +4,9 @@ import hashlib
 import json
 import math
 import struct
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from affectlens.checkpoints.bytes import Bytes, Span
 from affectlens.checkpoints.checkpoint import Header
 from affectlens.errors import CheckpointError
 
@@ -32,42 +32,42 @@ _IMPOSTORS = (
 
 
 class FileHeader(NamedTuple):
-    """The tensors of one file, the hash of its header and its size in bytes."""
+    """The tensors of one file and where they lie in it, and the hash of its header."""
 
     tensors: dict[str, Header]
+    spans: dict[str, Span]
     digest: str
-    size: int
 
 
-def read_header(path: Path) -> FileHeader:
-    """Parse and check the header of a safetensors file.
+def read_header(file: Bytes) -> FileHeader:
+    """Parse and check the header of a safetensors file; nothing beyond it is read.
 
     Raises `CheckpointError`, naming file and tensor, for what is no safetensors file, is cut short,
     names a tensor twice, or whose tensors overlap, leave holes or do not fit their shapes.
     """
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        first = stream.read(32)
-        for magic, reason, fix in _IMPOSTORS:
-            if first.startswith(magic):
-                raise CheckpointError(path, reason, fix=fix)
-        if len(first) < 8:
-            raise CheckpointError(path, f"only {size} bytes long, too short for a header")
-        (length,) = struct.unpack("<Q", first[:8])
-        if length > min(_LIMIT, size - 8):
-            reason = f"the header claims {length:,} bytes, the file has {size:,}"
-            raise CheckpointError(path, reason, fix="Is the file complete, and is it safetensors?")
-        stream.seek(8)
-        raw = stream.read(length)
+    path, size = file.name, file.size
+    first = Span(file, 0, min(32, size)).read()
+    for magic, reason, fix in _IMPOSTORS:
+        if first.startswith(magic):
+            raise CheckpointError(path, reason, fix=fix)
+    if len(first) < 8:
+        raise CheckpointError(path, f"only {size} bytes long, too short for a header")
+    (length,) = struct.unpack("<Q", first[:8])
+    if length > min(_LIMIT, size - 8):
+        reason = f"the header claims {length:,} bytes, the file has {size:,}"
+        raise CheckpointError(path, reason, fix="Is the file complete, and is it safetensors?")
+    raw = bytes(Span(file, 8, 8 + length).read())
     entries = _entries(path, raw)
     entries.pop("__metadata__", None)
-    spans = [_entry(path, name, entry) for name, entry in entries.items()]
-    _check_cover(path, spans, size - 8 - length)
-    tensors = {name: header for name, header, _, _ in spans}
-    return FileHeader(tensors, hashlib.sha256(raw).hexdigest(), size)
+    found = [_entry(path, name, entry) for name, entry in entries.items()]
+    _check_cover(path, found, size - 8 - length)
+    tensors = {name: header for name, header, _, _ in found}
+    data = Span(file, 8 + length, size)
+    spans = {name: data.part(start, stop) for name, _, start, stop in found}
+    return FileHeader(tensors, spans, hashlib.sha256(raw).hexdigest())
 
 
-def _entries(path: Path, raw: bytes) -> dict[str, Any]:
+def _entries(path: str, raw: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         entries = dict(pairs)
         if len(entries) < len(pairs):
@@ -87,7 +87,7 @@ def _entries(path: Path, raw: bytes) -> dict[str, Any]:
     return entries
 
 
-def _entry(path: Path, name: str, entry: Any) -> tuple[str, Header, int, int]:
+def _entry(path: str, name: str, entry: Any) -> tuple[str, Header, int, int]:
     try:
         kind, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (KeyError, TypeError, ValueError):
@@ -105,7 +105,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[str, Header, int, int]:
     return name, Header(tuple(shape), dtype), start, stop
 
 
-def _check_cover(path: Path, spans: list[tuple[str, Header, int, int]], size: int) -> None:
+def _check_cover(path: str, spans: list[tuple[str, Header, int, int]], size: int) -> None:
     end = 0
     for name, _, start, stop in sorted(spans, key=lambda span: span[2:]):
         if start != end:

@@ -1,11 +1,30 @@
 """The store over tensors in memory: a live module, or a mapping from names to tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from affectlens.checkpoints.bytes import Span
 from affectlens.checkpoints.checkpoint import Checkpoint, Header
+
+
+class TensorBytes:
+    """The bytes of a contiguous tensor on the CPU, where they lie."""
+
+    def __init__(self, tensor: Tensor, name: str) -> None:
+        self.name = name
+        self._view = tensor.reshape(-1).view(torch.uint8).numpy().data
+        self.size = len(self._view)
+        self.key: Hashable = ("memory", tensor.data_ptr(), self.size)
+
+    def fetch(self, start: int, stop: int, *, into: memoryview) -> memoryview:
+        """A view; nothing is copied."""
+        return self._view[start:stop]
+
+    def check(self) -> None:
+        """What is in memory is the caller's to keep still."""
 
 
 class MemoryStore:
@@ -30,6 +49,17 @@ class MemoryStore:
         """Return a tensor, or some of its rows, sharing its memory."""
         found = self._tensors[tensor].detach()
         return found if rows is None else found[rows]
+
+    def span(self, tensor: str) -> Span | None:
+        """Where the bytes of a tensor are; None for one elsewhere, or that does not lie end to end."""
+        found = self._tensors[tensor].detach()
+        if found.device.type != "cpu" or not found.is_contiguous() or not found.numel():
+            return None
+        data = TensorBytes(found, tensor)
+        return Span(data, 0, data.size)
+
+    def check(self) -> None:
+        """What is in memory is the caller's to keep still."""
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from affectlens.checkpoints.bytes import Bytes, LocalFile, Span
 from affectlens.checkpoints.checkpoint import Header
-from affectlens.checkpoints.header import FileHeader, read_header
+from affectlens.checkpoints.header import read_header
 from affectlens.errors import CheckpointError
 from affectlens.files import ordinary
 
@@ -21,57 +22,72 @@ _JSON_LIMIT = 64_000_000  # bytes; a config or index beyond this is no config or
 
 
 class SafetensorsStore:
-    """Read tensors from safetensors files; opening reads their headers only."""
+    """Read tensors from safetensors files, here or on a hub; opening reads their headers only."""
 
     format = "safetensors"
 
-    def __init__(self, source: str, files: list[Path], *, config: Mapping[str, Any]) -> None:
-        self.source, self.config = source, config
+    def __init__(
+        self,
+        source: str,
+        files: Sequence[Bytes],
+        *,
+        config: Mapping[str, Any],
+        revision: str = "",
+    ) -> None:
+        self.source, self.config, self.revision = source, config, revision
         self.name = Path(source).name if Path(source).exists() else source
-        self._headers: dict[Path, FileHeader] = {file: read_header(file) for file in files}
-        self._file: dict[str, Path] = {}
+        self.files = sorted(files, key=lambda file: file.name)
+        self._digests: list[str] = []
+        self._spans: dict[str, Span] = {}
         headers: dict[str, Header] = {}
-        for file, header in self._headers.items():
-            for tensor, entry in header.tensors.items():
-                if tensor in headers:
-                    reason = f"also stored in {self._file[tensor].name}"
-                    raise CheckpointError(file, reason, key=tensor)
-                headers[tensor], self._file[tensor] = entry, file
+        for file in self.files:
+            header = read_header(file)
+            for tensor in sorted(header.tensors.keys() & headers.keys()):
+                other = Path(self._spans[tensor].of.name).name
+                raise CheckpointError(file.name, f"also stored in {other}", key=tensor)
+            headers |= header.tensors
+            self._spans |= header.spans
+            self._digests.append(header.digest)
         self.headers: Mapping[str, Header] = headers
         if not headers:
             raise CheckpointError(source, "holds no tensor")
 
+    def span(self, tensor: str) -> Span:
+        """Where the bytes of a tensor are."""
+        return self._spans[tensor]
+
     def read(self, tensor: str, rows: slice | None = None) -> "Tensor":
         """Return a tensor as stored, or some of its rows."""
-        from safetensors import safe_open
+        from affectlens.checkpoints.slicing import tensor_of
 
-        with safe_open(self._file[tensor], framework="pt") as file:
-            found: Tensor = file.get_tensor(tensor) if rows is None else file.get_slice(tensor)[rows]
-        return found
+        return tensor_of(self._spans[tensor], self.headers[tensor], rows=rows)
+
+    def check(self) -> None:
+        """Raise `CheckpointError` if a file changed since it was opened."""
+        for file in self.files:
+            file.check()
 
     @property
     def facts(self) -> dict[str, Any]:
         """Hashes, bytes and number of files.
 
         The header hash covers names, shapes, dtypes and offsets, so base and tuned often share it;
-        small checkpoints get a hash of their content too.
+        small checkpoints on this machine get a hash of their content too.
         """
-        files = sorted(self._headers, key=lambda file: file.name)
-        size = sum(header.size for header in self._headers.values())
+        size = sum(file.size for file in self.files)
         found = {
-            "header_sha256": _sha256(self._headers[file].digest.encode() for file in files),
+            "header_sha256": _sha256(digest.encode() for digest in self._digests),
             "bytes": size,
-            "files": len(files),
+            "files": len(self.files),
         }
-        revision = next((above.name for above in files[0].parents if above.parent.name == "snapshots"), None)
-        if revision:  # the hub cache files a repository under its commit
-            found["revision"] = revision
-        if size <= _HASHED:
-            found["content_sha256"] = _sha256(file.read_bytes() for file in files)
+        if self.revision:
+            found["revision"] = self.revision
+        if size <= _HASHED and all(isinstance(file, LocalFile) for file in self.files):
+            found["content_sha256"] = _sha256(Span(file, 0, file.size).read() for file in self.files)
         return found
 
 
-def _sha256(parts: Iterable[bytes]) -> str:
+def _sha256(parts: Iterable[bytes | bytearray]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -84,11 +100,11 @@ def open_safetensors(path: Path, source: str) -> SafetensorsStore:
     `source` is what opens it again: a path or a hub id.
     """
     if not path.is_dir():
-        return SafetensorsStore(source, [ordinary(path)], config=read_json(path.parent / "config.json"))
+        return _store(source, [path], read_json(path.parent / "config.json"))
     config = read_json(path / "config.json")
     # Where both are there, transformers loads the single file; so the diff reads what the lens runs.
     if (path / _SINGLE).exists():
-        return SafetensorsStore(source, [_inside(path, _SINGLE)], config=config)
+        return _store(source, [_inside(path, _SINGLE)], config)
     if (path / INDEX).exists():
         return _sharded(path, source, config)
     if (path / "adapter_config.json").exists():
@@ -96,10 +112,16 @@ def open_safetensors(path: Path, source: str) -> SafetensorsStore:
         raise CheckpointError(path, "this is a PEFT adapter, not a whole checkpoint", fix=fix)
     others = sorted(file.name for file in path.glob("*.safetensors"))
     if len(others) == 1:
-        return SafetensorsStore(source, [_inside(path, others[0])], config=config)
+        return _store(source, [_inside(path, others[0])], config)
     there = sorted(file.name for file in path.iterdir())[:6]
     reason = "no checkpoint here: neither model.safetensors nor " + INDEX
     raise CheckpointError(path, reason, fix=f"In it: {', '.join(there) or 'nothing'}")
+
+
+def _store(source: str, paths: list[Path], config: Mapping[str, Any]) -> SafetensorsStore:
+    above = (folder.name for folder in paths[0].parents if folder.parent.name == "snapshots")
+    revision = next(above, "")  # the hub cache files a repository under its commit
+    return SafetensorsStore(source, [LocalFile(path) for path in paths], config=config, revision=revision)
 
 
 def _sharded(folder: Path, source: str, config: Mapping[str, Any]) -> SafetensorsStore:
@@ -107,7 +129,7 @@ def _sharded(folder: Path, source: str, config: Mapping[str, Any]) -> Safetensor
     if not isinstance(weights, dict) or not all(isinstance(f, str) for f in weights.values()):
         raise CheckpointError(folder / INDEX, "the index has no weight_map from tensors to files")
     files = [_inside(folder, file) for file in sorted(set(weights.values()))]
-    store = SafetensorsStore(source, files, config=config)
+    store = _store(source, files, config)
     for tensor in sorted(weights.keys() - store.headers.keys()):
         raise CheckpointError(folder / INDEX, "no shard holds this tensor", key=tensor)
     return store

@@ -1,9 +1,62 @@
 """Take a site out of the tensor it is stored in, and put it back: experts, slices, transposes."""
 
+import math
+
+import torch
 from einops import rearrange
 from torch import Tensor
 
+from affectlens.checkpoints.bytes import Span
+from affectlens.checkpoints.checkpoint import Header, Store
 from affectlens.sites import Cut, Storage
+
+
+def tensor_of(span: Span, header: Header, *, rows: slice | None = None) -> Tensor:
+    """The tensor that some bytes hold, or some of its rows, in memory of its own."""
+    shape = header.shape
+    if rows is not None:
+        first, last, _ = rows.indices(shape[0])
+        width = (span.stop - span.start) // max(shape[0], 1)
+        span, shape = span.part(first * width, last * width), (last - first, *shape[1:])
+    kind: torch.dtype = getattr(torch, header.dtype)
+    buffer = torch.empty(span.stop - span.start, dtype=torch.uint8)
+    target = buffer.numpy().data
+    got = span.fetch(0, len(target), into=target)
+    if got.obj is not target.obj:
+        target[:] = got
+    return buffer.view(kind).reshape(shape) if len(target) else torch.empty(shape, dtype=kind)
+
+
+def some(store: Store, where: Storage, *, wanted: slice) -> Tensor:
+    """Some rows of a site; no more is fetched than they need, where they lie together."""
+    cut = where.cut
+    if where.transposed or where.expert is not None or where.unit is not None:
+        return take(store.read(where.tensor, rows(where)), where)[wanted]
+    if cut is None or cut.dim:
+        fetched = store.read(where.tensor, wanted)
+        return fetched if cut is None else take(fetched, where)
+    part, period = cut.stop - cut.start, cut.period
+    if period is None:
+        return store.read(where.tensor, slice(cut.start + wanted.start, cut.start + wanted.stop))
+    first, last = wanted.start // part, math.ceil(wanted.stop / part)
+    groups = store.read(where.tensor, slice(first * period, last * period))
+    return take(groups, where)[wanted.start - first * part : wanted.stop - first * part]
+
+
+def contiguous(where: Storage, header: Header) -> tuple[int, int] | None:
+    """The elements of the stored tensor, from and to, that a site is made of, where they are one run."""
+    shape, cut = header.shape, where.cut
+    start, stop = 0, math.prod(shape)
+    if where.expert is not None:
+        each = math.prod(shape[1:])
+        start, stop = where.expert * each, (where.expert + 1) * each
+    if cut is not None:
+        outer = 0 if where.expert is None else 1
+        if cut.dim != outer or cut.period is not None:
+            return None
+        width = math.prod(shape[cut.dim + 1 :])
+        start, stop = start + cut.start * width, start + cut.stop * width
+    return None if where.unit is not None else (start, stop)
 
 
 def rows(where: Storage) -> slice | None:

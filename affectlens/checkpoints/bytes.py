@@ -1,0 +1,118 @@
+"""Bytes at rest, fetched by their place: what every format comes down to, on disk, in memory or on a hub.
+
+Files are read, never mapped: a file that is cut short while it is mapped kills the process.
+"""
+
+import os
+import weakref
+from collections.abc import Hashable
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from affectlens.errors import CheckpointError
+from affectlens.files import ordinary
+
+
+class Bytes(Protocol):
+    """A run of bytes that doesn't change."""
+
+    name: str  # the path or address, for people
+    size: int
+
+    @property
+    def key(self) -> Hashable:
+        """What tells contents apart: two with one key hold the same bytes."""
+        ...
+
+    def fetch(self, start: int, stop: int, *, into: memoryview) -> memoryview:
+        """The bytes from `start` to `stop`: read into `into`, or where they lie. Safe from many threads.
+
+        Raises `CheckpointError` where they can't be had.
+        """
+        ...
+
+    def check(self) -> None:
+        """Raise `CheckpointError` if what was fetched may be of two versions of the file."""
+        ...
+
+
+class Span(NamedTuple):
+    """Some of the bytes: those of a tensor, or of a part of it."""
+
+    of: Bytes
+    start: int
+    stop: int
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for spans that hold the same bytes."""
+        return self.of.key, self.start, self.stop
+
+    def part(self, start: int, stop: int) -> "Span":
+        """A part, by its place within this one."""
+        return Span(self.of, self.start + start, self.start + stop)
+
+    def fetch(self, start: int, stop: int, *, into: memoryview) -> memoryview:
+        """A part's bytes, by its place within this one."""
+        return self.of.fetch(self.start + start, self.start + stop, into=into)
+
+    def read(self) -> bytearray:
+        """All of the bytes, in new memory."""
+        found = bytearray(self.stop - self.start)
+        got = self.fetch(0, len(found), into=memoryview(found))
+        if got.obj is not found:
+            found[:] = got
+        return found
+
+
+class LocalFile:
+    """A file of this machine; opened when first read, and closed with the object."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = ordinary(path), str(path)
+        self._state = path.stat()
+        self.size = self._state.st_size
+        self._descriptor: int | None = None
+
+    @property
+    def key(self) -> Hashable:
+        """Device and inode: links to one file are one content."""
+        return "file", self._state.st_dev, self._state.st_ino
+
+    def fetch(self, start: int, stop: int, *, into: memoryview) -> memoryview:
+        """Read into the buffer."""
+        if self._descriptor is None:
+            self._open()
+        assert self._descriptor is not None
+        wanted = into[: stop - start]
+        done = 0
+        while done < len(wanted):
+            got = os.preadv(self._descriptor, [wanted[done:]], start + done)
+            if not got:
+                raise CheckpointError(
+                    self.path, f"ends at byte {start + done:,}: it changed while it was read"
+                )
+            done += got
+        return wanted
+
+    def check(self) -> None:
+        """Raise `CheckpointError` if the file is not the one that was opened, or was written to."""
+        try:
+            now = self.path.stat()
+        except OSError:
+            raise CheckpointError(self.path, "vanished while it was read") from None
+        known = self._state
+        before = (known.st_dev, known.st_ino, known.st_size, known.st_mtime_ns)
+        if before != (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns):
+            raise CheckpointError(self.path, "changed while it was read", fix="Run it again")
+
+    def _open(self) -> None:
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise CheckpointError(self.path, f"can't be read ({error.strerror})") from None
+        if self._descriptor is None:
+            self._descriptor = descriptor
+            weakref.finalize(self, os.close, descriptor)
+        else:  # another thread was faster
+            os.close(descriptor)
