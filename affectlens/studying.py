@@ -6,7 +6,7 @@ from pathlib import Path
 
 from affectlens.checkpoints import Source, open_checkpoint
 from affectlens.drift import Drift, diff
-from affectlens.drift.diffing import refuse_unrelated
+from affectlens.drift.finding import refuse_unrelated
 from affectlens.effects import Effects, Grid, sweep
 from affectlens.lens import load
 from affectlens.sites import ATTENTION, MLP, Sites

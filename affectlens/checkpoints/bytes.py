@@ -84,8 +84,9 @@ class LocalFile:
         if self._descriptor is None:
             self._open()
         assert self._descriptor is not None
-        wanted = into[: stop - start]
-        done = 0
+        wanted, done = into[: stop - start], 0
+        if len(wanted) < stop - start:
+            raise ValueError(f"{stop - start} bytes into a buffer of {len(into)}")
         while done < len(wanted):
             got = os.preadv(self._descriptor, [wanted[done:]], start + done)
             if not got:

@@ -108,6 +108,11 @@ class Checkpoint:
             return take(self.store.read(where.tensor, rows(where)), where)
         return some(self.store, where, wanted=wanted)
 
+    def by_rows(self, site: Site) -> bool:
+        """Whether some rows of a site can be read without the others."""
+        where = self.at(site)
+        return bool(where.shape) and not where.transposed and where.expert is None and where.unit is None
+
     def span(self, site: Site) -> Span | None:
         """Where the bytes of a site are, as stored; None where they are not one run of its values."""
         from affectlens.checkpoints.slicing import contiguous

@@ -8,7 +8,7 @@ from affectlens.checkpoints.configs import differing
 from affectlens.errors import NothingToCompare
 from affectlens.sites import Site, Sites
 
-STATES = ("paired", "identical", "reshaped", "tied", "only-base", "only-tuned")
+_VOCABULARY = ("embed_tokens", "lm_head")
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,18 @@ class Pairing:
     only_base: Sites
     only_tuned: Sites
 
+    @property
+    def resized(self) -> Sites:
+        """Of the reshaped, those of a resized vocabulary: their first rows are the same words."""
+        return Sites(
+            s for s in self.reshaped if s.role in _VOCABULARY and _rows_alone(self.base, self.tuned, s)
+        )
+
+    @property
+    def compared(self) -> Sites:
+        """All that a diff compares, wholly or in their common rows."""
+        return self.comparable | self.resized
+
     def ledger(self, identical: frozenset[Site]) -> list[dict[str, Any]]:
         """Account for all parameters, given which of the comparable sites turned out identical.
 
@@ -31,7 +43,8 @@ class Pairing:
         states = {
             "paired": (self.comparable - identical, "compared, and moved"),
             "identical": (self.comparable & identical, "compared, equal in every value"),
-            "reshaped": (self.reshaped, "not compared: the shapes differ"),
+            "resized": (self.resized, "the rows that both sides have were compared"),
+            "reshaped": (self.reshaped - self.resized, "not compared: the shapes differ"),
             "tied": (tied, "stored on one side, tied to the input embedding on the other: not compared"),
             "only-base": (self.only_base - tied, "not in tuned"),
             "only-tuned": (self.only_tuned - tied, "not in base"),
@@ -93,6 +106,11 @@ def pair(base: Checkpoint, tuned: Checkpoint) -> Pairing:
     return Pairing(
         base, tuned, comparable, both - comparable, base.sites - tuned.sites, tuned.sites - base.sites
     )
+
+
+def _rows_alone(base: Checkpoint, tuned: Checkpoint, site: Site) -> bool:
+    one, two = base.shape(site), tuned.shape(site)
+    return len(one) == len(two) > 0 and one[1:] == two[1:]
 
 
 def _count(side: Checkpoint, sites: Sites) -> int:

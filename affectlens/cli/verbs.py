@@ -76,7 +76,7 @@ def diff(
 ) -> None:
     """Say how far every parameter moved from BASE to TUNED."""
     from affectlens.drift import diff as diff_
-    from affectlens.drift.diffing import refuse_unrelated
+    from affectlens.drift.finding import refuse_unrelated
     from affectlens.formats import records
 
     _early(output)

@@ -1,35 +1,21 @@
-"""All measures of one site in one pass: float32 blocks, float64 sums.
+"""The careful way to the sums of two tensors, in torch: blocks of float32 or float64, sums in float64.
 
-With d = t − b only ⟨d,d⟩, ⟨b,b⟩ and ⟨b,d⟩ are summed; ‖t‖² follows from them. The other way round,
-‖d‖² from ‖t‖², ‖b‖² and ⟨b,t⟩, would lose every digit of a small drift.
+It is what the compiled engine is held to, what stands in for it where there is no compiler, and what
+measures the blocks that hold NaN, infinity or numbers too large to be squared in float32.
 """
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-BLOCK = 1 << 16  # elements: three float32 blocks stay in a core's cache
+from affectlens.drift.sums import TINY, Sums
+
+BLOCK = 1 << 16  # elements: a few float32 blocks stay in a core's cache
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-@dataclass
-class Sums:
-    """What one pass adds up over the elements of a site."""
-
-    size: int = 0
-    dd: float = 0.0
-    bb: float = 0.0
-    bd: float = 0.0
-    absolute: float = 0.0
-    largest: float = 0.0
-    changed: int = 0
-    sign_flips: int = 0
-    nonfinite: int = 0
-    cc: float = 0.0  # of the control's change
-    cd: float = 0.0
+_EXACT = (torch.float32, torch.bfloat16, torch.float16)  # what float32 holds without loss
 
 
 def same_bits(one: Tensor, two: Tensor) -> bool:
@@ -40,92 +26,83 @@ def same_bits(one: Tensor, two: Tensor) -> bool:
     return torch.equal(one.contiguous().view(kind), two.contiguous().view(kind))
 
 
-def measure(base: Tensor, tuned: Tensor, *, control: Tensor | None = None) -> dict[str, float | int]:
-    """Measure how far `tuned` lies from `base`, tensors of one shape.
+def measure(base: Tensor, tuned: Tensor, *, control: Tensor | None = None) -> Sums:
+    """Sum up how far `tuned` lies from `base`, tensors of one shape.
 
-    Returns the measure columns of `Drift`. Elements that are NaN or infinite on either side are
-    counted as `nonfinite` and left out of every other measure.
+    Elements that are NaN or infinite on either side are counted as `nonfinite` and left out of every
+    other sum; those that the control has are left out of its sums alone.
     """
     sums = Sums(size=base.numel())
-    if control is None and same_bits(base, tuned):
-        for (block,) in _blocks(base):
-            _add_still(sums, block)
-    else:
-        sides = (base, tuned) if control is None else (base, tuned, control)
-        for blocks in _blocks(*sides):
-            _add(sums, *blocks)
-    return _measures(sums, control is not None)
+    if control is not None:
+        sums.control = np.zeros(2)
+    for b, t, c in _blocks(base, tuned, control):
+        _add(sums, values(b), values(t), None if c is None else values(c))
+    sums.rounds = only_rounded(base, tuned)
+    return sums
 
 
-def _blocks(*sides: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    flat = [side.reshape(-1) for side in sides]
-    for start in range(0, flat[0].numel(), BLOCK):
-        yield tuple(side[start : start + BLOCK].float() for side in flat)
+def only_rounded(base: Tensor, tuned: Tensor) -> bool:
+    """Whether one side is the other saved in another dtype."""
+    if base.dtype == tuned.dtype:
+        return False
+    return same_bits(base.to(tuned.dtype), tuned) or same_bits(base, tuned.to(base.dtype))
 
 
-def _add_still(sums: Sums, b: Tensor) -> None:
-    finite = torch.isfinite(b)
-    count = int(finite.sum())
-    if count < b.numel():
-        sums.nonfinite += b.numel() - count
-        b = b[finite]
-    sums.bb += _dot(b, b)
+def values(block: Tensor) -> Tensor:
+    """The numbers of a block as float32, or as float64 where that would lose digits."""
+    small = block.dtype in _EXACT or (block.element_size() == 1)
+    return block.float() if small else block.double()
 
 
-def _add(sums: Sums, b: Tensor, t: Tensor, c: Tensor | None = None) -> None:
+def _blocks(base: Tensor, tuned: Tensor, control: Tensor | None) -> Iterator[tuple[Tensor, ...]]:
+    flat = [None if side is None else side.reshape(-1) for side in (base, tuned, control)]
+    for start in range(0, base.numel(), BLOCK):
+        yield tuple(None if side is None else side[start : start + BLOCK] for side in flat)  # type: ignore[misc]
+
+
+def _add(sums: Sums, b: Tensor, t: Tensor, c: Tensor | None) -> None:
     finite = torch.isfinite(b) & torch.isfinite(t)
     count = int(finite.sum())
     if count < b.numel():
         sums.nonfinite += b.numel() - count
+        lost = ~finite
+        sums.broken += int((~((b == t) | (b.isnan() & t.isnan())))[lost].sum())
         b, t, c = b[finite], t[finite], None if c is None else c[finite]
     if not count:
         return
     d = t - b
-    sums.dd += _dot(d, d)
-    sums.bb += _dot(b, b)
-    sums.bd += _dot(b, d)
-    sums.changed += int((d != 0).sum())
-    sums.sign_flips += int(((b < 0) & (t > 0) | (b > 0) & (t < 0)).sum())
-    d_abs = d.abs()
-    sums.absolute += float(d_abs.sum(dtype=torch.float64))
-    sums.largest = max(sums.largest, float(d_abs.max()))
-    if c is not None:
+    wide = d.double()
+    power = torch.ldexp(torch.ones_like(wide), torch.frexp(t.double()).exponent - 1)
+    power = torch.where(t == 0, 0.0, power)
+    found = [
+        torch.dot(wide, wide),
+        torch.dot(b.double(), b.double()),
+        torch.dot(b.double(), wide),
+        wide.abs().sum(),
+        torch.dot(power, power),
+        wide.abs().max(),
+        (d != 0).sum(),
+        (b.double() * t.double() < -TINY).sum(),
+    ]
+    before = sums.vector[5]
+    sums.vector = sums.vector + np.array([float(value) for value in found])
+    sums.vector[5] = max(before, float(found[5]))
+    if c is not None and sums.control is not None:
         # What the control lost is no matter of the pair: leave those elements out of its sums alone.
-        e = torch.where(torch.isfinite(c), c - b, 0.0)
-        sums.cc += _dot(e, e)
-        sums.cd += _dot(e, d)
+        e = torch.where(torch.isfinite(c), c - b, 0.0).double()
+        sums.control = sums.control + np.array([float(torch.dot(e, e)), float(torch.dot(e, wide))])
 
 
-def _dot(x: Tensor, y: Tensor) -> float:
-    # Squares of float32 numbers overflow float32 and lose digits in it: sum in float64.
-    return float(torch.dot(x.double(), y.double()))
+def squares(base: Tensor, tuned: Tensor, *, dim: int) -> NDArray[np.float64]:
+    """⟨d,d⟩ and ⟨b,b⟩ of each row (`dim` 0) or column (1) of two matrices, as (2, rows or columns).
 
-
-def _measures(sums: Sums, control: bool) -> dict[str, float | int]:
-    finite = float(sums.size - sums.nonfinite)
-    frobenius, base_norm = math.sqrt(sums.dd), math.sqrt(sums.bb)
-    tuned_norm = math.sqrt(max(sums.bb + 2 * sums.bd + sums.dd, 0.0))
-    product = base_norm * tuned_norm
-    row: dict[str, float | int] = {
-        "frobenius": frobenius,
-        "base_norm": base_norm,
-        "relative": _ratio(frobenius, base_norm),
-        "rms": _ratio(frobenius, math.sqrt(finite)),
-        "mean_abs": _ratio(sums.absolute, finite),
-        "max_abs": sums.largest,
-        "cosine": min(1.0, max(-1.0, _ratio(sums.bb + sums.bd, product))) if product else math.nan,
-        "changed": sums.changed,
-        "sign_flips": sums.sign_flips,
-        "nonfinite": sums.nonfinite,
-    }
-    if control:
-        moved = math.sqrt(sums.cc)
-        row["control_frobenius"] = moved
-        row["control_relative"] = _ratio(moved, base_norm)
-        row["control_rms"] = _ratio(moved, math.sqrt(finite))
-        row["control_cosine"] = _ratio(sums.cd, frobenius * moved)
-    return row
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else math.nan
+    Elements that are not finite on both sides are left out.
+    """
+    b, t = values(base), values(tuned)
+    d = t - b
+    found = torch.stack([(x * x).sum(1 - dim, dtype=torch.float64) for x in (d, b)])
+    if not torch.isfinite(found).all():
+        finite = torch.isfinite(b) & torch.isfinite(t)
+        careful = [torch.where(finite, x.double(), 0.0) for x in (d, b)]
+        found = torch.stack([(x * x).sum(1 - dim) for x in careful])
+    return found.numpy()

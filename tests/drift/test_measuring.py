@@ -6,9 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from affectlens.drift.measuring import BLOCK, measure, same_bits
+from affectlens.drift import measuring
+from affectlens.drift.measuring import BLOCK, same_bits
+from affectlens.drift.sums import measures
 
 SHAPES = [(3,), (7, 5), (1, BLOCK), (3, BLOCK + 1), (400, 500)]
+
+
+def measure(base: Tensor, tuned: Tensor, *, control: Tensor | None = None) -> dict[str, float | int]:
+    return measures(measuring.measure(base, tuned, control=control))
 
 
 def example(shape: tuple[int, ...], dtype: torch.dtype, *, drift: float = 1e-3) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,81 @@
+"""What a diff must say aloud: no drift at all, rounding alone, strangers, a control that controls nothing."""
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from affectlens.drift.drift import Drift
+from affectlens.errors import NothingToCompare
+
+
+def findings(frame: pd.DataFrame, *, moved: int, rounded: int) -> Iterator[str]:
+    """Sentences on what must not be overlooked; `moved` and `rounded` count parameters."""
+    language = frame[(frame["tower"] == "language") & frame["frobenius"].notna()]
+    if len(language) and not language["frobenius"].any() and not language["nonfinite"].any():
+        yield "The language model did not move at all: its drift is exactly zero."
+    if rounded:
+        yield f"{rounded} of {moved} parameters that moved did so by rounding to another dtype alone."
+    if unrelated(frame):
+        yield "This is probably not the base: no weight matrix of tuned resembles its partner (cosine ≈ 0)."
+    yield from _casting(frame)
+    if "control_frobenius" in frame:
+        yield from _control(frame)
+    if count := int(frame["nonfinite"].sum()):
+        yield f"{count:,} values are NaN or infinite and were left out of every other measure."
+
+
+def _casting(frame: pd.DataFrame) -> Iterator[str]:
+    """Where the drift is no larger than what saving the tuned weights in their dtype makes by itself."""
+    moved = frame[(frame["frobenius"] > 0) & (frame["param"] == "weight") & frame["rounding"].notna()]
+    within = moved[moved["rounding"] >= moved["frobenius"]]
+    if len(within):
+        yield (
+            f"{len(within)} of {len(moved)} weights that moved did so by no more than rounding to their "
+            f"dtype can account for (first: {within['parameter'].iloc[0]})."
+        )
+
+
+def _control(frame: pd.DataFrame) -> Iterator[str]:
+    moved = frame[(frame["frobenius"] > 0) | (frame["control_frobenius"] > 0)]
+    if control_unrelated(frame):
+        yield "This is probably no tuning of the same base: the control's weights are unrelated to it."
+    elif not moved["control_frobenius"].any():
+        yield "The control equals base in every value, so it controls nothing."
+    elif len(moved) and (moved["control_cosine"] > 1 - 1e-6).all():
+        yield "The control's change has the direction of tuned's at every site: is it the same tuning?"
+
+
+def control_unrelated(frame: pd.DataFrame) -> bool:
+    """Whether the control is a stranger to base: as far from it as independent weights are."""
+    if "control_relative" not in frame:
+        return False
+    known = _matrices(frame)["control_relative"].dropna()
+    return bool(len(known)) and bool(known.median() > 1.2)
+
+
+def unrelated(frame: pd.DataFrame) -> bool:
+    """Whether the two look like strangers: matrices as far apart as independent draws are.
+
+    Independent weights of one scale give a relative drift of √2 and a cosine of 0.
+    """
+    big = _matrices(frame)
+    if big.empty:
+        return False
+    return bool(big["cosine"].abs().median() < 0.1 and big["relative"].median() > 0.9)
+
+
+def _matrices(frame: pd.DataFrame) -> pd.DataFrame:
+    # Norms start from ones in every model, and so resemble each other between strangers.
+    return frame[(frame["param"] == "weight") & (frame["role"] != "norm") & (frame["size"] >= 256)]
+
+
+def refuse_unrelated(drift: Drift) -> Drift:
+    """Return the drift of a kindred pair; raise `NothingToCompare` for strangers of one shape."""
+    if unrelated(drift.frame):
+        names = [source["name"] for source in drift.origin["sources"].values()]
+        raise NothingToCompare(
+            f"{names[0]} is probably not the base of {names[1]}: their weights are unrelated (cosine ≈ 0)"
+        )
+    if control_unrelated(drift.frame):
+        raise NothingToCompare("the control is probably no tuning of this base: their weights are unrelated")
+    return drift

@@ -1,0 +1,172 @@
+"""Follow one tuning from checkpoint to checkpoint: over its epochs, or from base over SFT to RL.
+
+start ── diff ──▶ step i: how far from the start, in which direction of the whole way ──▶ Trajectory
+step i − 1 ── diff ──▶ step i: how far in this step
+
+The steps of one tuning are not independent runs: `affectlens.agreement` wants tunings of their own.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from affectlens.checkpoints import Checkpoint, Source, open_checkpoint
+from affectlens.drift.diffing import diff
+from affectlens.drift.drift import KEYS, Drift
+from affectlens.errors import TableError, near
+from affectlens.html import plain
+from affectlens.table import Table, provenance
+
+_SITE = ["parameter", "tower", "stack", "layer", "role", "expert", "param", "label"]
+_STEP = {name: f"step_{name}" for name in ("frobenius", "base_norm", "relative")}
+
+
+@dataclass(frozen=True, repr=False)
+class Trajectory(Table):
+    """How far each site moved, step by step; made by `affectlens.trajectory`.
+
+    One row per step (1, 2, …) and site. Columns: `step`, `name` (of the checkpoint), the site's
+    (`parameter tower stack layer role expert param label size targeted`); from the start to this step
+    `frobenius` ‖Δ_i‖, `base_norm` ‖W_0‖, `relative`, `rms`, `cosine` of W_0 and W_i; from the step
+    before `step_frobenius`, `step_base_norm` ‖W_{i−1}‖, `step_relative`; of the whole way
+    `final_frobenius` ‖Δ_last‖, and `along`, the cosine of Δ_i and Δ_last (null where either is zero).
+    """
+
+    schema: ClassVar[str] = "affectlens.trajectory/1"
+    rank: ClassVar[str] = "relative"
+    shown: ClassVar[tuple[str, ...]] = (
+        "step", "name", "parameter", "role", "layer", "relative", "step_relative", "along",
+    )  # fmt: skip
+
+    @property
+    def ledger(self) -> pd.DataFrame:
+        """Every parameter of the start and of each step, by state; as `Drift.ledger`, with `step` first."""
+        columns = ["step", "state", "sites", "base_parameters", "tuned_parameters", "note"]
+        return pd.DataFrame(self.origin.get("ledger", []), columns=columns)
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """What must not be overlooked, each with its step."""
+        return tuple(self.origin.get("findings", ()))
+
+    def by(self, *names: str) -> pd.DataFrame:
+        """Aggregate each step by `"role" "layer" "tower"` or several, with sums of squares for the norms.
+
+        A step is never added to another, so `by("role")` and `by("step,role")` are the same; `by("step")`
+        is each step as a whole. `along` is the cosine of a group's whole change with its final one.
+        Returns one row per step and group, in order.
+        """
+        groups = [part.strip() for name in names for part in name.split(",")]
+        groups = [name for name in dict.fromkeys(groups) if name != "step"]
+        for name in groups:
+            if name not in KEYS:
+                raise TableError(f"can't aggregate by {name!r}. By: step, {near(name, KEYS)}")
+        keys = ["step", "name", *groups]
+        grouped = self.frame.groupby(keys, dropna=False, sort=True)
+        return pd.DataFrame([dict(zip(keys, key, strict=True)) | _aggregate(rows) for key, rows in grouped])
+
+
+def trajectory(
+    checkpoints: Sequence[Source],
+    *,
+    preset: str | None = None,
+    alpha: float | None = None,
+    progress: bool = True,
+) -> Trajectory:
+    """Measure how far every site moved from the first checkpoint to each later one, and step by step.
+
+    `checkpoints` are in their order, the start first; each is anything that `diff` takes. Each later
+    one is read against the start, together with the last, and against the one before. `preset` and
+    `alpha` are as in `diff`. Raises `TableError` for fewer than two, and what `diff` raises.
+    """
+    if len(checkpoints) < 2:
+        raise TableError(f"a trajectory needs a start and a step or more, got {len(checkpoints)} checkpoints")
+    options = {"preset": preset, "alpha": alpha}
+    options = {name: value for name, value in options.items() if value is not None}
+    start = _opened(checkpoints[0], None)
+    opened = [start, *(_opened(source, start) for source in checkpoints[1:])]
+    frames: list[pd.DataFrame] = []
+    findings: list[str] = []
+    ledger: list[dict[str, Any]] = []
+    for step in range(1, len(opened)):
+        whole, part = _step(opened, step, {**options, "progress": progress})
+        frames.append(_rows(whole, part, step))
+        findings += _told(whole, part, step)
+        ledger += [{"step": step, **row} for row in whole.origin["ledger"]]
+    frame = _with_last(pd.concat(frames, ignore_index=True))
+    sources = {"start": start.identity}
+    sources |= {f"step {step}": opened[step].identity for step in range(1, len(opened))}
+    origin = {"sources": sources, **provenance(), "ledger": ledger, "findings": findings}
+    return Trajectory(frame, origin)
+
+
+def _opened(source: Source, base: Checkpoint | None) -> Checkpoint:
+    """Open one checkpoint; of an adapter, what it makes of `base`."""
+    return open_checkpoint(source)
+
+
+def _step(opened: Sequence[Checkpoint], step: int, options: dict[str, Any]) -> tuple[Drift, Drift]:
+    """The drift from the start, beside the last checkpoint's, and that from the step before."""
+    last = None if step == len(opened) - 1 else opened[-1]
+    whole = diff(opened[0], opened[step], control=last, **options)
+    return whole, whole if step == 1 else diff(opened[step - 1], opened[step], **options)
+
+
+def _rows(whole: Drift, part: Drift, step: int) -> pd.DataFrame:
+    named = [*_SITE, "size", "targeted", "frobenius", "base_norm", "relative", "rms", "cosine"]
+    beside = {"control_frobenius": "final_frobenius", "control_cosine": "along"}
+    rows = whole.frame.reindex(columns=[*named, *beside]).rename(columns=beside)
+    steps = part.frame[[*_SITE, *_STEP]].rename(columns=_STEP)
+    rows = rows.merge(steps, on=_SITE, how="left", validate="one_to_one")
+    rows.insert(0, "step", step)
+    rows.insert(1, "name", whole.origin["sources"]["tuned"]["name"])
+    order = [name for name in rows if name not in beside.values()]
+    return rows[[*order, *beside.values()]].astype(dict.fromkeys(beside.values(), float))
+
+
+def _with_last(frame: pd.DataFrame) -> pd.DataFrame:
+    """The last step was not read beside itself: its change is the final one."""
+    last, moved = frame["step"] == frame["step"].max(), frame["frobenius"] > 0
+    final = frame["final_frobenius"].where(~last, frame["frobenius"])
+    along = frame["along"].where(~last, moved.astype(float).where(moved)).clip(-1.0, 1.0)
+    return frame.assign(final_frobenius=final, along=along)
+
+
+def _told(whole: Drift, part: Drift, step: int) -> Iterator[str]:
+    name = f"Step {step} ({plain(whole.origin['sources']['tuned']['name'])})"
+    # The last checkpoint stood in for a control: what diff says of it as one is beside the point.
+    own = [finding for finding in whole.findings if "the control" not in finding.lower()]
+    yield from (f"{name}: {finding}" for finding in own)
+    if part is not whole:
+        yield from (f"{name}, from the step before: {f}" for f in part.findings if f not in own)
+
+
+def _aggregate(rows: pd.DataFrame) -> dict[str, float | int]:
+    size = int(rows["size"].sum())
+    known = rows["step_frobenius"].notna()
+    frobenius, base_norm = _norm(rows["frobenius"]), _norm(rows["base_norm"])
+    step, before = _norm(rows["step_frobenius"][known]), _norm(rows["step_base_norm"][known])
+    # Only over the sites that the last checkpoint has too, or the angle would come out too wide.
+    both = rows[rows["final_frobenius"].notna()]
+    dot = float((both["along"] * both["frobenius"] * both["final_frobenius"]).sum())
+    product = _norm(both["frobenius"]) * _norm(both["final_frobenius"])
+    return {
+        "sites": len(rows),
+        "size": size,
+        "frobenius": frobenius,
+        "base_norm": base_norm,
+        "relative": frobenius / base_norm if base_norm else np.nan,
+        "rms": frobenius / np.sqrt(size) if size else np.nan,
+        "step_frobenius": step if known.any() else np.nan,
+        "step_base_norm": before if known.any() else np.nan,
+        "step_relative": step / before if before else np.nan,
+        "final_frobenius": _norm(both["final_frobenius"]) if len(both) else np.nan,
+        "along": min(1.0, max(-1.0, dot / product)) if product else np.nan,
+    }
+
+
+def _norm(values: pd.Series) -> float:
+    return float(np.sqrt((values**2).sum()))

@@ -1,0 +1,59 @@
+"""Run the parts of a diff: in the order of the disk, over threads, told in bytes, and stopped at once.
+
+Each thread has buffers of its own, so memory is bounded by them and not by tensors or checkpoints. Sums
+of parts are merged in their order, whichever thread was first.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from affectlens.drift.planning import Part, Strip, parts
+from affectlens.drift.sums import Sums
+
+_MOST = 8  # threads: beyond it memory is the limit, not the cores
+Tell = Callable[[int], Any]  # takes a number of bytes
+
+
+def engine() -> Any:
+    """The compiled engine, or torch's where numba or a compiler is missing."""
+    try:
+        from affectlens.drift import kernel
+    except ImportError:
+        from affectlens.drift import blocked
+
+        return blocked
+    return kernel
+
+
+def stream(strips: Sequence[Strip], sums_of: Callable[[Part], Sums], *, tell: Tell) -> dict[Strip, Sums]:
+    """The sums of each strip; `tell` is called with the bytes that were read.
+
+    As many threads as torch may use, `torch.set_num_threads` and OMP_NUM_THREADS: eight at most.
+    """
+    ordered = [part for strip in sorted(strips, key=lambda strip: strip.place) for part in parts(strip)]
+    found = {strip: Sums() for strip in strips}
+    for part, sums in zip(ordered, _run(sums_of, ordered), strict=True):
+        found[part.strip].merge(sums)
+        tell(part.bytes)
+    return found
+
+
+def _run(work: Callable[[Part], Sums], every: Iterable[Part]) -> Iterator[Sums]:
+    threads = min(torch.get_num_threads(), _MOST)
+    if threads == 1:
+        yield from map(work, every)
+        return
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="affectlens")
+    left = iter(every)
+    try:
+        # Only so many are under way that an interrupt, which waits for them, is answered at once.
+        ahead: list[Future[Sums]] = [pool.submit(work, part) for part in itertools.islice(left, 2 * threads)]
+        while ahead:
+            yield ahead.pop(0).result()
+            ahead += [pool.submit(work, part) for part in itertools.islice(left, 1)]
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

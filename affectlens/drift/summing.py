@@ -1,0 +1,142 @@
+"""The sums of one part: read a block of every side, and give it to the engine while it is in the cache."""
+
+import mmap
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from affectlens.drift import measuring
+from affectlens.drift.planning import WIDTHS, Part, Strip
+from affectlens.drift.sums import Sums
+
+Measure = Callable[[Tensor, Tensor], float]
+Block = tuple[int, int, tuple[Tensor, ...]]  # rows from and to, and each side's values
+
+BLOCK = 1 << 20  # bytes of a side: the sums are taken while both are in a core's cache
+_WORDS = {"bfloat16": np.uint32, "float16": np.int32, "float32": np.uint64}
+_local = threading.local()
+
+
+@dataclass(frozen=True)
+class Summing:
+    """How parts are summed: the engine's functions, and what is wanted beyond the standard sums."""
+
+    engine: Any
+    custom: Mapping[str, Measure] = field(default_factory=dict)
+
+    def __call__(self, part: Part) -> Sums:
+        """The sums of a part."""
+        sums = self._by_words(part) if part.strip.spans is not None else None
+        if sums is None:  # other dtypes on the sides, or something that is not finite
+            sums = Sums()
+            for _, _, sides in _blocks(part):
+                sums.merge(measuring.measure(*sides[:2], control=sides[2] if len(sides) > 2 else None))
+        if part.strip.units is not None or self.custom:
+            self._extras(part, sums)
+        return sums
+
+    def _by_words(self, part: Part) -> Sums | None:
+        """By the engine, on bytes as they lie; None where it met what is not finite."""
+        strip = part.strip
+        row = strip.width * WIDTHS[strip.dtype]
+        assert strip.spans is not None
+        same = strip.spans[0].key == strip.spans[1].key
+        sums = Sums(size=(part.stop - part.start) * strip.width)
+        beside = np.zeros(2)
+        buffers = _Buffers.of_this_thread(len(strip.spans))
+        kind = _WORDS[strip.dtype]
+        for start in range(part.start * row, part.stop * row, BLOCK):
+            stop = min(start + BLOCK, part.stop * row)
+            sides = [
+                buffer.words(span.fetch(start, stop, into=buffer.memory), kind)
+                for number, (span, buffer) in enumerate(zip(strip.spans, buffers, strict=True))
+                if not (same and number == 1)
+            ]
+            if same:
+                sides.insert(1, sides[0])
+                self.engine.still(sides[0], sums.vector)
+            else:
+                self.engine.measure((sides[0], sides[1]), sums.vector)
+            if len(sides) == 3:
+                self.engine.beside(tuple(sides), beside)
+        sums.control = beside if len(strip.spans) == 3 else None
+        return sums if np.isfinite(sums.vector).all() and np.isfinite(beside).all() else None
+
+    def _extras(self, part: Part, sums: Sums) -> None:
+        for start, stop, (base, tuned, *_) in _blocks(part):
+            if part.strip.units is not None:
+                found = _units(part.strip, (start, stop), base, tuned)
+                sums.units = found if sums.units is None else sums.units + found
+            for name, measure in self.custom.items():
+                value = float(measure(measuring.values(base), measuring.values(tuned)))
+                sums.custom[name] = sums.custom.get(name, 0.0) + value
+
+
+class _Buffers:
+    """Memory of one thread for one side, in whole pages: reading into it is several times faster so."""
+
+    def __init__(self) -> None:
+        self.memory = memoryview(mmap.mmap(-1, BLOCK + mmap.PAGESIZE))
+
+    @staticmethod
+    def of_this_thread(count: int) -> "list[_Buffers]":
+        known: list[_Buffers] = getattr(_local, "buffers", [])
+        known += [_Buffers() for _ in range(count - len(known))]
+        _local.buffers = known
+        return known[:count]
+
+    def words(self, found: memoryview, kind: Any) -> Any:
+        """Bytes as words of two values each; a last value alone is followed by zero."""
+        whole = -(-len(found) // 8) * 8
+        if found.obj is not self.memory.obj:
+            view = np.frombuffer(found, np.uint8)
+            if whole == len(found) and view.ctypes.data % 8 == 0:
+                return view.view(kind)
+            self.memory[: len(found)] = found
+        self.memory[len(found) : whole] = bytes(whole - len(found))
+        return np.frombuffer(self.memory, kind, count=whole // np.dtype(kind).itemsize)
+
+
+def _units(strip: Strip, rows: tuple[int, int], base: Tensor, tuned: Tensor) -> Any:
+    """Squares by head or neuron; each block speaks of some rows, or of all columns."""
+    units, (start, stop) = strip.units, rows
+    assert units is not None
+    lines = measuring.squares(base, tuned, dim=units.dim)
+    found = np.zeros((2, units.count))
+    numbers = np.arange(start, stop) if units.dim == 0 else np.arange(strip.width)
+    for line, total in zip(lines, found, strict=True):
+        np.add.at(total, numbers // units.size, line)
+    return found
+
+
+def _blocks(part: Part) -> Iterator[Block]:
+    """The values of each side, some rows at a time."""
+    strip = part.strip
+    step = max(1, measuring.BLOCK * 4 // max(strip.width, 1))
+    read = [_reader(strip, number) for number in range(len(strip.sides))]
+    for start in range(part.start, part.stop, step):
+        stop = min(start + step, part.stop)
+        yield start, stop, tuple(side(start, stop) for side in read)
+
+
+def _reader(strip: Strip, number: int) -> Callable[[int, int], Tensor]:
+    side, site = strip.sides[number], strip.site
+    if strip.spans is not None:
+        span, row = strip.spans[number], strip.width * WIDTHS[strip.dtype]
+        kind: torch.dtype = getattr(torch, strip.dtype)
+        shape = (-1, strip.width) if strip.width > 1 else (-1,)
+        return lambda start, stop: (
+            torch.frombuffer(span.part(start * row, stop * row).read(), dtype=torch.uint8)
+            .view(kind)
+            .reshape(shape)
+        )
+    if not side.by_rows(site):
+        whole = side.read(site).cpu()
+        whole = whole if whole.ndim else whole.reshape(1)
+        return lambda start, stop: whole[start:stop].contiguous()
+    return lambda start, stop: side.read(site, slice(start, stop)).cpu().contiguous()

@@ -1,0 +1,112 @@
+"""What a pass over a site adds up, and the measures that follow from it.
+
+With d = t − b only ⟨d,d⟩, ⟨b,b⟩ and ⟨b,d⟩ are summed; ‖t‖² follows from them. The other way round,
+‖d‖² from ‖t‖², ‖b‖² and ⟨b,t⟩, would lose every digit of a small drift.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Of the vector that the engines fill; `steps` is Σ p², p the power of two at or below |t|.
+FIELDS = ("dd", "bb", "bd", "absolute", "steps", "largest", "changed", "sign_flips")
+TINY = 1e-37  # two values whose product is smaller are zero for the purpose of signs
+_DIGITS = {"bfloat16": 7, "float16": 10, "float32": 23, "float64": 52}  # of the mantissa, as stored
+
+
+def _vector() -> NDArray[np.float64]:
+    return np.zeros(len(FIELDS))
+
+
+@dataclass
+class Sums:
+    """The sums of a site, or of a part of one; parts of a site are merged in their order."""
+
+    size: int = 0
+    vector: NDArray[np.float64] = field(default_factory=_vector)
+    nonfinite: int = 0  # on either side; left out of every other sum
+    broken: int = 0  # of these, how many differ between the sides
+    control: NDArray[np.float64] | None = None  # ⟨c,c⟩ and ⟨c,d⟩ of the control's change
+    rounds: bool = False  # one side is the other in another dtype
+    units: NDArray[np.float64] | None = None  # (2, units): ⟨d,d⟩ and ⟨b,b⟩ of each head or neuron
+    custom: dict[str, float] = field(default_factory=dict)
+
+    def merge(self, other: "Sums") -> None:
+        """Add another part's sums."""
+        largest = max(self["largest"], other["largest"])
+        self.rounds = other.rounds and (self.rounds or not self.size)
+        self.vector = self.vector + other.vector
+        self.vector[FIELDS.index("largest")] = largest
+        self.size += other.size
+        self.nonfinite += other.nonfinite
+        self.broken += other.broken
+        self.control = _plus(self.control, other.control)
+        self.units = _plus(self.units, other.units)
+        for name, value in other.custom.items():
+            self.custom[name] = self.custom.get(name, 0.0) + value
+
+    def __getitem__(self, name: str) -> float:
+        return float(self.vector[FIELDS.index(name)])
+
+    @property
+    def identical(self) -> bool:
+        """Whether no value differs; NaN equals NaN."""
+        return not self["changed"] and not self.broken
+
+
+def _plus(one: Any, two: Any) -> Any:
+    return two if one is None else one if two is None else one + two
+
+
+def measures(sums: Sums, *, dtype: str = "float32") -> dict[str, float | int]:
+    """The measure columns of `Drift`; `dtype` is that of the tuned side as stored."""
+    finite = float(sums.size - sums.nonfinite)
+    frobenius, base_norm = math.sqrt(sums["dd"]), math.sqrt(sums["bb"])
+    tuned_norm = math.sqrt(max(sums["bb"] + 2 * sums["bd"] + sums["dd"], 0.0))
+    product = base_norm * tuned_norm
+    step = 2.0 ** -_DIGITS[dtype] if dtype in _DIGITS else math.nan
+    row: dict[str, float | int] = {
+        "frobenius": frobenius,
+        "base_norm": base_norm,
+        "relative": ratio(frobenius, base_norm),
+        "rms": ratio(frobenius, math.sqrt(finite)),
+        "mean_abs": ratio(sums["absolute"], finite),
+        "max_abs": sums["largest"],
+        "cosine": _clipped(ratio(sums["bb"] + sums["bd"], product)),
+        "changed": int(sums["changed"]),
+        "sign_flips": int(sums["sign_flips"]),
+        "nonfinite": sums.nonfinite,
+        # An error uniform within half a step has a variance of step²/12.
+        "rounding": math.sqrt(sums["steps"] / 12) * step,
+    }
+    if sums.control is not None:
+        row |= _beside(sums, frobenius, base_norm, finite)
+    return row | sums.custom
+
+
+def _beside(sums: Sums, frobenius: float, base_norm: float, finite: float) -> dict[str, float]:
+    """The control's change, and the part of Δ along it: ⟨Δ,Δ_c⟩/‖Δ_c‖, with what is left of Δ."""
+    assert sums.control is not None
+    cc, cd = map(float, sums.control)
+    moved = math.sqrt(cc)
+    along = ratio(cd, moved) if moved else 0.0
+    return {
+        "control_frobenius": moved,
+        "control_relative": ratio(moved, base_norm),
+        "control_rms": ratio(moved, math.sqrt(finite)),
+        "control_cosine": _clipped(ratio(cd, frobenius * moved)),
+        "control_along": along,
+        "control_residual": math.sqrt(max(sums["dd"] - along**2, 0.0)),
+    }
+
+
+def ratio(part: float, whole: float) -> float:
+    """`part / whole`, NaN where there is no whole."""
+    return part / whole if whole else math.nan
+
+
+def _clipped(cosine: float) -> float:
+    return cosine if math.isnan(cosine) else min(1.0, max(-1.0, cosine))
