@@ -3,18 +3,12 @@
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from affectlens import html
-from affectlens.checkpoints.bytes import LocalFile
-from affectlens.checkpoints.checkpoint import Header
-from affectlens.checkpoints.header import read_header
-from affectlens.checkpoints.safetensors import read_json
-from affectlens.errors import CheckpointError
+from affectlens.checkpoints.checkpoint import Header, Store
 from affectlens.sites import Laid, Sites, drawn, lay_out, nodes, record, sites_of
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _FACTOR = re.compile(
     r"\.(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|base_layer)"
     r"(?:\.default)?(?:\.(?P<param>weight|bias))?$"
@@ -23,14 +17,11 @@ _SAVED = re.compile(r"\.(?:modules_to_save|original_module)(?:\.default)?(?=\.)"
 
 
 class Adapter:
-    """The tensors of an adapter folder, laid out as the parameters that they change."""
+    """The tensors of an adapter, laid out as the parameters that they change."""
 
-    def __init__(self, folder: Path) -> None:
-        self.name = folder.name
-        self.config: Mapping[str, Any] = read_json(folder / CONFIG)
-        if not (folder / WEIGHTS).exists():
-            raise CheckpointError(folder, f"an adapter without {WEIGHTS}", fix="Save it as safetensors")
-        self.headers: Mapping[str, Header] = read_header(LocalFile(folder / WEIGHTS)).tensors
+    def __init__(self, store: Store, config: Mapping[str, Any]) -> None:
+        self.name, self.config, self.headers = store.name, config, store.headers
+        self.notes = store.notes
         parents = _parents(self.config.get("target_parameters"))
         owners = {tensor: _unnamed(_owner(tensor), parents) for tensor in self.headers}
         shapes = _shapes(owners, self.headers)
@@ -48,7 +39,7 @@ class Adapter:
         size = sum(math.prod(header.shape) for header in self.headers.values())
         return [
             ("adapter", self.name),
-            ("kind", f"{known.get('peft_type', 'unknown')}{', DoRA' if _dora(kinds, known) else ''}"),
+            ("kind", f"{known.get('peft_type', 'bare trainables')}{', DoRA' if _dora(kinds, known) else ''}"),
             ("base", str(known.get("base_model_name_or_path") or "not named")),
             ("rank", f"{rank}, alpha {alpha}, scale {_scale(known)}"),
             *(
@@ -64,6 +55,7 @@ class Adapter:
             ),
             ("parameters", f"{size:,} in {len(self.headers)} tensors, on {len(self.sites)} parameters"),
             ("dtype", ", ".join(sorted({header.dtype for header in self.headers.values()}))),
+            *(("beside", note) for note in self.notes),
             *([("saved whole", ", ".join(extra[:4]) + (", …" if len(extra) > 4 else ""))] if extra else []),
         ]
 
@@ -79,15 +71,6 @@ class Adapter:
     def __repr__(self) -> str:
         lines = [f"{name:12} {html.plain(value)}" for name, value in self.lines()]
         return "\n".join([*lines, "", *drawn(nodes(self.sites))])
-
-
-def adapter_folder(path: Path) -> Path | None:
-    """The folder of an adapter, from itself or its weights; None where there is no adapter alone."""
-    folder = path if path.is_dir() else path.parent
-    if not (folder / CONFIG).exists() or (path.is_file() and path.name != WEIGHTS):
-        return None
-    whole = path.is_dir() and any(folder.glob("model*.safetensors"))
-    return None if whole else folder
 
 
 def _owner(tensor: str) -> str:

@@ -18,6 +18,7 @@ class Bytes(Protocol):
 
     name: str  # the path or address, for people
     size: int
+    remote: bool  # whether fetching costs a journey
 
     @property
     def key(self) -> Hashable:
@@ -67,6 +68,8 @@ class Span(NamedTuple):
 
 class LocalFile:
     """A file of this machine; opened when first read, and closed with the object."""
+
+    remote = False
 
     def __init__(self, path: Path) -> None:
         self.path, self.name = ordinary(path), str(path)

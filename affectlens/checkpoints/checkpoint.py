@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from functools import cached_property
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from affectlens import html
@@ -12,6 +12,8 @@ from affectlens.sites import Laid, Site, Sites, Storage, Units, heads, lay_out, 
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from affectlens.checkpoints.lowrank import LowRank
 
 
 class Header(NamedTuple):
@@ -29,6 +31,17 @@ class Store(Protocol):
     format: str
     headers: Mapping[str, Header]
     config: Mapping[str, Any]
+    notes: tuple[str, ...]  # what was found beside the weights, in sentences
+
+    @property
+    def skipped(self) -> Mapping[str, tuple[str, int]]:
+        """What is stored but not to be had: why, and its elements."""
+        ...
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Names that are stored as another's bytes."""
+        ...
 
     def read(self, tensor: str, rows: slice | None = None) -> "Tensor":
         """Return a tensor, or some of its rows: as stored, or in float32 where that was packed."""
@@ -48,40 +61,52 @@ class Store(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Change:
+    """What an adapter makes of its base: sites from elsewhere, and sites that factors change."""
+
+    base: "Checkpoint"
+    laid: Mapping[str, Laid]  # of the tensors that were saved whole
+    whole: Mapping[Site, Storage]
+    factors: Mapping[Site, "LowRank"]
+    skipped: Mapping[str, tuple[str, int]]
+
+
 class Checkpoint:
     """Address the tensors of a store by canonical site.
 
     Made by `affectlens.open_checkpoint`. `like` is a checkpoint of the whole model where this one holds
-    a part of it: a lone `up_proj` shows what it is only beside the gate that was not saved. Raises
-    `CheckpointError` when two tensors claim one site.
+    a part of it: a lone `up_proj` shows what it is only beside the gate that was not saved. `change` is
+    an adapter's. Raises `CheckpointError` when two tensors claim one site.
     """
 
-    def __init__(self, store: Store, *, like: "Checkpoint | None" = None) -> None:
-        self.store = store
-        shapes = {name: header.shape for name, header in store.headers.items()}
-        context: dict[str, tuple[int, ...]] = {}
-        for laid in like.laid.values() if like else ():
-            # A part may have experts stacked that the whole has one by one; the shape is its own to say.
-            context.setdefault(laid.memory, ())
-            context[laid.name] = laid.shape
-        config = store.config or (like.config if like else {})
-        self.laid: dict[str, Laid] = lay_out(shapes, config, context=context)
-        self.storage: dict[Site, Storage] = sites_of(self.laid, store.name)
+    def __init__(
+        self, store: Store, *, like: "Checkpoint | None" = None, change: Change | None = None
+    ) -> None:
+        self.store, self.change, self.config = store, change, store.config
+        # The sites that an adapter changes by a product of factors.
+        self.factors: Mapping[Site, LowRank] = change.factors if change else {}
+        # What is stored and can't be compared: why, and its number of elements.
+        self.skipped = {**store.skipped, **(change.skipped if change else {})}
+        if change is not None:
+            self.laid: Mapping[str, Laid] = {**change.base.laid, **change.laid}
+            together = {**change.base.storage, **change.whole}
+            self.storage: Mapping[Site, Storage] = dict(sorted(together.items(), key=lambda item: item[0]))
+        else:
+            shapes = {name: header.shape for name, header in store.headers.items()}
+            config = store.config or (like.config if like else {})
+            self.laid = lay_out(shapes, config, context=context_of(like) if like else {})
+            self.storage = sites_of(self.laid, store.name)
+        self.sites = Sites(self.storage)
 
-    @cached_property
-    def sites(self) -> Sites:
-        """Every site, sorted."""
-        return Sites(self.storage)
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """`config.json`, empty where there is none."""
-        return self.store.config
+    def targeted(self, site: Site) -> bool:
+        """Whether tuning could have changed a site: any of a whole checkpoint, of an adapter its own."""
+        return self.change is None or site in self.change.factors or site in self.change.whole
 
     @property
     def parameters(self) -> int:
-        """The number of stored elements."""
-        return sum(storage.size for storage in self.storage.values())
+        """The number of elements, skipped ones among them."""
+        return sum(where.size for where in self.storage.values()) + sum(n for _, n in self.skipped.values())
 
     @property
     def tied(self) -> bool:
@@ -96,7 +121,9 @@ class Checkpoint:
         return self.at(site).shape
 
     def dtype(self, site: Site) -> str:
-        """The stored dtype of a site, as torch names it."""
+        """The dtype of a site as torch names it: as stored, or float32 where factors change it."""
+        if site.at() in self.factors:
+            return "float32"
         return self.store.headers[self.at(site).tensor].dtype
 
     def read(self, site: Site, wanted: slice | None = None) -> "Tensor":
@@ -104,9 +131,21 @@ class Checkpoint:
         from affectlens.checkpoints.slicing import rows, some, take
 
         where = self.at(site)
+        whole = site.at()
+        if whole in self.factors:
+            return self._changed(site, wanted)
         if wanted is None:
             return take(self.store.read(where.tensor, rows(where)), where)
         return some(self.store, where, wanted=wanted)
+
+    def _changed(self, site: Site, wanted: slice | None) -> "Tensor":
+        assert self.change is not None
+        unit = self.at(site).unit
+        if unit is not None:
+            whole = self._changed(site.at(), None)
+            return whole.narrow(unit.dim, unit.start, unit.stop - unit.start)
+        base = self.change.base.read(site, wanted)
+        return self.change.factors[site].applied(base, wanted or slice(None))
 
     def by_rows(self, site: Site) -> bool:
         """Whether some rows of a site can be read without the others."""
@@ -117,6 +156,8 @@ class Checkpoint:
         """Where the bytes of a site are, as stored; None where they are not one run of its values."""
         from affectlens.checkpoints.slicing import contiguous
 
+        if site.at() in self.factors:
+            return None
         where = self.at(site)
         header, whole = self.store.headers[where.tensor], self.store.span(where.tensor)
         run = contiguous(where, header)
@@ -177,3 +218,13 @@ class Checkpoint:
         from affectlens.checkpoints.describing import describe
 
         return describe(self)
+
+
+def context_of(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a whole model, by which a part of it is known for what it is."""
+    found: dict[str, tuple[int, ...]] = {}
+    for laid in checkpoint.laid.values():
+        # A part may have experts stacked that the whole has one by one; the shape is its own to say.
+        found.setdefault(laid.memory, ())
+        found[laid.name] = laid.shape
+    return found

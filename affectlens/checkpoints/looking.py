@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from affectlens.checkpoints.adapters import Adapter, adapter_folder
+from affectlens.checkpoints.adapters import Adapter
 from affectlens.checkpoints.checkpoint import Checkpoint
 from affectlens.checkpoints.describing import describe
-from affectlens.checkpoints.opening import Source, fetched, open_checkpoint
+from affectlens.checkpoints.factors import FACTOR
+from affectlens.checkpoints.opening import Source, open_checkpoint, stored
 from affectlens.sites import Site, drawn, nodes, record
 
 
@@ -40,6 +41,8 @@ class Look:
 
 def look(source: Source) -> Look:
     """Look at a folder, file, hub id, adapter or live module. Raises `CheckpointError`."""
-    if isinstance(source, str | Path) and (folder := adapter_folder(fetched(source))):
-        return Look(Adapter(folder))
+    if isinstance(source, str | Path):
+        store, config = stored(source)
+        if config or any(FACTOR.search(name) for name in store.headers):
+            return Look(Adapter(store, config))
     return Look(open_checkpoint(source))

@@ -13,6 +13,8 @@ from affectlens.checkpoints.checkpoint import Checkpoint, Header
 class TensorBytes:
     """The bytes of a contiguous tensor on the CPU, where they lie."""
 
+    remote = False
+
     def __init__(self, tensor: Tensor, name: str) -> None:
         self.name = name
         self._view = tensor.reshape(-1).view(torch.uint8).numpy().data
@@ -40,6 +42,9 @@ class MemoryStore:
         self.name, self.format, self.source = name, "memory", ""
         self._tensors = tensors
         self.config: Mapping[str, Any] = config or {}
+        self.skipped: Mapping[str, tuple[str, int]] = {}
+        self.aliases: Mapping[str, str] = {}
+        self.notes: tuple[str, ...] = ()
         self.headers: Mapping[str, Header] = {
             key: Header(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
             for key, tensor in tensors.items()
@@ -67,9 +72,23 @@ class MemoryStore:
         return {"bytes": sum(t.numel() * t.element_size() for t in self._tensors.values())}
 
 
-def from_module(module: nn.Module) -> Checkpoint:
-    """See a live module as a checkpoint; tied parameters appear once."""
+def store_of(module: nn.Module) -> MemoryStore:
+    """The parameters of a live module; tied ones appear once."""
     config = getattr(module, "config", None)
     known = config.to_dict() if config is not None and hasattr(config, "to_dict") else {}
-    name = type(module).__name__
-    return Checkpoint(MemoryStore(dict(module.named_parameters()), name=name, config=known))
+    return MemoryStore(dict(module.named_parameters()), name=type(module).__name__, config=known)
+
+
+def peft_config(module: nn.Module) -> dict[str, Any]:
+    """The config of the adapter that a live module carries, empty where it has none."""
+    known = getattr(module, "peft_config", None)
+    if not isinstance(known, Mapping) or len(known) != 1:
+        return {}
+    (config,) = known.values()
+    found: dict[str, Any] = config.to_dict()
+    return found
+
+
+def from_module(module: nn.Module) -> Checkpoint:
+    """See a live module without adapters as a checkpoint."""
+    return Checkpoint(store_of(module))

@@ -2,11 +2,18 @@
 
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, Union
 
-from affectlens.checkpoints.checkpoint import Checkpoint
-from affectlens.checkpoints.safetensors import open_safetensors
+from affectlens.checkpoints.adapting import adapted
+from affectlens.checkpoints.checkpoint import Checkpoint, Store
+from affectlens.checkpoints.factors import FACTOR, sort
+from affectlens.checkpoints.folders import ADAPTER, is_adapter, open_store
+from affectlens.checkpoints.joined import JoinedStore
+from affectlens.checkpoints.quantized import unpacked
+from affectlens.checkpoints.recipes import recipe
+from affectlens.checkpoints.safetensors import read_json
 from affectlens.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -14,32 +21,40 @@ if TYPE_CHECKING:
 
 Source = Union[str, Path, Checkpoint, "nn.Module"]
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
-_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json"]
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_HUB_FILES = ["*.safetensors", "*.json", "*.bin", "*.pth", "*.pt"]
+_SMALL = [ADAPTER, "adapter_model.*", "non_lora_trainables.bin", "config.json"]
 
 
-def open_checkpoint(source: Source) -> Checkpoint:
+def open_checkpoint(
+    source: Source,
+    *,
+    base: Source | None = None,
+    preset: str | None = None,
+    alpha: float | None = None,
+) -> Checkpoint:
     """Open a checkpoint; only headers are read until a site is.
 
-    `source` is a folder or file of safetensors, a hub id (`owner/name`, or `owner/name@revision`), a
-    live `nn.Module`, or a `Checkpoint`, which is returned as it is. Raises `CheckpointError`.
+    `source` is a folder or file of safetensors or of torch's (`.bin`, `.pth`, `.pt`), a PEFT adapter, a
+    file of bare trainables, a hub id (`owner/name`, or `owner/name@revision`; read where it lies), a live
+    `nn.Module`, or a `Checkpoint`, which is returned as it is. Adapters need the `base` they were trained
+    on, and are read as effective weights; where no file says LoRA's alpha, `alpha` or the `preset` of a
+    known model does (see `affectlens.checkpoints.recipes.PRESETS`). Raises `CheckpointError`.
     """
     if isinstance(source, Checkpoint):
         return source
-    if not isinstance(source, str | Path):
-        return _live(source)
-    path = fetched(source)
-    again = str(path.resolve()) if Path(source).exists() else str(source)
-    return Checkpoint(open_safetensors(path, again))
-
-
-def fetched(source: str | Path) -> Path:
-    """Where a source lies here: itself, or a hub repository's files in the hub's cache."""
-    if str(source) and Path(source).exists():
-        return Path(source)
-    if not _HUB_ID.fullmatch(str(source)):
-        raise CheckpointError(source, "there is no such file or folder")
-    return download(str(source), _HUB_FILES)
+    if isinstance(source, str | Path):
+        store, config = stored(source)
+        store = unpacked(store)
+    else:
+        store, config = _live(source)
+    if not config and not any(FACTOR.search(name) for name in store.headers):
+        return Checkpoint(store)
+    rule = recipe(store.name, config, preset=preset, alpha=alpha)
+    if base is not None:
+        return adapted(store, open_checkpoint(base), recipe=rule)
+    own, factors = _parted(store)
+    return adapted(factors, own, recipe=rule)
 
 
 def download(hub_id: str, patterns: list[str] | None = None) -> Path:
@@ -54,11 +69,63 @@ def download(hub_id: str, patterns: list[str] | None = None) -> Path:
         raise CheckpointError(hub_id, f"{reason} ({type(error).__name__})") from error
 
 
-def _live(source: object) -> Checkpoint:
+def _hub_id(source: str | Path) -> str:
+    if not _HUB_ID.fullmatch(str(source)):
+        raise CheckpointError(source, "there is no such file or folder")
+    return str(source)
+
+
+def stored(source: str | Path) -> tuple[Store, Mapping[str, Any]]:
+    """The store of a path or hub id, and the config of the adapter that it is, if it is one."""
+    if str(source) and Path(source).exists():
+        return _here(Path(source), str(Path(source).resolve()))
+    from affectlens.checkpoints.hub import cached, hub_files, open_hub
+
+    hub_id = _hub_id(source)
+    try:
+        listing = hub_files(hub_id)
+    except CheckpointError:
+        here = cached(hub_id)  # what a branch was when it was last downloaded
+        if here is None:
+            raise
+        return _here(here, hub_id)
+    here = cached(listing.source)
+    if here is not None:
+        return _here(here, hub_id)
+    weights = [name for name in listing.files if name.endswith(".safetensors") and "/" not in name]
+    if ADAPTER in listing.files and not any(name.startswith("model") for name in weights):
+        return _here(download(listing.source, _SMALL), hub_id)
+    if not weights:
+        return _here(download(listing.source, _HUB_FILES), hub_id)
+    return open_hub(hub_id, listing=listing), {}
+
+
+def _here(path: Path, source: str) -> tuple[Store, Mapping[str, Any]]:
+    folder = path if path.is_dir() else path.parent
+    return open_store(path, source), read_json(folder / ADAPTER) if is_adapter(path) else {}
+
+
+def _parted(store: Store) -> tuple[Checkpoint, Store]:
+    """A store that holds a whole model and an adapter to it, as these two."""
+    found = sort(store.headers, store.name)
+    saved = {name for name, owner in found.whole.items() if owner != name}
+    copies = [name for name in found.rest if ".original_module." in name]
+    own = {name: (store, name) for name in (*(found.whole.keys() - saved), *copies)}
+    if not any(".base_layer." in name for name in own):
+        fix = "Give base=; as the tuned side of a diff it is read over the other"
+        raise CheckpointError(
+            store.name, "an adapter says nothing without the base it was trained on", fix=fix
+        )
+    rest = {name: (store, name) for name in store.headers if name not in own}
+    base = Checkpoint(JoinedStore(store, own, config=store.config))
+    return base, JoinedStore(store, rest, config=store.config)
+
+
+def _live(source: object) -> tuple[Store, Mapping[str, Any]]:
     # A module exists only where torch has been imported; importing it here to ask would be slow.
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(source, torch.nn.Module):
-        from affectlens.checkpoints.memory import from_module
+        from affectlens.checkpoints.memory import peft_config, store_of
 
-        return from_module(source)
+        return store_of(source), peft_config(source)
     raise CheckpointError(type(source).__name__, "is neither a path, a hub id, a Checkpoint nor a module")

@@ -1,5 +1,6 @@
 """The headline call: how far every parameter of a tuned checkpoint lies from its base."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -8,68 +9,95 @@ from tqdm import tqdm
 from affectlens.checkpoints import Checkpoint, Pairing, Source, open_checkpoint, pair
 from affectlens.drift.drift import Drift
 from affectlens.drift.finding import findings
-from affectlens.drift.planning import Strip, strips
+from affectlens.drift.planning import Detail, Strip, strips
+from affectlens.drift.spectral import spectral
+from affectlens.drift.spreading import jobs, spread
 from affectlens.drift.streaming import engine, stream
-from affectlens.drift.summing import Summing
-from affectlens.drift.sums import Sums, measures
+from affectlens.drift.summing import Measure, Summing
+from affectlens.drift.sums import Sums
+from affectlens.drift.symmetric import symmetric
+from affectlens.drift.tabulating import frame
+from affectlens.sites import Site
 from affectlens.table import provenance
 
-_SITE = ("tower", "stack", "layer", "role", "expert", "param", "label")
 
-
-def diff(base: Source, tuned: Source, *, control: Source | None = None, progress: bool = True) -> Drift:
+def diff(
+    base: Source,
+    tuned: Source,
+    *,
+    control: Source | None = None,
+    preset: str | None = None,
+    alpha: float | None = None,
+    detail: str | None = None,
+    spectra: int | None = None,
+    align: bool = False,
+    measures: Mapping[str, Measure] | None = None,
+    executor: Any = None,
+    progress: bool = True,
+) -> Drift:
     """Measure the drift of every site from `base` to `tuned`.
 
-    Each side is a path, a hub id, an open `Checkpoint` or a live `nn.Module`; no model is built.
-    `control` is another tuning of the same base, on something that is not affect: its drift and the
-    cosine of the two changes stand beside each site's. Raises `CheckpointError` for what can't be
-    read and `NothingToCompare` when the two share no weight matrix.
+    Each side is a path, a hub id, an open `Checkpoint` or a live `nn.Module`; no model is built. An
+    adapter or a file of bare trainables is read over `base`; `preset` or `alpha` says LoRA's alpha where
+    no file does. `control` is another tuning of the same base, on something that is not affect: its
+    drift, its angle to the change and the part of the change along it stand beside each site's.
+
+    `detail` asks for `"heads"`, `"neurons"` (see `Drift.neurons`) or `"exact"` (nothing taken from factors
+    or content hashes), or several with commas. `spectra=k` adds the top k singular values of each changed
+    matrix and what follows from them; `align=True` matches the neurons of each gated MLP first and puts
+    the drift after it beside. `measures` maps names to functions of two float32 blocks, base and tuned,
+    whose values are added up. `executor` takes anything with `submit`, to which shards are given.
+
+    Raises `CheckpointError` for what can't be read and `NothingToCompare` when the two share no matrix.
     """
-    pairing = pair(open_checkpoint(base), open_checkpoint(tuned))
-    beside = None if control is None else open_checkpoint(control)
+    wanted, custom = Detail.of(detail), dict(measures or {})
+    before = open_checkpoint(base, preset=preset, alpha=alpha)
+    pairing = pair(before, open_checkpoint(tuned, base=before, preset=preset, alpha=alpha))
+    beside = None if control is None else open_checkpoint(control, base=before, preset=preset, alpha=alpha)
     if beside is not None:
-        pair(pairing.base, beside)
-    plan = list(strips(pairing, beside, detail=None))
-    with tqdm(
-        total=sum(strip.bytes for strip in plan),
-        unit="B",
-        unit_scale=True,
-        disable=None if progress else True,
-        leave=False,
-    ) as bar:
-        found = stream(plan, Summing(engine()), tell=bar.update)
-    for side in (pairing.base, pairing.tuned, *([beside] if beside else [])):
+        pair(before, beside)
+    sides = (before, pairing.tuned, *([beside] if beside else []))
+    plan = list(strips(pairing, beside, detail=wanted))
+    work = jobs(plan, sides, alpha=alpha, preset=preset, detail=detail, custom=custom) if executor else []
+    with _bar(plan, progress) as bar:
+        if executor is not None:
+            found = spread(plan, work, executor=executor, tell=bar.update)
+        else:
+            found = stream(plan, Summing(engine(), custom), tell=bar.update)
+    told: list[str] = []
+    columns = [symmetric(pairing, tell=told.append)] if align else []
+    columns += [spectral(found, spectra, detail=wanted, tell=told.append)] if spectra else []
+    for side in sides:
         side.store.check()
-    frame = pd.DataFrame([_row(strip, sums) for strip, sums in found.items()])
-    for name in ("layer", "expert"):
-        frame[name] = frame[name].astype("Int64")
-    return Drift(frame, _origin(pairing, beside, frame, found))
+    rows = frame(found, pairing, beside=_joined(columns))
+    origin = _origin(pairing, beside, rows, found, told)
+    return Drift(rows, {**origin, "custom": sorted(custom)} if custom else origin)
 
 
-def _row(strip: Strip, sums: Sums) -> dict[str, Any]:
-    site, dtypes = strip.site, [side.dtype(strip.site) for side in strip.sides[:2]]
-    return {
-        "parameter": site.parameter,
-        **{name: getattr(site, name) for name in _SITE},
-        "size": strip.size,
-        "dtype": " → ".join(dict.fromkeys(dtypes)),
-        **measures(sums, dtype=dtypes[1]),
-        "targeted": True,  # a whole checkpoint could have moved anywhere; an adapter could not
-    }
+def _bar(plan: list[Strip], progress: bool) -> Any:
+    total = sum(strip.bytes for strip in plan)
+    hidden = None if progress else True  # None: shown on a terminal alone
+    return tqdm(total=total, unit="B", unit_scale=True, disable=hidden, leave=False)
+
+
+def _joined(columns: list[dict[Site, dict[str, Any]]]) -> dict[Site, dict[str, Any]]:
+    sites = {site for part in columns for site in part}
+    return {site: {k: v for part in columns for k, v in part.get(site, {}).items()} for site in sites}
 
 
 def _origin(
-    pairing: Pairing, control: Checkpoint | None, frame: pd.DataFrame, found: dict[Strip, Sums]
+    pairing: Pairing,
+    control: Checkpoint | None,
+    rows: pd.DataFrame,
+    found: dict[Strip, Sums],
+    told: list[str],
 ) -> dict[str, Any]:
     identical = frozenset(strip.site for strip, sums in found.items() if sums.identical)
-    rounded = sum(sums.rounds and not sums.identical for sums in found.values())
-    sources = {"base": pairing.base.identity, "tuned": pairing.tuned.identity}
-    if control is not None:
-        sources["control"] = control.identity
-    moved = len(found) - len(identical)
+    sides = {"base": pairing.base, "tuned": pairing.tuned, **({"control": control} if control else {})}
+    notes = [f"{name}: {note}" for name, side in sides.items() for note in side.store.notes]
     return {
-        "sources": sources,
+        "sources": {name: side.identity for name, side in sides.items()},
         **provenance(),
         "ledger": pairing.ledger(identical),
-        "findings": [*findings(frame, moved=moved, rounded=rounded), *pairing.unlike],
+        "findings": [*findings(rows, found.values()), *told, *notes, *pairing.unlike],
     }

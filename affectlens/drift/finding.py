@@ -1,15 +1,28 @@
 """What a diff must say aloud: no drift at all, rounding alone, strangers, a control that controls nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import pandas as pd
 
 from affectlens.drift.drift import Drift
+from affectlens.drift.sums import Sums
 from affectlens.errors import NothingToCompare
 
 
-def findings(frame: pd.DataFrame, *, moved: int, rounded: int) -> Iterator[str]:
-    """Sentences on what must not be overlooked; `moved` and `rounded` count parameters."""
+def findings(frame: pd.DataFrame, found: Collection[Sums]) -> Iterator[str]:
+    """Sentences on what must not be overlooked, given the rows and the sums they were made of."""
+    moved = sum(not sums.identical for sums in found)
+    rounded = sum(sums.rounds and not sums.identical for sums in found)
+    if not all(sums.scaled for sums in found):
+        yield (
+            "No file says LoRA's alpha, so the drift is known up to one common factor, alpha/r: ratios "
+            "between modules hold, sizes do not. Give alpha= or preset=."
+        )
+    if unread := sum(not sums.read for sums in found):
+        yield (
+            f"{unread} parameters lie in files of equal content on both sides: they did not move, and were "
+            "not read, so their norms are not known (detail='exact' reads them)."
+        )
     language = frame[(frame["tower"] == "language") & frame["frobenius"].notna()]
     if len(language) and not language["frobenius"].any() and not language["nonfinite"].any():
         yield "The language model did not move at all: its drift is exactly zero."

@@ -11,10 +11,29 @@ from dataclasses import dataclass
 
 from affectlens.checkpoints import Checkpoint, Pairing
 from affectlens.checkpoints.bytes import Span
+from affectlens.checkpoints.lowrank import LowRank
+from affectlens.errors import TableError, near
 from affectlens.sites import Site, Units
 
+DETAILS = ("heads", "neurons", "exact")
 PART = 1 << 24  # bytes of a side
 WIDTHS = {"bfloat16": 2, "float16": 2, "float32": 4}  # the dtypes that are compared as they lie
+
+
+@dataclass(frozen=True)
+class Detail:
+    """What is wanted beyond sites: heads, neurons, and nothing taken from factors or hashes."""
+
+    units: frozenset[str] = frozenset()
+    exact: bool = False
+
+    @classmethod
+    def of(cls, asked: str | None) -> "Detail":
+        """Of `"heads"`, `"neurons"`, `"exact"`, or several with commas; raises `TableError` for another."""
+        words = {word.strip() for word in asked.split(",")} if asked else set()
+        for word in sorted(words - set(DETAILS)):
+            raise TableError(f"no detail {word!r}. Details: {near(word, DETAILS)}")
+        return cls(frozenset(word.removesuffix("s") for word in words - {"exact"}), "exact" in words)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +46,9 @@ class Strip:
     width: int  # elements of a row
     spans: tuple[Span, ...] | None  # of the rows on each side, where they are compared as they lie
     dtype: str
-    units: Units | None  # to be measured one by one
+    units: Units | None = None  # to be measured one by one
+    factors: tuple[LowRank, LowRank | None] | None = None  # of Δ, and of the control's, in place of reading
+    unread: bool = False  # both sides hold the same bytes far away
 
     @property
     def size(self) -> int:
@@ -37,8 +58,11 @@ class Strip:
     @property
     def bytes(self) -> int:
         """Bytes to be read of all sides."""
+        if self.unread:
+            return 0
         if self.spans is not None:
-            return sum(span.stop - span.start for span in self.spans)
+            sides = self.spans[:1] if self.factors else self.spans
+            return sum(span.stop - span.start for span in sides)
         return self.size * 4 * len(self.sides)
 
     @property
@@ -61,7 +85,7 @@ class Part:
         return self.strip.bytes * (self.stop - self.start) // max(self.strip.rows, 1)
 
 
-def strips(pairing: Pairing, control: Checkpoint | None, *, detail: str | None) -> Iterator[Strip]:
+def strips(pairing: Pairing, control: Checkpoint | None, *, detail: Detail) -> Iterator[Strip]:
     """A strip for each site that both sides have, in the order of sites."""
     for site in pairing.compared:
         shapes = [side.shape(site) for side in (pairing.base, pairing.tuned)]
@@ -80,18 +104,46 @@ def parts(strip: Strip) -> Iterator[Part]:
         yield Part(strip, start, min(start + step, strip.rows))
 
 
-def _strip(site: Site, sides: tuple[Checkpoint, ...], shape: tuple[int, ...], detail: str | None) -> Strip:
-    units = sides[0].units(site) if detail and len(shape) == 2 else None
-    units = units if units and f"{units.kind}s" == detail else None
+def _strip(site: Site, sides: tuple[Checkpoint, ...], shape: tuple[int, ...], detail: Detail) -> Strip:
+    units = sides[0].units(site) if detail.units and len(shape) == 2 else None
+    units = units if units and units.kind in detail.units else None
+    rows, width = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+    factors = None if detail.exact else _factors(site, sides)
+    if factors is not None:
+        spans = None if sides[0].at(site).transposed else _spans(site, sides[:1], math.prod(shape))
+        return Strip(site, sides, rows, width, spans, sides[0].dtype(site), units, factors)
     spans, dtypes = _spans(site, sides, math.prod(shape)), {side.dtype(site) for side in sides}
     dtype = dtypes.pop() if len(dtypes) == 1 else ""
     turned = {side.at(site).transposed for side in sides} if len(shape) > 1 else {False}
-    if spans is None or dtype not in WIDTHS or len(turned) > 1 or (units and turned == {True}):
+    if not dtype or len(turned) > 1 or (units and turned == {True}):
         spans = None
-    rows, width = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+    unread = spans is not None and not detail.exact and not units and _same_far_away(spans)
     if spans is not None and not units:
         rows, width = math.prod(shape), 1  # any cut will do
-    return Strip(site, sides, rows, width, spans, dtype, units)
+    return Strip(site, sides, rows, width, spans, dtype, units, unread=unread)
+
+
+def _factors(site: Site, sides: tuple[Checkpoint, ...]) -> tuple[LowRank, LowRank | None] | None:
+    """The factors that tell all of the change, where an adapter's base is the base of the diff."""
+    base, tuned, *control = sides
+    delta = _delta(site, base, tuned)
+    if delta is None:
+        return None
+    if not control:
+        return delta, None
+    other = _delta(site, base, control[0])
+    return None if other is None else (delta, other)
+
+
+def _delta(site: Site, base: Checkpoint, side: Checkpoint) -> LowRank | None:
+    found = side.factors.get(site)
+    if found is None or found.decomposed or side.change is None or site in base.factors:
+        return None
+    return found if side.change.base is base else None
+
+
+def _same_far_away(spans: tuple[Span, ...]) -> bool:
+    return spans[0].of.remote and len({span.key for span in spans}) == 1
 
 
 def _spans(site: Site, sides: tuple[Checkpoint, ...], count: int) -> tuple[Span, ...] | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from affectlens.drift import measuring
+from affectlens.drift.factoring import by_unit, factored
 from affectlens.drift.planning import WIDTHS, Part, Strip
 from affectlens.drift.sums import Sums
 
@@ -31,6 +32,10 @@ class Summing:
 
     def __call__(self, part: Part) -> Sums:
         """The sums of a part."""
+        if part.strip.unread:
+            return Sums(size=(part.stop - part.start) * part.strip.width, read=False)
+        if part.strip.factors is not None:
+            return factored(part, _blocks)
         sums = self._by_words(part) if part.strip.spans is not None else None
         if sums is None:  # other dtypes on the sides, or something that is not finite
             sums = Sums()
@@ -104,21 +109,16 @@ class _Buffers:
 
 def _units(strip: Strip, rows: tuple[int, int], base: Tensor, tuned: Tensor) -> Any:
     """Squares by head or neuron; each block speaks of some rows, or of all columns."""
-    units, (start, stop) = strip.units, rows
+    units, (start, _) = strip.units, rows
     assert units is not None
-    lines = measuring.squares(base, tuned, dim=units.dim)
-    found = np.zeros((2, units.count))
-    numbers = np.arange(start, stop) if units.dim == 0 else np.arange(strip.width)
-    for line, total in zip(lines, found, strict=True):
-        np.add.at(total, numbers // units.size, line)
-    return found
+    return by_unit(units, measuring.squares(base, tuned, dim=units.dim), first=start)
 
 
 def _blocks(part: Part) -> Iterator[Block]:
     """The values of each side, some rows at a time."""
-    strip = part.strip
+    strip, sides = part.strip, part.strip.sides[:1] if part.strip.factors else part.strip.sides
     step = max(1, measuring.BLOCK * 4 // max(strip.width, 1))
-    read = [_reader(strip, number) for number in range(len(strip.sides))]
+    read = [_reader(strip, number) for number in range(len(sides))]
     for start in range(part.start, part.stop, step):
         stop = min(start + step, part.stop)
         yield start, stop, tuple(side(start, stop) for side in read)

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 # Of the vector that the engines fill; `steps` is Σ p², p the power of two at or below |t|.
 FIELDS = ("dd", "bb", "bd", "absolute", "steps", "largest", "changed", "sign_flips")
+# What factors can't tell; null for adapters unless they are read element by element.
+ELEMENTWISE = ("mean_abs", "max_abs", "changed", "sign_flips", "rounding")
 TINY = 1e-37  # two values whose product is smaller are zero for the purpose of signs
 _DIGITS = {"bfloat16": 7, "float16": 10, "float32": 23, "float64": 52}  # of the mantissa, as stored
 
@@ -33,6 +35,9 @@ class Sums:
     rounds: bool = False  # one side is the other in another dtype
     units: NDArray[np.float64] | None = None  # (2, units): ⟨d,d⟩ and ⟨b,b⟩ of each head or neuron
     custom: dict[str, float] = field(default_factory=dict)
+    elementwise: bool = True  # False where the sums come from factors, which say nothing of single elements
+    scaled: bool = True  # False where Δ is known up to a factor
+    read: bool = True  # False where both sides hold the same bytes, far away
 
     def merge(self, other: "Sums") -> None:
         """Add another part's sums."""
@@ -41,6 +46,8 @@ class Sums:
         self.vector = self.vector + other.vector
         self.vector[FIELDS.index("largest")] = largest
         self.size += other.size
+        self.elementwise = self.elementwise and other.elementwise
+        self.scaled, self.read = self.scaled and other.scaled, self.read and other.read
         self.nonfinite += other.nonfinite
         self.broken += other.broken
         self.control = _plus(self.control, other.control)
@@ -54,14 +61,14 @@ class Sums:
     @property
     def identical(self) -> bool:
         """Whether no value differs; NaN equals NaN."""
-        return not self["changed"] and not self.broken
+        return not self["changed"] and not self["dd"] and not self.broken
 
 
 def _plus(one: Any, two: Any) -> Any:
     return two if one is None else one if two is None else one + two
 
 
-def measures(sums: Sums, *, dtype: str = "float32") -> dict[str, float | int]:
+def columns(sums: Sums, *, dtype: str = "float32") -> dict[str, float | int]:
     """The measure columns of `Drift`; `dtype` is that of the tuned side as stored."""
     finite = float(sums.size - sums.nonfinite)
     frobenius, base_norm = math.sqrt(sums["dd"]), math.sqrt(sums["bb"])
@@ -82,6 +89,12 @@ def measures(sums: Sums, *, dtype: str = "float32") -> dict[str, float | int]:
         # An error uniform within half a step has a variance of step²/12.
         "rounding": math.sqrt(sums["steps"] / 12) * step,
     }
+    if not sums.elementwise:
+        row |= dict.fromkeys(ELEMENTWISE, math.nan)
+    if not sums.scaled:
+        row["cosine"] = math.nan
+    if not sums.read:
+        row |= {"base_norm": math.nan, "relative": 0.0, "rounding": math.nan}
     if sums.control is not None:
         row |= _beside(sums, frobenius, base_norm, finite)
     return row | sums.custom

@@ -9,7 +9,7 @@ Neither torch nor transformers is needed to say where a parameter belongs.
 from affectlens.sites.laying import Laid, lay_out
 from affectlens.sites.locating import locate, sites_of
 from affectlens.sites.mlps import MLP
-from affectlens.sites.naming import bare_name
+from affectlens.sites.naming import bare_name, canonical
 from affectlens.sites.records import record
 from affectlens.sites.roles import ATTENTION
 from affectlens.sites.sections import heads, section
@@ -29,6 +29,7 @@ __all__ = [
     "Storage",
     "Units",
     "bare_name",
+    "canonical",
     "drawn",
     "heads",
     "lay_out",

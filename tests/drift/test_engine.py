@@ -197,7 +197,7 @@ def test_a_thread_s_error_ends_the_run() -> None:
     def broken(part: planning.Part) -> object:
         raise ValueError(part.strip.site.parameter)
 
-    plan = list(planning.strips(_pairing(), None, detail=None))
+    plan = list(planning.strips(_pairing(), None, detail=planning.Detail()))
     with pytest.raises(ValueError, match="w"):
         streaming.stream(plan, broken, tell=lambda _: None)  # type: ignore[arg-type]
 

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from affectlens.drift import measuring
 from affectlens.drift.measuring import BLOCK, same_bits
-from affectlens.drift.sums import measures
+from affectlens.drift.sums import columns
 
 SHAPES = [(3,), (7, 5), (1, BLOCK), (3, BLOCK + 1), (400, 500)]
 
 
 def measure(base: Tensor, tuned: Tensor, *, control: Tensor | None = None) -> dict[str, float | int]:
-    return measures(measuring.measure(base, tuned, control=control))
+    return columns(measuring.measure(base, tuned, control=control))
 
 
 def example(shape: tuple[int, ...], dtype: torch.dtype, *, drift: float = 1e-3) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,114 @@
+"""An adapter over its base, as one checkpoint of effective weights.
+
+Names propose: each factor pair is laid out as the parameter it changes, beside those of base. What finds no
+place in base is never dropped in silence: it is a site of its own, or skipped with the reason.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+from affectlens.checkpoints.checkpoint import Change, Checkpoint, Header, Store, context_of
+from affectlens.checkpoints.factors import Pair, Sorted, sort
+from affectlens.checkpoints.joined import JoinedStore
+from affectlens.checkpoints.recipes import Recipe
+from affectlens.errors import CheckpointError, NothingToCompare
+from affectlens.sites import Site, Storage, bare_name, canonical, lay_out, sites_of
+
+if TYPE_CHECKING:
+    from affectlens.checkpoints.lowrank import LowRank
+
+Shape = tuple[int, ...]
+
+
+def adapted(store: Store, base: Checkpoint, *, recipe: Recipe) -> Checkpoint:
+    """Lay the tensors of an adapter over `base`; over its own base where that is an adapter too.
+
+    Raises `CheckpointError` for factors that don't fit, and `NothingToCompare` when none finds its place.
+    """
+    root = base.change.base if base.change else base
+    found = sort(store.headers, store.name)
+    factors, skipped = _factors(store, root, found, recipe)
+    if found.pairs and not factors:
+        first = next(iter(found.pairs))
+        raise NothingToCompare(
+            f"none of the {len(found.pairs)} LoRA pairs of {store.name} fits a parameter of "
+            f"{root.store.name}; first: {first!r}. Is this the right base?"
+        )
+    skipped |= {name: (why, _size(store, name)) for name, why in found.rest.items()}
+    shapes = {owner: store.headers[tensor].shape for tensor, owner in found.whole.items()}
+    laid = lay_out(shapes, root.config, context=context_of(root))
+    tensors = {owner: tensor for tensor, owner in found.whole.items()}
+    key = {owner: f"{store.name}:{tensor}" for owner, tensor in tensors.items()}
+    whole = {
+        site: where._replace(tensor=key[where.tensor]) for site, where in sites_of(laid, store.name).items()
+    }
+    parts: dict[str, tuple[Store, str]] = {name: (root.store, name) for name in root.store.headers}
+    parts |= {key[owner]: (store, tensor) for owner, tensor in tensors.items()}
+    change = Change(root, {key[owner]: one for owner, one in laid.items()}, whole, factors, skipped)
+    return Checkpoint(JoinedStore(store, parts, config=store.config or root.config), change=change)
+
+
+def _factors(
+    store: Store, root: Checkpoint, found: Sorted, recipe: Recipe
+) -> tuple[dict[Site, "LowRank"], dict[str, tuple[str, int]]]:
+    from affectlens.checkpoints.lowrank import LowRank
+
+    names = canonical([*found.pairs, *context_of(root)], root.config)
+    at = {laid.name: tensor for tensor, laid in root.laid.items()}
+    elsewhere = {owner: _shape(store, pair) for owner, pair in found.pairs.items() if names[owner] not in at}
+    placed: dict[str, list[tuple[Site, Storage]]] = {owner: [] for owner in found.pairs}
+    for site, where in sites_of(
+        lay_out(elsewhere, root.config, context=context_of(root)), store.name
+    ).items():
+        placed[where.tensor].append((site, where))
+    by_tensor: dict[str, list[tuple[Site, Storage]]] = {}
+    for site, where in root.storage.items():
+        by_tensor.setdefault(where.tensor, []).append((site, where))
+    factors, skipped = {}, {}
+    for owner, pair in found.pairs.items():
+        rank = _rank(store, owner, pair, recipe)
+        scale = recipe.scale(bare_name(owner).removesuffix(".weight"), rank)
+        if owner not in elsewhere:
+            tensor = at[names[owner]]
+            _fits(store, owner, pair, root.laid[tensor].shape, root.laid[tensor].transposed)
+            placed[owner] = by_tensor[tensor]
+        for site, where in placed[owner]:
+            if site not in root.storage or root.shape(site) != where.shape:
+                size = sum(_size(store, name) for name in (pair.a, pair.b))
+                skipped[owner] = ("changes a parameter that base does not have", size)
+                continue
+            factors[site] = LowRank(store, pair, where, scale)
+    return factors, skipped
+
+
+def _rank(store: Store, owner: str, pair: Pair, recipe: Recipe) -> int:
+    """The rank of a pair, checked against its other half, the recipe and what DoRA needs."""
+    a, b = store.headers[pair.a].shape, store.headers[pair.b].shape
+    if len(a) < 2 or len(b) < 2 or a[0] != b[1]:
+        raise CheckpointError(store.name, f"factors of shapes {b} and {a} make no product", key=owner)
+    if recipe.rank is not None and a[0] != recipe.rank:
+        raise CheckpointError(store.name, f"has rank {a[0]}, the preset {recipe.rank}", key=owner)
+    if recipe.dora and not pair.magnitude:
+        raise CheckpointError(store.name, "DoRA without its magnitude vector", key=owner)
+    if pair.magnitude and (pair.embedding or len(_shape(store, pair)) != 2):
+        reason, fix = "DoRA of an embedding or a convolution is not supported", "Merge it with PEFT first"
+        raise CheckpointError(store.name, reason, key=owner, fix=fix)
+    return a[0]
+
+
+def _shape(store: Store, pair: Pair) -> Shape:
+    """The shape (out, in) of the parameter that a pair changes."""
+    a, b = store.headers[pair.a].shape, store.headers[pair.b].shape
+    return (a[-1], b[0]) if pair.embedding else (b[0], *a[1:])
+
+
+def _fits(store: Store, owner: str, pair: Pair, stored: Shape, transposed: bool) -> None:
+    shape = stored[::-1] if transposed else stored
+    made = _shape(store, pair)
+    if made != shape:
+        raise CheckpointError(store.name, f"its factors make {made}, base has {shape}", key=owner)
+
+
+def _size(store: Store, name: str) -> int:
+    header: Header = store.headers[name]
+    return math.prod(header.shape)

@@ -1,0 +1,58 @@
+"""Several stores seen as one: an adapter over its base, or trainables that lie in two files."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from affectlens.checkpoints.bytes import Span
+from affectlens.checkpoints.checkpoint import Header, Store
+from affectlens.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class JoinedStore:
+    """Serve each key from the store and the tensor that it stands for; `main` lends its name and facts."""
+
+    def __init__(
+        self, main: Store, parts: Mapping[str, tuple[Store, str]], *, config: Mapping[str, Any]
+    ) -> None:
+        self.name, self.source, self.format = main.name, main.source, main.format
+        self.config, self._main, self._parts = config, main, parts
+        self._stores = list({id(store): store for store, _ in parts.values()}.values())
+        self.headers: Mapping[str, Header] = {
+            key: store.headers[name] for key, (store, name) in parts.items()
+        }
+        self.skipped: Mapping[str, tuple[str, int]] = {
+            name: why for store in self._stores for name, why in store.skipped.items()
+        }
+        self.aliases: Mapping[str, str] = {}
+        self.notes: tuple[str, ...] = tuple(note for store in self._stores for note in store.notes)
+
+    def read(self, tensor: str, rows: slice | None = None) -> "Tensor":
+        """Return a tensor, or some of its rows."""
+        store, name = self._parts[tensor]
+        return store.read(name, rows)
+
+    def span(self, tensor: str) -> Span | None:
+        """Where the bytes of a tensor are, if its store says so."""
+        store, name = self._parts[tensor]
+        return store.span(name)
+
+    def check(self) -> None:
+        """Raise `CheckpointError` if a file changed since it was opened."""
+        for store in self._stores:
+            store.check()
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Those of the main store."""
+        return self._main.facts
+
+
+def together(first: Store, second: Store) -> JoinedStore:
+    """Two stores that hold different tensors; raises `CheckpointError` for one that both hold."""
+    for name in sorted(first.headers.keys() & second.headers.keys()):
+        raise CheckpointError(second.source, f"also stored in {first.name}", key=name)
+    parts = {name: (store, name) for store in (first, second) for name in store.headers}
+    return JoinedStore(first, parts, config=first.config)

@@ -1,0 +1,71 @@
+"""Drift after the symmetries of gated MLPs are undone, beside the drift before.
+
+A neuron may change its place, and trade scale between up and down, without any change of what the model
+computes. Where a pair is an ordinary fine-tune nothing is found, and the two drifts are the same.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from affectlens.checkpoints import Pairing
+from affectlens.drift.aligning import Alignment, Mlp, align, aligned
+from affectlens.sites import Site
+
+_ROLES = ("gate_proj", "up_proj", "down_proj")
+_LOUD = 0.9  # of the drift that is left; below it the difference changes what a table says
+
+
+def symmetric(pairing: Pairing, *, tell: Callable[[str], Any]) -> dict[Site, dict[str, Any]]:
+    """`aligned_frobenius` and `aligned_relative` of gate, up and down of each gated MLP."""
+    rows: dict[Site, dict[str, Any]] = {}
+    strangers = loud = count = 0
+    for sites in _mlps(pairing.comparable):
+        count += 1
+        base, tuned = (
+            Mlp(*(side.read(site).cpu().float() for site in sites)) for side in (pairing.base, pairing.tuned)
+        )
+        found = align(base, tuned)
+        after = aligned(tuned, found)
+        before = _total(base, tuned)
+        left = _total(base, after)
+        strangers += not found.confident
+        loud += left < _LOUD * before
+        for site, b, t in zip(sites, base, after, strict=True):
+            norm, weight = float((t.double() - b.double()).norm()), float(b.double().norm())
+            rows[site] = {
+                "aligned_frobenius": norm,
+                "aligned_relative": norm / weight if weight else math.nan,
+                **_columns(found),
+            }
+    if loud:
+        tell(
+            f"In {loud} of {count} gated MLPs neurons changed place or scale, which changes nothing that the "
+            "model computes: read aligned_relative there, and transplant single matrices with care."
+        )
+    if strangers:
+        tell(f"In {strangers} of {count} gated MLPs no neuron of tuned resembles one of base.")
+    return rows
+
+
+def _mlps(sites: Iterable[Site]) -> list[tuple[Site, Site, Site]]:
+    """The gate, up and down of each MLP that has all three."""
+    found: dict[tuple[Any, ...], dict[str, Site]] = defaultdict(dict)
+    for site in sites:
+        if site.role in _ROLES and site.param == "weight":
+            found[(site.tower, site.stack, site.layer, site.expert, site.label)][site.role] = site
+    return [
+        (mlp["gate_proj"], mlp["up_proj"], mlp["down_proj"])
+        for mlp in found.values()
+        if len(mlp) == len(_ROLES)
+    ]
+
+
+def _total(base: Mlp, tuned: Mlp) -> float:
+    norms = [float((t.double() - b.double()).norm()) for b, t in zip(base, tuned, strict=True)]
+    return math.hypot(*norms)
+
+
+def _columns(found: Alignment) -> dict[str, Any]:
+    return {"neurons_moved": found.moved, "neurons_rescaled": found.rescaled, "alignment": found.confidence}

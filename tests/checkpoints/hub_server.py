@@ -1,0 +1,274 @@
+"""A hub of our own: the file protocol of huggingface.co, on two ports, with faults to order.
+
+One port lists repositories (`/api/models/…`) and resolves files; large ones (`.safetensors`) it sends on
+with a 302 to the other port, the CDN, whose links are signed and can expire. Every request is logged.
+"""
+
+import hashlib
+import json
+import re
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
+
+
+class Request(NamedTuple):
+    """What was asked: of the hub's `api` or its `resolve`, or of the `cdn`."""
+
+    at: str
+    path: str
+    range: str
+    authorized: bool
+
+
+class Commit(NamedTuple):
+    """A repository's files at one commit."""
+
+    oid: str
+    files: dict[str, bytes]
+
+
+@dataclass
+class Fault:
+    """What goes wrong at one place, how often, and after how many bytes."""
+
+    kind: str
+    at: str = "cdn"
+    times: int = 1
+    after: int = 0
+
+
+@dataclass
+class Hub:
+    """What the hub holds, what is to go wrong, and what it was asked."""
+
+    repositories: dict[str, dict[str, Commit]] = field(default_factory=dict)
+    gated: set[str] = field(default_factory=set)
+    faults: list[Fault] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    sent: dict[str, int] = field(default_factory=dict)  # bytes of the bodies, by file
+    signature: int = 0  # links signed with another one have expired
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    closing: threading.Event = field(default_factory=threading.Event)
+    endpoint: str = ""
+    cdn: str = ""
+
+    def push(self, name: str, files: dict[str, bytes], *, to: str = "main") -> str:
+        """Add a commit to a branch and say its hash."""
+        digest = hashlib.sha1(name.encode())
+        for file, content in sorted(files.items()):
+            digest.update(file.encode() + content)
+        commit = Commit(digest.hexdigest(), files)
+        self.repositories.setdefault(name, {}).update({to: commit, commit.oid: commit})
+        return commit.oid
+
+    def fail(self, kind: str, *, at: str = "cdn", times: int = 1, after: int = 0) -> None:
+        """Order a fault."""
+        self.faults.append(Fault(kind, at, times, after))
+
+    def fault(self, at: str) -> Fault:
+        """Take the fault that is due at a place."""
+        with self.lock:
+            for due in self.faults:
+                if due.at == at and due.times:
+                    due.times -= 1
+                    return due
+        return Fault("")
+
+    def asked(self, at: str) -> list[Request]:
+        """The requests at one place."""
+        return [request for request in self.requests if request.at == at]
+
+
+@contextmanager
+def serving() -> Iterator[Hub]:
+    """Run a hub and its CDN until the block ends."""
+    hub = Hub()
+    servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler(hub, kind)) for kind in (HubAnswer, CdnAnswer)]
+    hub.endpoint, hub.cdn = (f"http://127.0.0.1:{server.server_port}" for server in servers)
+    threads = [threading.Thread(target=server.serve_forever, args=(0.02,)) for server in servers]
+    for thread in threads:
+        thread.start()
+    try:
+        yield hub
+    finally:
+        hub.closing.set()
+        for server, thread in zip(servers, threads, strict=True):
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+
+def handler(hub: Hub, kind: "type[Answer]") -> "type[Answer]":
+    """The class that a server makes for each connection."""
+    return type(kind.__name__, (kind,), {"hub": hub})
+
+
+def git_oid(content: bytes) -> str:
+    """The name git gives a file's content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+class Answer(BaseHTTPRequestHandler):
+    """What the hub and the CDN have in common: logging, ranges, faults."""
+
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+    timeout = 5  # seconds; an idle connection would keep the server from closing
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Say nothing."""
+
+    def do_HEAD(self) -> None:
+        """Answer without a body."""
+        self.do_GET()
+
+    def note(self, at: str) -> Fault:
+        """Log the request, and take what is to go wrong with it; a plain status is answered here."""
+        asked = Request(at, self.path, self.headers.get("range", ""), "authorization" in self.headers)
+        with self.hub.lock:
+            self.hub.requests.append(asked)
+        fault = self.hub.fault(at)
+        if fault.kind.isdecimal():
+            self.reply(int(fault.kind), {"retry-after": str(fault.after)} if fault.after else {})
+        return fault
+
+    def reply(self, status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
+        """Answer whole."""
+        self.send_response(status)
+        for key, value in {"content-length": str(len(body)), **(headers or {})}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def give(self, name: str, content: bytes, headers: dict[str, str], *, fault: Fault) -> None:
+        """Answer with the part of a file that was asked for, or as the fault has it."""
+        start, stop = self.part(len(content))
+        if fault.kind == "whole":
+            start, stop = 0, len(content)
+        if fault.kind == "etag":
+            headers = {**headers, "etag": '"another"'}
+        partial = (start, stop) != (0, len(content)) or ("range" in self.headers and fault.kind != "whole")
+        self.send_response(206 if partial else 200)
+        for key, value in {**headers, "content-length": str(stop - start)}.items():
+            self.send_header(key, value)
+        if partial:
+            size = len(content) + (8 if fault.kind == "size" else 0)
+            first = start + (1 if fault.kind == "place" else 0)
+            self.send_header("content-range", f"bytes {first}-{stop - 1}/{size}")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.send_body(name, content[start:stop], fault)
+
+    def part(self, size: int) -> tuple[int, int]:
+        """The range asked for; all where there is none."""
+        found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("range", ""))
+        return (int(found[1]), min(int(found[2]) + 1, size)) if found else (0, size)
+
+    def send_body(self, name: str, body: bytes, fault: Fault) -> None:
+        """Write the body; after some bytes the line may break, stall, or trickle."""
+        broken = fault.kind in ("reset", "stall", "trickle")
+        now = body[: fault.after] if broken else body
+        self.write(name, now)
+        if fault.kind == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+        if fault.kind == "stall":
+            self.hub.closing.wait(5)
+        rest = body[len(now) :] if fault.kind == "trickle" else b""
+        for place in range(len(rest)):
+            if self.hub.closing.wait(0.05):
+                return
+            self.write(name, rest[place : place + 1])
+        self.close_connection = broken
+
+    def write(self, name: str, body: bytes) -> None:
+        """Write and count."""
+        with self.hub.lock:
+            self.hub.sent[name] = self.hub.sent.get(name, 0) + len(body)
+        try:
+            self.wfile.write(body)
+            self.wfile.flush()
+        except OSError:  # the reader is gone
+            self.close_connection = True
+
+
+class HubAnswer(Answer):
+    """Lists repositories, resolves files; small ones it gives itself."""
+
+    def do_GET(self) -> None:
+        """Answer `/api/models/{id}`, `/api/models/{id}/revision/{rev}` or `/{id}/resolve/{rev}/{file}`."""
+        path = unquote(urlsplit(self.path).path)
+        if path == "/api/agent-harnesses":  # huggingface_hub asks this for its user-agent
+            return self.reply(404)
+        listed = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path)
+        resolved = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        found = listed or resolved
+        fault = self.note("api" if listed else "resolve")
+        if fault.kind.isdecimal():
+            return None
+        commits = self.hub.repositories.get(found[1] if found else "")
+        commit = (commits or {}).get((found[2] if found else "") or "main")
+        if found is None or commits is None:
+            return self.reply(401, {"x-error-code": "RepoNotFound"})
+        if commit is None:
+            return self.reply(404, {"x-error-code": "RevisionNotFound"})
+        if listed:
+            return self.list(found[1], commit)
+        if found[1] in self.hub.gated and "authorization" not in self.headers:
+            return self.reply(403, {"x-error-code": "GatedRepo"})
+        return self.resolve(commit, found[3], fault)
+
+    def list(self, name: str, commit: Commit) -> None:
+        """Say the commit and its files, as `model_info(files_metadata=True)` reads them."""
+        files = []
+        for file, content in commit.files.items():
+            entry: dict[str, object] = {"rfilename": file, "blobId": git_oid(content), "size": len(content)}
+            if file.endswith(".safetensors"):
+                sha256 = hashlib.sha256(content).hexdigest()
+                entry["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 134}
+            files.append(entry)
+        body = {"_id": "0", "id": name, "modelId": name, "sha": commit.oid, "siblings": files, "tags": []}
+        self.reply(200, {"content-type": "application/json"}, json.dumps(body).encode())
+
+    def resolve(self, commit: Commit, file: str, fault: Fault) -> None:
+        """Give a small file, send on to the CDN for a large one."""
+        if file not in commit.files:
+            return self.reply(404, {"x-error-code": "EntryNotFound"})
+        content = commit.files[file]
+        if not file.endswith(".safetensors"):
+            headers = {"x-repo-commit": commit.oid, "etag": f'"{git_oid(content)}"'}
+            return self.give(file, content, headers, fault=fault)
+        sha256 = "0" * 64 if fault.kind == "hash" else hashlib.sha256(content).hexdigest()
+        headers = {
+            "location": f"{self.hub.cdn}/{commit.oid}/{file}?Signature={self.hub.signature}",
+            "x-repo-commit": commit.oid,
+            "x-linked-etag": f'"{sha256}"',
+            "x-linked-size": str(len(content)),
+        }
+        return self.reply(302, headers, b"Found. Redirecting")
+
+
+class CdnAnswer(Answer):
+    """Gives parts of files to who has a link that is still good."""
+
+    def do_GET(self) -> None:
+        """Answer `/{commit}/{file}?Signature=…`."""
+        fault = self.note("cdn")
+        if fault.kind.isdecimal():
+            return None
+        parts = urlsplit(self.path)
+        if parse_qs(parts.query).get("Signature") != [str(self.hub.signature)]:
+            return self.reply(403, {}, b"<Error><Code>AccessDenied</Code></Error>")
+        oid, _, file = unquote(parts.path)[1:].partition("/")
+        found = (commits[oid] for commits in self.hub.repositories.values() if oid in commits)
+        content = next(found).files[file]
+        headers = {"etag": f'"{hashlib.md5(content).hexdigest()}"'}
+        return self.give(file, content, headers, fault=fault)
