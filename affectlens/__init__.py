@@ -13,7 +13,7 @@ from affectlens.lazy import resolver
 if TYPE_CHECKING:
     from affectlens.checkpoints import Checkpoint, open_checkpoint
     from affectlens.demo import Demo, load_demo
-    from affectlens.drift import Drift, diff
+    from affectlens.drift import Agreement, Drift, Trajectory, agreement, diff, trajectory
     from affectlens.effects import Effects, Grid, evaluate, sweep
     from affectlens.errors import AffectlensError
     from affectlens.interventions import Transplant, Zero
@@ -27,6 +27,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "AffectlensError": "errors",
+    "Agreement": "drift",
     "Checkpoint": "checkpoints",
     "Demo": "demo",
     "Drift": "drift",
@@ -41,8 +42,10 @@ _HOME = {
     "Sites": "sites",
     "Study": "studying",
     "Task": "tasks",
+    "Trajectory": "drift",
     "Transplant": "interventions",
     "Zero": "interventions",
+    "agreement": "drift",
     "diff": "drift",
     "evaluate": "effects",
     "load": "lens",
@@ -52,12 +55,13 @@ _HOME = {
     "plot": "views",
     "study": "studying",
     "sweep": "effects",
+    "trajectory": "drift",
 }
 
 __all__ = [  # noqa: RUF022 - in the order of the argument
     "Site", "Sites",
     "Checkpoint", "open_checkpoint",
-    "Drift", "diff",
+    "Drift", "diff", "Trajectory", "trajectory", "Agreement", "agreement",
     "Lens", "load",
     "Transplant", "Zero",
     "Example", "Scores", "Task", "load_task",

@@ -4,11 +4,13 @@ The head (schema and origin, as JSON) lies inside Parquet and JSON, and in the f
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from affectlens import html
@@ -22,10 +24,24 @@ _FORMULA = re.compile(r"^[=+\-@\t\r]")
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a frame as strict JSON values: every digit kept, NaN and null as null."""
     kept = frame.astype(object).where(frame.notna(), None)
-    return [
-        {str(k): v.item() if hasattr(v, "item") else v for k, v in row.items()}
-        for row in kept.to_dict("records")
-    ]
+    return [{str(k): _plain(v) for k, v in row.items()} for row in kept.to_dict("records")]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return [_plain(one) for one in value.tolist()]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def flat(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame without its columns of arrays, for forms that have a number or a word a cell."""
+    return frame[[name for name in frame if not _holds_arrays(frame[name])]]
+
+
+def _holds_arrays(column: pd.Series) -> bool:
+    return column.dtype == object and any(isinstance(cell, np.ndarray) for cell in column)
 
 
 def _to_parquet(frame: pd.DataFrame, head: str, path: Path) -> None:
@@ -47,7 +63,7 @@ def _from_parquet(path: Path) -> Read:
 
 def _to_csv(frame: pd.DataFrame, head: str, path: Path) -> None:
     # A spreadsheet runs a cell that begins with one of these as a formula.
-    safe = frame.map(lambda x: f"'{x}" if isinstance(x, str) and _FORMULA.match(x) else x)
+    safe = flat(frame).map(lambda x: f"'{x}" if isinstance(x, str) and _FORMULA.match(x) else x)
     with path.open("w", encoding="utf-8") as stream:
         stream.write(f"# {head}\n")
         safe.to_csv(stream, index=False)
@@ -69,7 +85,11 @@ def _to_json(frame: pd.DataFrame, head: str, path: Path) -> None:
 
 def _from_json(path: Path) -> Read:
     head = json.loads(path.read_text("utf-8"))
-    return _typed(pd.DataFrame(head["rows"])), head["schema"], head["origin"]
+    frame = pd.DataFrame(head["rows"])
+    for name in frame.columns[[any(isinstance(cell, list) for cell in frame[name]) for name in frame]]:
+        arrays = [np.asarray(cell, float) if isinstance(cell, list) else None for cell in frame[name]]
+        frame[name] = pd.Series(arrays, index=frame.index, dtype=object)
+    return _typed(frame), head["schema"], head["origin"]
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
@@ -81,6 +101,7 @@ def _to_markdown(frame: pd.DataFrame, head: str, path: Path) -> None:
     def row(cells: Collection[Any]) -> str:
         return "| " + " | ".join(html.number(cell).replace("|", "\\|") for cell in cells) + " |"
 
+    frame = flat(frame)
     names = list(frame.columns)
     body = [row(cells) for cells in frame.itertuples(index=False)]
     path.write_text("\n".join([row(names), "|" + " --- |" * len(names), *body, ""]), "utf-8")
@@ -98,6 +119,7 @@ def _to_latex(frame: pd.DataFrame, head: str, path: Path) -> None:
         return " & ".join(html.number(cell).translate(escapes) for cell in cells) + r" \\"
 
     escapes = str.maketrans(_LATEX)
+    frame = flat(frame)
     names = list(frame.columns)
     body = [row(cells) for cells in frame.itertuples(index=False)]
     lines = [rf"\begin{{tabular}}{{{'l' * len(names)}}}", r"\toprule", row(names), r"\midrule"]

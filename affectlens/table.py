@@ -100,7 +100,7 @@ class Table:
         if "parameter" not in self.frame.columns:
             raise TableError(f"a {type(self).__name__} table has no one site a row")
         rows = self.frame.reindex(columns=list(_KEYS)).to_dict("records")
-        return Sites(_site(row) for row in rows)
+        return Sites(site_of(row) for row in rows)
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a copy of the frame."""
@@ -177,10 +177,13 @@ def _fits(value: Any, choice: Any) -> bool:
     return bool(value == choice)
 
 
-def _site(row: dict[Any, Any]) -> Site:
-    known = {name: value for name, value in row.items() if not pd.isna(value)}
-    numbers = {name: int(known[name]) for name in ("layer", "expert") if name in known}
-    return Site(**{**known, **numbers})
+def site_of(row: Mapping[Any, Any]) -> Site:
+    """The site that a row of a table speaks of."""
+    known: dict[str, Any] = {name: row[name] for name in _KEYS if name in row and not pd.isna(row[name])}
+    for name in ("layer", "expert"):
+        if name in known:
+            known[name] = int(known[name])
+    return Site(**known)
 
 
 def _known(path: Path) -> str:

@@ -119,8 +119,9 @@ def test_inspecting_needs_neither_torch_nor_transformers() -> None:
 def test_public_names_are_pinned_and_resolve() -> None:
     """`__all__` is what it was, and every name in it exists."""
     expected = (
-        "Site Sites Checkpoint open_checkpoint Drift diff Lens load Transplant Zero Example Scores Task "
-        "load_task Effects Grid evaluate sweep Plot Report plot Study study Demo load_demo AffectlensError"
+        "Site Sites Checkpoint open_checkpoint Drift diff Trajectory trajectory Agreement agreement "
+        "Lens load Transplant Zero Example Scores Task load_task Effects Grid evaluate sweep "
+        "Plot Report plot Study study Demo load_demo AffectlensError"
     )
 
     assert expected.split() == affectlens.__all__

@@ -8,6 +8,7 @@ from affectlens.checkpoints.configs import differing
 from affectlens.errors import NothingToCompare
 from affectlens.sites import Site, Sites
 
+_REASONS = 4  # that a note has room for
 _VOCABULARY = ("embed_tokens", "lm_head")
 
 
@@ -40,16 +41,18 @@ class Pairing:
         One row a state that occurs; the columns of parameters add up to each checkpoint's total.
         """
         tied = Sites(s for s in self.only_base | self.only_tuned if s.role == "lm_head" and self._ties())
+        reached = Sites(site for site in self.comparable if self.tuned.targeted(site))
         states = {
             "paired": (self.comparable - identical, "compared, and moved"),
-            "identical": (self.comparable & identical, "compared, equal in every value"),
+            "identical": (reached & identical, "compared, equal in every value: did not move"),
+            "not-targeted": (self.comparable - reached, "not part of the adapter: could not move"),
             "resized": (self.resized, "the rows that both sides have were compared"),
             "reshaped": (self.reshaped - self.resized, "not compared: the shapes differ"),
             "tied": (tied, "stored on one side, tied to the input embedding on the other: not compared"),
             "only-base": (self.only_base - tied, "not in tuned"),
             "only-tuned": (self.only_tuned - tied, "not in base"),
         }
-        return [
+        rows = [
             {
                 "state": state,
                 "sites": len(sites),
@@ -59,6 +62,23 @@ class Pairing:
             }
             for state, (sites, note) in states.items()
             if len(sites) or state == "paired"
+        ]
+        return [*rows, *self._skipped()]
+
+    def _skipped(self) -> list[dict[str, Any]]:
+        sides = [self.base.skipped, self.tuned.skipped]
+        if not any(sides):
+            return []
+        reasons = sorted({why for side in sides for why, _ in side.values()})
+        counts = [sum(size for _, size in side.values()) for side in sides]
+        return [
+            {
+                "state": "skipped",
+                "sites": len(sides[0].keys() | sides[1].keys()),
+                "base_parameters": counts[0],
+                "tuned_parameters": counts[1],
+                "note": "stored, and not compared: " + "; ".join(reasons[:_REASONS]),
+            }
         ]
 
     @property
@@ -77,6 +97,9 @@ class Pairing:
                 found.append(f"{len(sites)} parameters {words} (first: {sites[0].parameter}).")
         if self._ties():
             found.append("The output embedding is tied to the input embedding on one side only.")
+        for name, side in (("base", self.base), ("tuned", self.tuned)):
+            for why, tensors in _by_reason(side).items():
+                found.append(f"{len(tensors)} tensors of {name} were skipped: {why} (first: {tensors[0]}).")
         settings = differing(self.base.config, self.tuned.config)
         if settings:
             found.append(f"The configs differ in {', '.join(settings)}.")
@@ -111,6 +134,13 @@ def pair(base: Checkpoint, tuned: Checkpoint) -> Pairing:
 def _rows_alone(base: Checkpoint, tuned: Checkpoint, site: Site) -> bool:
     one, two = base.shape(site), tuned.shape(site)
     return len(one) == len(two) > 0 and one[1:] == two[1:]
+
+
+def _by_reason(side: Checkpoint) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for tensor, (why, _) in side.skipped.items():
+        found.setdefault(why, []).append(tensor)
+    return found
 
 
 def _count(side: Checkpoint, sites: Sites) -> int:

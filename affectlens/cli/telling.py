@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from affectlens.drift import Drift
     from affectlens.effects import Effects
 
-_ROLE = ("sites", "size", "frobenius", "relative", "rms", "changed", "control_relative")
+_ROLE = ("sites", "size", "frobenius", "relative", "rms", "changed", "control_relative", "aligned_relative")
 _WIDTH = 100
 
 

@@ -1,6 +1,5 @@
 """The verbs of the command line. Heavy imports stay inside, so that `--help` answers at once."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -68,28 +67,29 @@ def diff(
     base: Base,
     tuned: Tuned,
     control: Control = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Known source of bare trainables, e.g. affectgpt.")
+    ] = None,
+    alpha: Annotated[float | None, typer.Option(help="LoRA's alpha, where no file says it.")] = None,
     by: Annotated[
         str, typer.Option(help="role, layer or tower; comma-separated for several.")
     ] = "tower,role",
+    detail: Annotated[
+        str | None, typer.Option(help="heads, neurons, exact; comma-separated for several.")
+    ] = None,
+    spectra: Annotated[
+        int | None, typer.Option(min=1, help="Also the top K singular values of each change.")
+    ] = None,
+    align: Annotated[bool, typer.Option("--align", help="Also match the neurons of gated MLPs.")] = False,
     output: Output = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print role table and ledger as JSON.")] = False,
 ) -> None:
     """Say how far every parameter moved from BASE to TUNED."""
-    from affectlens.drift import diff as diff_
-    from affectlens.drift.finding import refuse_unrelated
-    from affectlens.formats import records
+    from affectlens.cli.comparing import Asked, compare
 
     _early(output)
-    drift = refuse_unrelated(diff_(base, tuned, control=control))
-    if output is not None:
-        drift.save(output)
-    if as_json:
-        tables = {"by": records(drift.by(by)), "ledger": records(drift.ledger)}
-        print(json.dumps({**tables, "findings": drift.findings, "origin": drift.origin}, indent=2))
-        return
-    print("\n".join(tell_drift(drift, by)))
-    if output is not None:
-        print(f"\nThe table is in {output}.")
+    asked = Asked(base, tuned, control, preset, alpha, detail, spectra, align)
+    compare(asked, by=by, output=output, as_json=as_json)
 
 
 @app.command()

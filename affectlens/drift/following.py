@@ -84,15 +84,14 @@ def trajectory(
     """
     if len(checkpoints) < 2:
         raise TableError(f"a trajectory needs a start and a step or more, got {len(checkpoints)} checkpoints")
-    options = {"preset": preset, "alpha": alpha}
-    options = {name: value for name, value in options.items() if value is not None}
-    start = _opened(checkpoints[0], None)
-    opened = [start, *(_opened(source, start) for source in checkpoints[1:])]
+    start = open_checkpoint(checkpoints[0], preset=preset, alpha=alpha)
+    later = (open_checkpoint(one, base=start, preset=preset, alpha=alpha) for one in checkpoints[1:])
+    opened = [start, *later]
     frames: list[pd.DataFrame] = []
     findings: list[str] = []
     ledger: list[dict[str, Any]] = []
     for step in range(1, len(opened)):
-        whole, part = _step(opened, step, {**options, "progress": progress})
+        whole, part = _step(opened, step, progress)
         frames.append(_rows(whole, part, step))
         findings += _told(whole, part, step)
         ledger += [{"step": step, **row} for row in whole.origin["ledger"]]
@@ -103,16 +102,11 @@ def trajectory(
     return Trajectory(frame, origin)
 
 
-def _opened(source: Source, base: Checkpoint | None) -> Checkpoint:
-    """Open one checkpoint; of an adapter, what it makes of `base`."""
-    return open_checkpoint(source)
-
-
-def _step(opened: Sequence[Checkpoint], step: int, options: dict[str, Any]) -> tuple[Drift, Drift]:
+def _step(opened: Sequence[Checkpoint], step: int, progress: bool) -> tuple[Drift, Drift]:
     """The drift from the start, beside the last checkpoint's, and that from the step before."""
     last = None if step == len(opened) - 1 else opened[-1]
-    whole = diff(opened[0], opened[step], control=last, **options)
-    return whole, whole if step == 1 else diff(opened[step - 1], opened[step], **options)
+    whole = diff(opened[0], opened[step], control=last, progress=progress)
+    return whole, whole if step == 1 else diff(opened[step - 1], opened[step], progress=progress)
 
 
 def _rows(whole: Drift, part: Drift, step: int) -> pd.DataFrame:

@@ -1,0 +1,41 @@
+"""Contestants timed side by side: in turns, so that what else the machine does falls on all of them."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of each repeat, of this process's CPU time and of the clock."""
+
+    cpu: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+
+
+def interleaved(contestants: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, Timing]:
+    """Run each contestant once a repeat, every other repeat in reverse order."""
+    found = {name: Timing() for name in contestants}
+    for repeat in range(repeats):
+        for name in list(contestants)[:: -1 if repeat % 2 else 1]:
+            gc.collect()
+            cpu, wall = time.process_time(), time.perf_counter()
+            result = contestants[name]()
+            found[name].wall.append(time.perf_counter() - wall)
+            found[name].cpu.append(time.process_time() - cpu)
+            del result  # what it holds must not lie beside the next contestant
+    return found
+
+
+def ratios(one: Sequence[float], other: Sequence[float]) -> list[float]:
+    """`one` over `other`, repeat by repeat."""
+    return [a / b for a, b in zip(one, other, strict=True)]
+
+
+def spread(values: Sequence[float], unit: str = "") -> str:
+    """The median, and the least and most."""
+    middle, low, high = (f"{value:.3g}" for value in (statistics.median(values), min(values), max(values)))
+    return f"{middle}{unit} [{low}, {high}]"
