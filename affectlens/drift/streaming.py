@@ -15,6 +15,7 @@ from affectlens.drift.planning import Part, Strip, parts
 from affectlens.drift.sums import Sums
 
 _MOST = 8  # threads: beyond it memory is the limit, not the cores
+_FAR = 4  # where a hub is read: they wait for it more than they work
 Tell = Callable[[int], Any]  # takes a number of bytes
 
 
@@ -32,18 +33,20 @@ def engine() -> Any:
 def stream(strips: Sequence[Strip], sums_of: Callable[[Part], Sums], *, tell: Tell) -> dict[Strip, Sums]:
     """The sums of each strip; `tell` is called with the bytes that were read.
 
-    As many threads as torch may use, `torch.set_num_threads` and OMP_NUM_THREADS: eight at most.
+    As many threads as torch may use (`torch.set_num_threads`, OMP_NUM_THREADS), eight at most; four where
+    a hub is read.
     """
+    far = any(span.of.remote for strip in strips if not strip.unread for span in strip.spans or ())
+    threads = _FAR if far else min(torch.get_num_threads(), _MOST)
     ordered = [part for strip in sorted(strips, key=lambda strip: strip.place) for part in parts(strip)]
     found = {strip: Sums() for strip in strips}
-    for part, sums in zip(ordered, _run(sums_of, ordered), strict=True):
+    for part, sums in zip(ordered, _run(sums_of, ordered, threads), strict=True):
         found[part.strip].merge(sums)
         tell(part.bytes)
     return found
 
 
-def _run(work: Callable[[Part], Sums], every: Iterable[Part]) -> Iterator[Sums]:
-    threads = min(torch.get_num_threads(), _MOST)
+def _run(work: Callable[[Part], Sums], every: Iterable[Part], threads: int) -> Iterator[Sums]:
     if threads == 1:
         yield from map(work, every)
         return

@@ -19,6 +19,7 @@ Measure = Callable[[Tensor, Tensor], float]
 Block = tuple[int, int, tuple[Tensor, ...]]  # rows from and to, and each side's values
 
 BLOCK = 1 << 20  # bytes of a side: the sums are taken while both are in a core's cache
+FAR_BLOCK = 1 << 23  # the same of a hub: each block is a request
 _WORDS = {"bfloat16": np.uint32, "float16": np.int32, "float32": np.uint64}
 _local = threading.local()
 
@@ -33,7 +34,8 @@ class Summing:
     def __call__(self, part: Part) -> Sums:
         """The sums of a part."""
         if part.strip.unread:
-            return Sums(size=(part.stop - part.start) * part.strip.width, read=False)
+            control = np.zeros(2) if len(part.strip.sides) > 2 else None
+            return Sums(size=(part.stop - part.start) * part.strip.width, control=control, read=False)
         if part.strip.factors is not None:
             return factored(part, _blocks)
         sums = self._by_words(part) if part.strip.spans is not None else None
@@ -53,10 +55,11 @@ class Summing:
         same = strip.spans[0].key == strip.spans[1].key
         sums = Sums(size=(part.stop - part.start) * strip.width)
         beside = np.zeros(2)
-        buffers = _Buffers.of_this_thread(len(strip.spans))
+        block = FAR_BLOCK if any(span.of.remote for span in strip.spans) else BLOCK
+        buffers = _Buffer.of_this_thread(len(strip.spans), block)
         kind = _WORDS[strip.dtype]
-        for start in range(part.start * row, part.stop * row, BLOCK):
-            stop = min(start + BLOCK, part.stop * row)
+        for start in range(part.start * row, part.stop * row, block):
+            stop = min(start + block, part.stop * row)
             sides = [
                 buffer.words(span.fetch(start, stop, into=buffer.memory), kind)
                 for number, (span, buffer) in enumerate(zip(strip.spans, buffers, strict=True))
@@ -82,17 +85,18 @@ class Summing:
                 sums.custom[name] = sums.custom.get(name, 0.0) + value
 
 
-class _Buffers:
+class _Buffer:
     """Memory of one thread for one side, in whole pages: reading into it is several times faster so."""
 
-    def __init__(self) -> None:
-        self.memory = memoryview(mmap.mmap(-1, BLOCK + mmap.PAGESIZE))
+    def __init__(self, size: int) -> None:
+        self.memory = memoryview(mmap.mmap(-1, size + mmap.PAGESIZE))
 
     @staticmethod
-    def of_this_thread(count: int) -> "list[_Buffers]":
-        known: list[_Buffers] = getattr(_local, "buffers", [])
-        known += [_Buffers() for _ in range(count - len(known))]
-        _local.buffers = known
+    def of_this_thread(count: int, size: int) -> "list[_Buffer]":
+        known: list[_Buffer] = getattr(_local, "buffers", [])
+        if len(known) < count or len(known[0].memory) < size:
+            known = [_Buffer(size) for _ in range(count)]
+            _local.buffers = known
         return known[:count]
 
     def words(self, found: memoryview, kind: Any) -> Any:
