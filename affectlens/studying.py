@@ -55,8 +55,9 @@ def study(
     """
     if out is not None:
         writable(Path(out) / "drift.parquet")  # before the work, not after it
-    before, after = open_checkpoint(base), open_checkpoint(tuned)
-    beside = None if control is None else open_checkpoint(control)
+    before = open_checkpoint(base)
+    after = open_checkpoint(tuned, base=before)
+    beside = None if control is None else open_checkpoint(control, base=before)
     drift = refuse_unrelated(diff(before, after, control=beside, progress=progress))
     lens = load(before, dtype=dtype, device=device)
     grid = Grid(

@@ -27,8 +27,15 @@ from affectlens.drift.words import (
 
 _CHUNK = 1024  # words: a chunk stays in the nearest cache, and float32 lanes keep their digits
 # NaN and infinity must show in the sums, so the flags that assume them away are left out.
-_compiled = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"})
+_OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
 _ZERO, _NONE = np.float32(0), np.uint32(0)
+
+
+def _compiled(function: Any) -> Any:
+    try:
+        return njit(cache=True, **_OPTIONS)(function)
+    except RuntimeError:  # no folder to keep the code in: it is compiled anew each time
+        return njit(**_OPTIONS)(function)
 
 
 @_compiled

@@ -1,6 +1,9 @@
 """The engines agree with float64 and with each other; blocks and threads change nothing."""
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -189,6 +192,19 @@ def test_without_a_compiler_the_result_is_the_same(monkeypatch: pytest.MonkeyPat
         assert compiled[name].tolist() == plain[name].tolist()
     for name in ("frobenius", "base_norm", "relative", "mean_abs", "cosine", "rounding"):
         assert np.allclose(compiled[name], plain[name], rtol=1e-6, atol=1e-7)
+
+
+def test_no_folder_to_keep_compiled_code_in() -> None:
+    """Where nothing can be written, the engine is compiled anew and works."""
+    code = "from affectlens.drift import kernel; import numpy as np; s = np.zeros(8)\n"
+    code += "kernel.measure((np.ones(4, np.uint32), np.zeros(4, np.uint32)), s); print(int(s[6]))"
+    environment = {**os.environ, "NUMBA_CACHE_DIR": "/proc/none"}
+
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+
+    assert "4" == run.stdout.strip()
 
 
 def test_a_thread_s_error_ends_the_run() -> None:
