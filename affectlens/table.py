@@ -19,7 +19,7 @@ import pandas as pd
 from affectlens import html
 from affectlens.errors import NoSuchSite, TableError, near
 from affectlens.files import whole
-from affectlens.formats import READERS, WRITERS
+from affectlens.formats import READERS, WRITERS, flat
 from affectlens.sites import Site, Sites
 
 _KEYS = ("tower", "stack", "layer", "role", "expert", "param", "label", "parameter")
@@ -72,6 +72,7 @@ class Table:
     schema: ClassVar[str] = "affectlens.table/1"
     rank: ClassVar[str] = ""  # the column `top` sorts by unless told otherwise
     shown: ClassVar[tuple[str, ...]] = ()  # the columns a repr shows
+    bars: ClassVar[tuple[str, ...]] = ()  # of these, the ones with a bar behind each number in a notebook
 
     def where(self, **fields: Any) -> Self:
         """Keep the rows whose columns equal a value, lie in a collection or satisfy a function.
@@ -140,14 +141,16 @@ class Table:
         return len(self.frame)
 
     def __repr__(self) -> str:
-        head = self.frame[self._shown()].head(SHOWN).map(html.number)
+        head = self.frame[self._shown()].head(SHOWN).map(html.cell)
         more = f"\n… {len(self) - SHOWN} more rows" if len(self) > SHOWN else ""
         return f"{self.summary}\n{head.to_string(index=False)}{more}"
 
     def _repr_html_(self) -> str:
         names = self._shown()
         rows = self.frame[names].head(SHOWN).itertuples(index=False)
-        return html.table(names, [tuple(row) for row in rows], caption=self.summary)
+        # Of the whole table, so that the bars of a part of it can be compared.
+        most = {name: float(self.frame[name].max()) for name in self.bars if name in names and len(self)}
+        return html.table(names, [tuple(row) for row in rows], caption=self.summary, most=most)
 
     @property
     def summary(self) -> str:
@@ -159,7 +162,7 @@ class Table:
         return f"{type(self).__name__}: {len(self)} rows" + (f", {of}" if of else "")
 
     def _shown(self) -> list[str]:
-        return [name for name in self.shown or tuple(self.frame.columns) if name in self.frame]
+        return [name for name in self.shown or flat(self.frame).columns if name in self.frame]
 
     def _column(self, name: str) -> str:
         if name not in self.frame.columns:

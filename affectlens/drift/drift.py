@@ -35,6 +35,7 @@ class Drift(Table):
     schema: ClassVar[str] = "affectlens.drift/1"
     rank: ClassVar[str] = "relative"
     shown: ClassVar[tuple[str, ...]] = ("parameter", "role", "layer", "relative", "rms", "frobenius")
+    bars: ClassVar[tuple[str, ...]] = ("relative", "rms", "frobenius")
 
     @property
     def ledger(self) -> pd.DataFrame:

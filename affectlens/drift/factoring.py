@@ -4,6 +4,7 @@
 once, for its norm and for ⟨W,Δ⟩ = s·Σ (W·Aᵀ)∘B.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,8 +22,8 @@ from affectlens.sites import Units
 Blocks = Callable[[Part], Iterator[tuple[int, int, tuple[Tensor, ...]]]]
 
 
-def factored(part: Part, blocks: Blocks) -> Sums:
-    """The sums of a part whose Δ is given by factors; `blocks` reads base.
+def factored(part: Part, blocks: Blocks, *, square: Callable[[Tensor], float]) -> Sums:
+    """The sums of a part whose Δ is given by factors; `blocks` reads base, `square` is Σ b² of a block.
 
     NaN and infinite values of base are counted, and left out of its norm alone.
     """
@@ -31,6 +32,7 @@ def factored(part: Part, blocks: Blocks) -> Sums:
     delta, control = strip.factors
     rows = slice(part.start, part.stop)
     b, a = delta.factors
+    across = a.T.float()
     scale = 1.0 if delta.scale is None else delta.scale
     sums = Sums(
         size=(part.stop - part.start) * strip.width, elementwise=False, scaled=delta.scale is not None
@@ -46,15 +48,17 @@ def factored(part: Part, blocks: Blocks) -> Sums:
         sums.units[0] = scale**2 * by_unit(units, _lines(delta, rows, units.dim), first=part.start)[0]
     for start, stop, (base, *_) in blocks(part):
         block = values(base).reshape(stop - start, -1)
-        finite = torch.isfinite(block)
-        if not finite.all():
+        norm = square(block)
+        if not math.isfinite(norm):
+            finite = torch.isfinite(block)
             sums.nonfinite += int((~finite).sum())
             block = torch.where(finite, block, 0.0)
+            norm = square(block)
         if units is not None and sums.units is not None:
             sums.units[1] += by_unit(units, squares(block, block, dim=units.dim), first=start)[1]
-        inner = (block @ a.T.to(block.dtype)).double() * b[start:stop]
+        inner = (block @ across.to(block.dtype)).double() * b[start:stop]
         sums.vector[FIELDS.index("bd")] += scale * float(inner.sum())
-        sums.vector[FIELDS.index("bb")] += float(block.double().square().sum())
+        sums.vector[FIELDS.index("bb")] += norm
     return sums
 
 

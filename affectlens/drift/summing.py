@@ -13,7 +13,7 @@ from torch import Tensor
 from affectlens.drift import measuring
 from affectlens.drift.factoring import by_unit, factored
 from affectlens.drift.planning import WIDTHS, Part, Strip
-from affectlens.drift.sums import Sums
+from affectlens.drift.sums import FIELDS, Sums
 
 Measure = Callable[[Tensor, Tensor], float]
 Block = tuple[int, int, tuple[Tensor, ...]]  # rows from and to, and each side's values
@@ -37,12 +37,12 @@ class Summing:
             control = np.zeros(2) if len(part.strip.sides) > 2 else None
             return Sums(size=(part.stop - part.start) * part.strip.width, control=control, read=False)
         if part.strip.factors is not None:
-            return factored(part, _blocks)
+            return factored(part, _blocks, square=self._square)
         sums = self._by_words(part) if part.strip.spans is not None else None
         if sums is None:  # other dtypes on the sides, or something that is not finite
             sums = Sums()
             for _, _, sides in _blocks(part):
-                sums.merge(measuring.measure(*sides[:2], control=sides[2] if len(sides) > 2 else None))
+                sums.merge(self._by_numbers(*sides))
         if part.strip.units is not None or self.custom:
             self._extras(part, sums)
         return sums
@@ -74,6 +74,30 @@ class Summing:
                 self.engine.beside(tuple(sides), beside)
         sums.control = beside if len(strip.spans) == 3 else None
         return sums if np.isfinite(sums.vector).all() and np.isfinite(beside).all() else None
+
+    def _by_numbers(self, base: Tensor, tuned: Tensor, control: Tensor | None = None) -> Sums:
+        """By the engine where float32 holds both sides; else, and for what is not finite, with care."""
+        sides = [measuring.values(side) for side in (base, tuned, control) if side is not None]
+        if {side.dtype for side in sides} != {torch.float32}:
+            return measuring.measure(base, tuned, control=control)
+        words = [_words(side) for side in sides]
+        sums = Sums(size=base.numel(), rounds=measuring.only_rounded(base, tuned))
+        self.engine.measure((words[0], words[1]), sums.vector)
+        beside = np.zeros(2)
+        if control is not None:
+            self.engine.beside(tuple(words), beside)
+            sums.control = beside
+        known = np.isfinite(sums.vector).all() and np.isfinite(beside).all()
+        return sums if known else measuring.measure(base, tuned, control=control)
+
+    def _square(self, block: Tensor) -> float:
+        """Σ b² of finite values."""
+        if block.dtype == torch.float32:
+            vector = Sums().vector
+            self.engine.still(_words(block), vector)
+            if np.isfinite(vector[FIELDS.index("bb")]):
+                return float(vector[FIELDS.index("bb")])
+        return float(block.double().square().sum())
 
     def _extras(self, part: Part, sums: Sums) -> None:
         for start, stop, (base, tuned, *_) in _blocks(part):
@@ -109,6 +133,14 @@ class _Buffer:
             self.memory[: len(found)] = found
         self.memory[len(found) : whole] = bytes(whole - len(found))
         return np.frombuffer(self.memory, kind, count=whole // np.dtype(kind).itemsize)
+
+
+def _words(block: Tensor) -> Any:
+    """The words of float32 values, two each; a last value alone is followed by zero."""
+    flat = block.reshape(-1)
+    if flat.numel() % 2 or flat.data_ptr() % 8:
+        flat = torch.cat([flat, flat.new_zeros(flat.numel() % 2)])
+    return flat.numpy().view(_WORDS["float32"])
 
 
 def _units(strip: Strip, rows: tuple[int, int], base: Tensor, tuned: Tensor) -> Any:
