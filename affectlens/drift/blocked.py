@@ -25,9 +25,13 @@ def still(base: Any, sums: Any) -> None:
 
 
 def beside(sides: Any, sums: Any) -> None:
-    """Add ⟨c,c⟩ and ⟨c,d⟩, of (base, tuned, control): c the control's change, d the tuned one's."""
+    """Add ⟨c,c⟩ ⟨c,d⟩ Σ|c| max|c|, of (base, tuned, control): c the control's change, d the tuned one's."""
     base, tuned, control = map(_values, sides)
-    sums += measuring.measure(base, tuned, control=control).control
+    found = measuring.measure(base, tuned, control=control).control
+    assert found is not None
+    largest = max(sums[3], found[3])
+    sums += found
+    sums[3] = largest
 
 
 def _gather(sums: Any, found: Sums) -> None:

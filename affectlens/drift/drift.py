@@ -25,7 +25,7 @@ class Drift(Table):
     by itself (an error uniform within half a step): a Δ below it may be nothing else; `targeted` is false
     where the tuning could not reach. What factors or content hashes do not tell is null.
 
-    With a control: `control_frobenius control_relative control_rms`, `control_cosine` of Δ and Δ_control,
+    With a control: `control_frobenius` and other norms of its change, `control_cosine` of Δ and Δ_control,
     `control_along`, the length of Δ along Δ_control, and `control_residual`, of what is left of Δ. With
     `spectra`: `spectral_norm stable_rank effective_rank singular_values residual` and the overlap of Δ's
     top directions with base's, `overlap_out overlap_in`, beside that of random ones. With `align`:

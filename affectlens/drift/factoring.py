@@ -41,7 +41,7 @@ def factored(part: Part, blocks: Blocks, *, square: Callable[[Tensor], float]) -
     if control is not None:
         other = 1.0 if control.scale is None else control.scale
         cc, cd = other**2 * _product(control, control, rows), scale * other * _product(delta, control, rows)
-        sums.control = np.array([cc, cd])
+        sums.control = np.array([cc, cd, math.nan, math.nan])
     units = strip.units
     if units is not None:
         sums.units = np.zeros((2, units.count))

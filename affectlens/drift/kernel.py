@@ -112,15 +112,25 @@ def still(base: Any, sums: Any) -> None:
 
 @_compiled
 def beside(sides: Any, sums: Any) -> None:
-    """Add ⟨c,c⟩ and ⟨c,d⟩, of (base, tuned, control): c the control's change, d the tuned one's."""
+    """Add ⟨c,c⟩ ⟨c,d⟩ Σ|c| max|c|, of (base, tuned, control): c the control's change, d the tuned one's."""
     base, tuned, control = sides
     for i in range(0, base.size, _CHUNK):
-        x, y, z = base[i : i + _CHUNK], tuned[i : i + _CHUNK], control[i : i + _CHUNK]
-        cc = cd = _ZERO
-        for k in range(x.size):
-            b, c = first(x[k]), second(x[k])
-            e, f = first(z[k]) - b, second(z[k]) - c
-            cc += e * e + f * f
-            cd += e * (first(y[k]) - b) + f * (second(y[k]) - c)
+        cc, cd, total, most = _beside(base[i : i + _CHUNK], tuned[i : i + _CHUNK], control[i : i + _CHUNK])
         sums[0] += cc
         sums[1] += cd
+        sums[2] += total
+        sums[3] = max(sums[3], as_float(most))
+
+
+@_compiled
+def _beside(x: Any, y: Any, z: Any) -> Any:
+    cc = cd = total = _ZERO
+    most = _NONE
+    for k in range(x.size):
+        b, c = first(x[k]), second(x[k])
+        e, f = first(z[k]) - b, second(z[k]) - c
+        cc += e * e + f * f
+        cd += e * (first(y[k]) - b) + f * (second(y[k]) - c)
+        total += absolute(e) + absolute(f)
+        most = larger(most, larger(magnitude(e), magnitude(f)))
+    return cc, cd, total, most

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from affectlens.drift.sums import TINY, Sums
+from affectlens.drift.sums import BESIDE, TINY, Sums
 
 BLOCK = 1 << 16  # elements: a few float32 blocks stay in a core's cache
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -34,7 +34,7 @@ def measure(base: Tensor, tuned: Tensor, *, control: Tensor | None = None) -> Su
     """
     sums = Sums(size=base.numel())
     if control is not None:
-        sums.control = np.zeros(2)
+        sums.control = np.zeros(len(BESIDE))
     for b, t, c in _blocks(base, tuned, control):
         _add(sums, values(b), values(t), None if c is None else values(c))
     sums.rounds = only_rounded(base, tuned)
@@ -90,7 +90,10 @@ def _add(sums: Sums, b: Tensor, t: Tensor, c: Tensor | None) -> None:
     if c is not None and sums.control is not None:
         # What the control lost is no matter of the pair: leave those elements out of its sums alone.
         e = torch.where(torch.isfinite(c), c - b, 0.0).double()
-        sums.control = sums.control + np.array([float(torch.dot(e, e)), float(torch.dot(e, wide))])
+        largest = max(float(sums.control[3]), float(e.abs().max()))
+        added = [torch.dot(e, e), torch.dot(e, wide), e.abs().sum(), torch.zeros(())]
+        sums.control = sums.control + np.array([float(value) for value in added])
+        sums.control[3] = largest
 
 
 def squares(base: Tensor, tuned: Tensor, *, dim: int) -> NDArray[np.float64]:

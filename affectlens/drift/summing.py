@@ -13,7 +13,7 @@ from torch import Tensor
 from affectlens.drift import measuring
 from affectlens.drift.factoring import by_unit, factored
 from affectlens.drift.planning import WIDTHS, Part, Strip
-from affectlens.drift.sums import FIELDS, Sums
+from affectlens.drift.sums import BESIDE, FIELDS, Sums
 
 Measure = Callable[[Tensor, Tensor], float]
 Block = tuple[int, int, tuple[Tensor, ...]]  # rows from and to, and each side's values
@@ -34,7 +34,7 @@ class Summing:
     def __call__(self, part: Part) -> Sums:
         """The sums of a part."""
         if part.strip.unread:
-            control = np.zeros(2) if len(part.strip.sides) > 2 else None
+            control = np.zeros(len(BESIDE)) if len(part.strip.sides) > 2 else None
             return Sums(size=(part.stop - part.start) * part.strip.width, control=control, read=False)
         if part.strip.factors is not None:
             return factored(part, _blocks, square=self._square)
@@ -54,7 +54,7 @@ class Summing:
         assert strip.spans is not None
         same = strip.spans[0].key == strip.spans[1].key
         sums = Sums(size=(part.stop - part.start) * strip.width)
-        beside = np.zeros(2)
+        beside = np.zeros(len(BESIDE))
         block = FAR_BLOCK if any(span.of.remote for span in strip.spans) else BLOCK
         buffers = _Buffer.of_this_thread(len(strip.spans), block)
         kind = _WORDS[strip.dtype]
@@ -83,7 +83,7 @@ class Summing:
         words = [_words(side) for side in sides]
         sums = Sums(size=base.numel(), rounds=measuring.only_rounded(base, tuned))
         self.engine.measure((words[0], words[1]), sums.vector)
-        beside = np.zeros(2)
+        beside = np.zeros(len(BESIDE))
         if control is not None:
             self.engine.beside(tuple(words), beside)
             sums.control = beside

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 # Of the vector that the engines fill; `steps` is Σ p², p the power of two at or below |t|.
 FIELDS = ("dd", "bb", "bd", "absolute", "steps", "largest", "changed", "sign_flips")
+BESIDE = ("cc", "cd", "absolute", "largest")  # ⟨c,c⟩, ⟨c,d⟩, Σ|c| and max|c| of the control's change c
 # What factors can't tell; null for adapters unless they are read element by element.
 ELEMENTWISE = ("mean_abs", "max_abs", "changed", "sign_flips", "rounding")
 TINY = 1e-37  # two values whose product is smaller are zero for the purpose of signs
@@ -31,7 +32,7 @@ class Sums:
     vector: NDArray[np.float64] = field(default_factory=_vector)
     nonfinite: int = 0  # on either side; left out of every other sum
     broken: int = 0  # of these, how many differ between the sides
-    control: NDArray[np.float64] | None = None  # ⟨c,c⟩ and ⟨c,d⟩ of the control's change
+    control: NDArray[np.float64] | None = None  # of the control's change c, see BESIDE
     rounds: bool = False  # one side is the other in another dtype
     units: NDArray[np.float64] | None = None  # (2, units): ⟨d,d⟩ and ⟨b,b⟩ of each head or neuron
     custom: dict[str, float] = field(default_factory=dict)
@@ -50,7 +51,7 @@ class Sums:
         self.scaled, self.read = self.scaled and other.scaled, self.read and other.read
         self.nonfinite += other.nonfinite
         self.broken += other.broken
-        self.control = _plus(self.control, other.control)
+        self.control = _with(self.control, other.control)
         self.units = _plus(self.units, other.units)
         for name, value in other.custom.items():
             self.custom[name] = self.custom.get(name, 0.0) + value
@@ -66,6 +67,13 @@ class Sums:
 
 def _plus(one: Any, two: Any) -> Any:
     return two if one is None else one if two is None else one + two
+
+
+def _with(one: NDArray[np.float64] | None, two: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
+    found: NDArray[np.float64] | None = _plus(one, two)
+    if one is not None and two is not None and found is not None:
+        found[-1] = max(one[-1], two[-1])
+    return found
 
 
 def columns(sums: Sums, *, dtype: str = "float32") -> dict[str, float | int]:
@@ -103,13 +111,15 @@ def columns(sums: Sums, *, dtype: str = "float32") -> dict[str, float | int]:
 def _beside(sums: Sums, frobenius: float, base_norm: float, finite: float) -> dict[str, float]:
     """The control's change, and the part of Δ along it: ⟨Δ,Δ_c⟩/‖Δ_c‖, with what is left of Δ."""
     assert sums.control is not None
-    cc, cd = map(float, sums.control)
+    cc, cd, total, largest = map(float, sums.control)
     moved = math.sqrt(cc)
     along = ratio(cd, moved) if moved else 0.0
     return {
         "control_frobenius": moved,
         "control_relative": ratio(moved, base_norm),
         "control_rms": ratio(moved, math.sqrt(finite)),
+        "control_mean_abs": ratio(total, finite),
+        "control_max_abs": largest,
         "control_cosine": _clipped(ratio(cd, frobenius * moved)),
         "control_along": along,
         "control_residual": math.sqrt(max(sums["dd"] - along**2, 0.0)),

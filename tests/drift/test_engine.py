@@ -14,7 +14,7 @@ import affectlens as al
 from affectlens.checkpoints import Checkpoint
 from affectlens.checkpoints.memory import MemoryStore
 from affectlens.drift import blocked, kernel, planning, streaming, summing
-from affectlens.drift.sums import FIELDS
+from affectlens.drift.sums import BESIDE, FIELDS
 
 ENGINES = {"compiled": kernel, "torch": blocked}
 WORDS = {torch.bfloat16: np.uint32, torch.float16: np.int32, torch.float32: np.uint64}
@@ -83,15 +83,16 @@ def test_a_side_known_to_be_equal_has_the_same_sums(engine: object, dtype: torch
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
 def test_the_control_s_products(engine: object) -> None:
-    """⟨c,c⟩ and ⟨c,d⟩ in float64."""
+    """⟨c,c⟩, ⟨c,d⟩, Σ|c| and max|c| in float64."""
     base, tuned = example(torch.bfloat16, "all")
     control = (base.float() + 0.5 * (tuned.float() - base.float())).bfloat16()
-    found = np.zeros(2)
+    found = np.zeros(len(BESIDE))
 
     engine.beside((words(base), words(tuned), words(control)), found)  # type: ignore[attr-defined]
 
     c, d = control.double() - base.double(), tuned.double() - base.double()
-    assert pytest.approx([float(c @ c), float(c @ d)], rel=1e-6) == found.tolist()
+    expected = [c @ c, c @ d, c.abs().sum(), c.abs().max()]
+    assert pytest.approx([float(value) for value in expected], rel=1e-6) == found.tolist()
 
 
 def checkpoint(**tensors: Tensor) -> Checkpoint:
