@@ -46,6 +46,12 @@ class LowRank:
         index = indices(cut, a.shape[1] if across else b.shape[0])
         return (b, a[:, index]) if across else (b[index], a)
 
+    @cached_property
+    def gram(self) -> Tensor:
+        """A·Aᵀ, rank × rank: what ‖B·A‖ needs of A."""
+        a = self.factors[1]
+        return a @ a.T
+
     def delta(self, wanted: slice) -> Tensor:
         """Rows of scale · B·A as float32, of the shape of the site's."""
         b, a = self.factors

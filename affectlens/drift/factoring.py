@@ -75,12 +75,13 @@ def by_unit(units: Units, lines: "NDArray[np.float64]", *, first: int) -> "NDArr
 def _product(one: LowRank, two: LowRank, rows: slice) -> float:
     """⟨B·A, B'·A'⟩ over some rows, without the scales."""
     (b, a), (c, d) = one.factors, two.factors
-    return float(((b[rows].T @ c[rows]) * (a @ d.T)).sum())
+    across = one.gram if one is two else a @ d.T
+    return float(((b[rows].T @ c[rows]) * across).sum())
 
 
 def _lines(delta: LowRank, rows: slice, dim: int) -> Any:
     """The squared norm of each row or column of B·A over some rows, as (1, lines)."""
     b, a = delta.factors
     if dim == 0:
-        return (((b[rows] @ (a @ a.T)) * b[rows]).sum(1))[None].numpy()
+        return (((b[rows] @ delta.gram) * b[rows]).sum(1))[None].numpy()
     return (((b[rows].T @ b[rows]) @ a) * a).sum(0)[None].numpy()
