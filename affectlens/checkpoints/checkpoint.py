@@ -1,19 +1,26 @@
 """A checkpoint: sites over a store of named tensors, headers only until a site is read."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from affectlens import html
 from affectlens.checkpoints.bytes import Span
-from affectlens.errors import NoSuchSite, near
+from affectlens.errors import CheckpointError, NoSuchSite, near
 from affectlens.sites import Laid, Site, Sites, Storage, Units, heads, lay_out, section, sites_of, units
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from affectlens.checkpoints.lowrank import LowRank
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+# What tells saves of one model apart, and nothing of its layout.
+_ABOUT_THE_SAVE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
 
 
 class Header(NamedTuple):
@@ -95,8 +102,8 @@ class Checkpoint:
         else:
             shapes = {name: header.shape for name, header in store.headers.items()}
             config = store.config or (like.config if like else {})
-            self.laid = lay_out(shapes, config, context=context_of(like) if like else {})
-            self.storage = sites_of(self.laid, store.name)
+            context = context_of(like) if like else {}
+            self.laid, self.storage = _placed(store.name, shapes, config, context=context)
         self.sites = Sites(self.storage)
 
     def targeted(self, site: Site) -> bool:
@@ -228,3 +235,25 @@ def context_of(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
         found.setdefault(laid.memory, ())
         found[laid.name] = laid.shape
     return found
+
+
+def _placed(
+    source: str, shapes: Shapes, config: Mapping[str, Any], *, context: Shapes
+) -> tuple[Mapping[str, Laid], Mapping[Site, Storage]]:
+    known = {key: value for key, value in config.items() if key not in _ABOUT_THE_SAVE}
+    try:
+        text = json.dumps(known, default=str)
+        return _layout(tuple(shapes.items()), text, tuple(context.items()))
+    except CheckpointError as error:
+        raise CheckpointError(source, error.reason, key=error.key) from None
+
+
+@lru_cache(maxsize=4)
+def _layout(
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    config: str,
+    context: tuple[tuple[str, tuple[int, ...]], ...],
+) -> tuple[Mapping[str, Laid], Mapping[Site, Storage]]:
+    """Base and tuned mostly have the same names: what they say is worked out once."""
+    laid = lay_out(dict(shapes), json.loads(config), context=dict(context))
+    return laid, sites_of(laid)

@@ -32,6 +32,8 @@ class Site:
         """The head or neuron of this number; with neither, the whole parameter."""
         if head is not None and neuron is not None:
             raise ValueError("a head or a neuron, not both: no matrix has both")
+        if head is neuron is None and self.head is self.neuron is None:
+            return self
         return replace(self, head=head, neuron=neuron)
 
     def __repr__(self) -> str:

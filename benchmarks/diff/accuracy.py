@@ -17,10 +17,11 @@ _BLOCK = 1 << 22  # elements
 
 def worst(base: Path, tuned: Path) -> dict[str, float]:
     """The largest relative error of `frobenius` and of `base_norm`; raises if tensors are left out."""
-    rows = al.diff(base, tuned, progress=False).frame.set_index("parameter")
+    frame = al.diff(base, tuned, progress=False).frame
+    rows = {str(row["parameter"]): row for row in frame.to_dict("records")}
     places: dict[str, str] = json.loads((base / INDEX).read_text())["weight_map"]
-    if set(rows.index) != set(places):
-        raise ValueError(f"not the same tensors: {sorted(set(rows.index) ^ set(places))}")
+    if set(rows) != set(places):
+        raise ValueError(f"not the same tensors: {sorted(set(rows) ^ set(places))}")
     errors = {"frobenius": 0.0, "base_norm": 0.0}
     for name, file in places.items():
         dd = bb = 0.0
@@ -28,7 +29,7 @@ def worst(base: Path, tuned: Path) -> dict[str, float]:
             d = t - b
             dd, bb = dd + float(torch.dot(d, d)), bb + float(torch.dot(b, b))
         for measure, exact in (("frobenius", sqrt(dd)), ("base_norm", sqrt(bb))):
-            errors[measure] = max(errors[measure], _error(float(rows.loc[name, measure]), exact))
+            errors[measure] = max(errors[measure], _error(float(rows[name][measure]), exact))
     return errors
 
 

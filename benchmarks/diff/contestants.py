@@ -42,7 +42,13 @@ def floor(base: Path, tuned: Path, *, block: int) -> int:
 def ours(base: Path, tuned: Path) -> Found:
     """`affectlens.diff` with its standard measures."""
     rows = al.diff(base, tuned, progress=False).frame
-    return rows.set_index("parameter")[list(MEASURES)].to_dict("index")
+    values = rows[list(MEASURES)].to_dict("records")
+    return {str(name): row for name, row in zip(rows["parameter"], values, strict=True)}  # type: ignore[misc]
+
+
+def opened(base: Path, tuned: Path) -> list[al.Checkpoint]:
+    """The part of it that grows with names, not with bytes: both sides opened and laid out."""
+    return [al.open_checkpoint(side) for side in (base, tuned)]
 
 
 def measures(base: Path, tuned: Path) -> Found:
@@ -58,7 +64,9 @@ def loop(base: Path, tuned: Path) -> Found:
 def loaded(base: Path, tuned: Path) -> Found:
     """Both models built by transformers, and the same loop over their parameters."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
     one, other = (
         load(side, local_files_only=True, dtype=torch.bfloat16).state_dict() for side in (base, tuned)

@@ -181,7 +181,7 @@ def _write(name: str, shapes: Shapes, sides: Mapping[str, Path]) -> None:
             for start, base, step in _blocks(tensor, prod(shape), norm="norm" in tensor):
                 for side, file in files.items():
                     block = base if side == "base" else _tuned(side, tensor, start, base, step)
-                    file.write(block.view(torch.uint8).numpy())
+                    file.write(block.view(torch.uint8).numpy().data)
 
 
 def _blocks(tensor: str, count: int, *, norm: bool) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -190,7 +190,9 @@ def _blocks(tensor: str, count: int, *, norm: bool) -> Iterator[tuple[int, Tenso
     for start in range(0, count, _BLOCK):
         length = min(_BLOCK, count - start)
         base = torch.randn(length, generator=generator).mul_(_SPREAD).add_(float(norm))
-        yield start, base.bfloat16(), torch.randn(length, generator=generator).mul_(_STEP)
+        # A norm's weights lie about 1, where steps of bf16 are larger.
+        scale = _STEP / _SPREAD if norm else _STEP
+        yield start, base.bfloat16(), torch.randn(length, generator=generator).mul_(scale)
 
 
 def _tuned(tuning: str, tensor: str, start: int, base: Tensor, step: Tensor) -> Tensor:

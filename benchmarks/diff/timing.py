@@ -19,15 +19,24 @@ class Timing:
 def interleaved(contestants: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, Timing]:
     """Run each contestant once a repeat, every other repeat in reverse order."""
     found = {name: Timing() for name in contestants}
-    for repeat in range(repeats):
-        for name in list(contestants)[:: -1 if repeat % 2 else 1]:
-            gc.collect()
-            cpu, wall = time.process_time(), time.perf_counter()
-            result = contestants[name]()
-            found[name].wall.append(time.perf_counter() - wall)
-            found[name].cpu.append(time.process_time() - cpu)
-            del result  # what it holds must not lie beside the next contestant
+    gc.collect()
+    gc.freeze()  # else the garbage collector walks through all of transformers, in whoever's time
+    try:
+        for repeat in range(repeats):
+            for name in list(contestants)[:: -1 if repeat % 2 else 1]:
+                _time(contestants[name], found[name])
+    finally:
+        gc.unfreeze()
     return found
+
+
+def _time(contestant: Callable[[], Any], timing: Timing) -> None:
+    gc.collect()
+    cpu, wall = time.process_time(), time.perf_counter()
+    result = contestant()
+    timing.wall.append(time.perf_counter() - wall)
+    timing.cpu.append(time.process_time() - cpu)
+    del result  # what it holds must not lie beside the next contestant
 
 
 def ratios(one: Sequence[float], other: Sequence[float]) -> list[float]:
