@@ -17,6 +17,7 @@ from affectlens import html
 
 Read = tuple[pd.DataFrame, str, dict[str, Any]]  # frame, schema, origin
 
+_TEXT = ("name", "parameter", "label", "null_of")  # words, though they may be all digits
 _EMPTY = ["label", "null_of"]  # columns in which "" is a value
 _FORMULA = re.compile(r"^[=+\-@\t\r]")
 
@@ -37,10 +38,11 @@ def _plain(value: Any) -> Any:
 
 def flat(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame without its columns of arrays, for forms that have a number or a word a cell."""
-    return frame[[name for name in frame if not _holds_arrays(frame[name])]]
+    return frame[[name for name in frame if not holds_arrays(frame[name])]]
 
 
-def _holds_arrays(column: pd.Series) -> bool:
+def holds_arrays(column: pd.Series) -> bool:
+    """Whether cells of a column are arrays."""
     return column.dtype == object and any(isinstance(cell, np.ndarray) for cell in column)
 
 
@@ -72,7 +74,9 @@ def _to_csv(frame: pd.DataFrame, head: str, path: Path) -> None:
 def _from_csv(path: Path) -> Read:
     with path.open(encoding="utf-8") as stream:
         head = json.loads(stream.readline().removeprefix("# "))
-        frame = pd.read_csv(stream)
+        # Null is written as nothing, so that a checkpoint may be called "nan".
+        text = dict.fromkeys(_TEXT, str)
+        frame = pd.read_csv(stream, dtype=text, keep_default_na=False, na_values=[""])
     for name in frame.columns.intersection(_EMPTY):
         frame[name] = frame[name].fillna("").astype(str)  # a CSV can't tell "" from null
     return _typed(frame), head["schema"], head["origin"]

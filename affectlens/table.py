@@ -8,8 +8,10 @@ import json
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -19,14 +21,16 @@ import pandas as pd
 from affectlens import html
 from affectlens.errors import NoSuchSite, TableError, near
 from affectlens.files import whole
-from affectlens.formats import READERS, WRITERS, flat
+from affectlens.formats import READERS, WRITERS, flat, holds_arrays
 from affectlens.sites import Site, Sites
 
 _KEYS = ("tower", "stack", "layer", "role", "expert", "param", "label", "parameter")
 _FOLDER = re.compile(r"(?<![\w.~])/(?:[^/\s=]+/)*")  # the folders of an absolute path
 SHOWN = 12
+_WIDTH = 100  # of a sentence on a terminal
 
 
+@cache
 def versions() -> dict[str, str]:
     """The versions of what a result rests on, of the packages that are installed."""
     found = {}
@@ -54,7 +58,7 @@ def _existing(folder: Path) -> Path:
 
 def provenance() -> dict[str, Any]:
     """What every result says of its making: versions, and the command line if there was one."""
-    found: dict[str, Any] = {"versions": versions()}
+    found: dict[str, Any] = {"versions": dict(versions())}
     program = Path(sys.argv[0])
     if "affectlens" in (program.name, program.parent.name):
         words = (_FOLDER.sub("", word) for word in sys.argv[1:])
@@ -72,6 +76,8 @@ class Table:
     schema: ClassVar[str] = "affectlens.table/1"
     rank: ClassVar[str] = ""  # the column `top` sorts by unless told otherwise
     shown: ClassVar[tuple[str, ...]] = ()  # the columns a repr shows
+    flags: ClassVar[tuple[str, ...]] = ()  # of these, the ones that are shown only if a row is false
+    ranked: ClassVar[bool] = False  # whether a repr of many rows shows those that rank highest
     bars: ClassVar[tuple[str, ...]] = ()  # of these, the ones with a bar behind each number in a notebook
 
     def where(self, **fields: Any) -> Self:
@@ -141,16 +147,32 @@ class Table:
         return len(self.frame)
 
     def __repr__(self) -> str:
-        head = self.frame[self._shown()].head(SHOWN).map(html.cell)
-        more = f"\n… {len(self) - SHOWN} more rows" if len(self) > SHOWN else ""
-        return f"{self.summary}\n{head.to_string(index=False)}{more}"
+        words = [" ".join(map(html.plain, notice.split())) for notice in self.notices]
+        told = [textwrap.fill(f"! {one}", _WIDTH, subsequent_indent="  ") for one in words]
+        rows = self._first()[self._shown()].map(html.cell).to_string(index=False)
+        more = [f"… {len(self) - SHOWN} more rows"] if len(self) > SHOWN else []
+        return "\n".join([self.summary, *told, *([self.tally] if self.tally else []), rows, *more])
 
     def _repr_html_(self) -> str:
         names = self._shown()
-        rows = self.frame[names].head(SHOWN).itertuples(index=False)
+        rows = self._first()[names].itertuples(index=False)
         # Of the whole table, so that the bars of a part of it can be compared.
-        most = {name: float(self.frame[name].max()) for name in self.bars if name in names and len(self)}
-        return html.table(names, [tuple(row) for row in rows], caption=self.summary, most=most)
+        barred = [name for name in self.bars if name in names and len(self)]
+        most = {name: float(self.frame[name].astype(float).max()) for name in barred}
+        drawn = html.table(names, [tuple(row) for row in rows], caption=self.summary, most=most)
+        told = [" ".join(map(html.escape, f"! {notice}".split())) for notice in self.notices]
+        told += [html.escape(self.tally)] if self.tally else []
+        return f"<div>{''.join(f'<p>{line}</p>' for line in told)}{drawn}</div>" if told else drawn
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """The sentences a repr begins with: what must not be overlooked."""
+        return tuple(map(str, self.origin.get("findings", ())))
+
+    @property
+    def tally(self) -> str:
+        """One more line of a repr: what became of everything that was compared."""
+        return ""
 
     @property
     def summary(self) -> str:
@@ -162,11 +184,22 @@ class Table:
         return f"{type(self).__name__}: {len(self)} rows" + (f", {of}" if of else "")
 
     def _shown(self) -> list[str]:
-        return [name for name in self.shown or flat(self.frame).columns if name in self.frame]
+        names = [name for name in self.shown or flat(self.frame).columns if name in self.frame]
+        return [name for name in names if name not in self.flags or self.frame[name].eq(False).any()]
+
+    def _first(self) -> pd.DataFrame:
+        """The rows that a repr shows: those that rank highest, unless `top` has put them in an order."""
+        frame, names = self.frame, [name for name in (self.rank, *self.bars) if name in self.frame]
+        ordered = any(frame[n].is_monotonic_decreasing and frame[n].nunique() > 1 for n in names)
+        if self.ranked and self.rank in frame and len(frame) > SHOWN and not ordered:
+            frame = frame.sort_values(self.rank, ascending=False, kind="stable")
+        return frame.head(SHOWN)
 
     def _column(self, name: str) -> str:
         if name not in self.frame.columns:
             raise TableError(f"no column {name!r}. Columns: {near(name, self.frame.columns, most=30)}")
+        if holds_arrays(self.frame[name]):
+            raise TableError(f"column {name!r} holds an array a row: no order and no value to compare with")
         return name
 
 

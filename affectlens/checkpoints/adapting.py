@@ -26,7 +26,7 @@ def adapted(store: Store, base: Checkpoint, *, recipe: Recipe) -> Checkpoint:
     Raises `CheckpointError` for factors that don't fit, and `NothingToCompare` when none finds its place.
     """
     root = base.change.base if base.change else base
-    found = sort(store.headers, store.name)
+    found = sort(store.headers, store.name, bare=recipe.bare)
     factors, skipped = _factors(store, root, found, recipe)
     if found.pairs and not factors:
         first = next(iter(found.pairs))
@@ -35,6 +35,9 @@ def adapted(store: Store, base: Checkpoint, *, recipe: Recipe) -> Checkpoint:
             f"{root.store.name}; first: {first!r}. Is this the right base?"
         )
     skipped |= {name: (why, _size(store, name)) for name, why in found.rest.items()}
+    if skipped and not factors and not found.whole:
+        why = next(iter(skipped.values()))[0]
+        raise CheckpointError(store.name, f"nothing in it can be read: {why}", fix="Merge it with PEFT first")
     shapes = {owner: store.headers[tensor].shape for tensor, owner in found.whole.items()}
     laid = lay_out(shapes, root.config, context=context_of(root))
     tensors = {owner: tensor for tensor, owner in found.whole.items()}
@@ -44,8 +47,11 @@ def adapted(store: Store, base: Checkpoint, *, recipe: Recipe) -> Checkpoint:
     }
     parts: dict[str, tuple[Store, str]] = {name: (root.store, name) for name in root.store.headers}
     parts |= {key[owner]: (store, tensor) for owner, tensor in tensors.items()}
+    notes = (recipe.note,) if recipe.note else ()
     change = Change(root, {key[owner]: one for owner, one in laid.items()}, whole, factors, skipped)
-    return Checkpoint(JoinedStore(store, parts, config=store.config or root.config), change=change)
+    return Checkpoint(
+        JoinedStore(store, parts, config=store.config or root.config, notes=notes), change=change
+    )
 
 
 def _factors(

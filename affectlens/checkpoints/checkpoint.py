@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from affectlens import html
 from affectlens.checkpoints.bytes import Span
 from affectlens.errors import CheckpointError, NoSuchSite, near
-from affectlens.sites import Laid, Site, Sites, Storage, Units, heads, lay_out, section, sites_of, units
+from affectlens.sites import (
+    Laid,
+    Site,
+    Sites,
+    Storage,
+    Units,
+    bare_name,
+    heads,
+    lay_out,
+    section,
+    sites_of,
+    units,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,7 +133,8 @@ class Checkpoint:
         text = self.config.get("text_config")
         text = text if isinstance(text, dict) else {}
         flag = self.config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
-        return bool(flag) and not any(site.role == "lm_head" for site in self.storage)
+        shared = any(bare_name(name).endswith("lm_head.weight") for name in self.store.aliases)
+        return bool(flag or shared) and not any(site.role == "lm_head" for site in self.storage)
 
     def shape(self, site: Site) -> tuple[int, ...]:
         """The shape of a site: unfused, one expert, a matrix as (out, in)."""
@@ -243,7 +256,8 @@ def _placed(
     known = {key: value for key, value in config.items() if key not in _ABOUT_THE_SAVE}
     try:
         text = json.dumps(known, default=str)
-        return _layout(tuple(shapes.items()), text, tuple(context.items()))
+        laid, storage = _layout(tuple(shapes.items()), text, tuple(context.items()))
+        return dict(laid), dict(storage)
     except CheckpointError as error:
         raise CheckpointError(source, error.reason, key=error.key) from None
 

@@ -15,6 +15,8 @@ FACTOR = re.compile(
     r"(?:\.(?P<adapter>(?!(?:weight|bias)$)[^.]+))?(?:\.(?P<param>weight|bias))?$"
 )
 _ORIGINAL = re.compile(r"\.original_module(?=\.)")
+_UNKNOWN = re.compile(r"\.lora_\w+(?:\.|$)")
+_NESTED = re.compile(r"(?:\.base_layer)+$")
 _SAVED = re.compile(r"\.modules_to_save(?:\.[^.]+(?=\.[^.]+$))?(?=\.)")
 
 
@@ -37,16 +39,28 @@ class Sorted:
     rest: dict[str, str] = field(default_factory=dict)  # tensor → why it is left out
 
 
-def sort(names: Iterable[str], source: str) -> Sorted:
-    """Sort the tensors of an adapter; raises `CheckpointError` for a factor that lacks its other half."""
+def sort(names: Iterable[str], source: str, *, bare: frozenset[str] = frozenset()) -> Sorted:
+    """Sort the tensors of an adapter; raises `CheckpointError` for a factor that lacks its other half.
+
+    `bare` are modules, e.g. experts, whose own parameters are adapted: PEFT nests the factors of several
+    and writes down no name of theirs, so they are left out.
+    """
     found, adapters = Sorted(), set()
     for name in sorted(names):
         match = FACTOR.search(name)
         if match is None:
-            if _ORIGINAL.search(name):
+            if "token_adapter.trainable_tokens" in name:
+                found.rest[name] = "rows of single tokens (trainable_token_indices), which are not compared"
+            elif _UNKNOWN.search(name):
+                fix = "Merge it into its base with PEFT first"
+                raise CheckpointError(source, "a tensor of a variant of LoRA unknown here", key=name, fix=fix)
+            elif _ORIGINAL.search(name):
                 found.rest[name] = "the base's own copy of a module that was trained whole"
             else:
                 found.whole[name] = _SAVED.sub("", name)
+            continue
+        if _NESTED.sub("", name[: match.start()]).rpartition(".")[2] in bare:
+            found.rest[name] = "factors of a bare parameter (target_parameters), which PEFT does not name"
             continue
         if match["param"] == "bias":
             found.rest[name] = "a bias of the low-rank path (lora_bias), which is not compared"

@@ -15,7 +15,12 @@ class JoinedStore:
     """Serve each key from the store and the tensor that it stands for; `main` lends its name and facts."""
 
     def __init__(
-        self, main: Store, parts: Mapping[str, tuple[Store, str]], *, config: Mapping[str, Any]
+        self,
+        main: Store,
+        parts: Mapping[str, tuple[Store, str]],
+        *,
+        config: Mapping[str, Any],
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.name, self.source, self.format = main.name, main.source, main.format
         self.config, self._main, self._parts = config, main, parts
@@ -27,7 +32,9 @@ class JoinedStore:
             name: why for store in self._stores for name, why in store.skipped.items()
         }
         self.aliases: Mapping[str, str] = {}
-        self.notes: tuple[str, ...] = tuple(note for store in self._stores for note in store.notes)
+        # Both parts of one file would tell of what else lies in it.
+        found = dict.fromkeys(note for store in self._stores for note in store.notes)
+        self.notes: tuple[str, ...] = (*notes, *found)
 
     def read(self, tensor: str, rows: slice | None = None) -> "Tensor":
         """Return a tensor, or some of its rows."""

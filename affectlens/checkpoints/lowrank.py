@@ -1,7 +1,8 @@
 """A low-rank change of one site: scale · B·A, and DoRA's rescaling of rows where there is a magnitude."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,15 @@ from affectlens.errors import CheckpointError
 from affectlens.sites import Cut, Storage
 
 
-@dataclass(frozen=True)
+class Factors(NamedTuple):
+    """Of one site in float64, without the scale: B (out, rank), A (rank, in), and A·Aᵀ."""
+
+    b: Tensor
+    a: Tensor
+    gram: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class LowRank:
     """The factors of one site, as an adapter stores them; read when first asked for.
 
@@ -30,9 +39,18 @@ class LowRank:
         """Whether this is DoRA, whose change is no product of factors."""
         return bool(self.pair.magnitude)
 
-    @cached_property
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """B (out, rank) and A (rank, in) of the site, in float64, without the scale."""
+    @property
+    def factors(self) -> Factors:
+        """The factors; those of a few sites are kept, since each part of a site needs them."""
+        return _factors(self)
+
+    @property
+    def scale_up_to_alpha(self) -> float:
+        """The scale; 1/rank where alpha is not known, so that modules of different rank still compare."""
+        return 1 / self.factors.a.shape[0] if self.scale is None else self.scale
+
+    def read(self) -> Factors:
+        """Read the factors from the store."""
         a, b = (self.store.read(name).double() for name in (self.pair.a, self.pair.b))
         if self.pair.embedding:
             a, b = b.mT, a.mT
@@ -40,21 +58,15 @@ class LowRank:
         if not torch.isfinite(a.sum() + b.sum()):
             raise CheckpointError(self.store.name, "NaN or infinity in a LoRA factor", key=self.pair.a)
         cut = self.where.cut
-        if cut is None:
-            return b, a
-        across = (cut.dim == 0) == self.where.transposed  # the stored matrix may be turned
-        index = indices(cut, a.shape[1] if across else b.shape[0])
-        return (b, a[:, index]) if across else (b[index], a)
-
-    @cached_property
-    def gram(self) -> Tensor:
-        """A·Aᵀ, rank × rank: what ‖B·A‖ needs of A."""
-        a = self.factors[1]
-        return a @ a.T
+        if cut is not None:
+            across = (cut.dim == 0) == self.where.transposed  # the stored matrix may be turned
+            index = indices(cut, a.shape[1] if across else b.shape[0])
+            b, a = (b, a[:, index]) if across else (b[index], a)
+        return Factors(b, a, a @ a.T)
 
     def delta(self, wanted: slice) -> Tensor:
         """Rows of scale · B·A as float32, of the shape of the site's."""
-        b, a = self.factors
+        b, a, _ = self.factors
         found = (self._scale() * b[wanted]) @ a
         return found.float().reshape(-1, *self.where.shape[1:])
 
@@ -64,11 +76,10 @@ class LowRank:
         if not self.decomposed:
             return changed
         # arXiv 2402.09353, eq. 5: the direction is normalised row by row, its length is learned.
-        length = self._magnitude[wanted].float() / torch.linalg.norm(changed, dim=1)
+        length = self._magnitude()[wanted].float() / torch.linalg.norm(changed, dim=1)
         found: Tensor = changed * length[:, None]
         return found
 
-    @cached_property
     def _magnitude(self) -> Tensor:
         found = self.store.read(self.pair.magnitude).reshape(-1)
         cut = self.where.cut
@@ -76,11 +87,16 @@ class LowRank:
 
     def _scale(self) -> float:
         if self.scale is None:
-            fix = "Give alpha= or preset=; `diff` without detail='exact' compares up to that factor"
+            fix = "Give alpha= or preset="
             raise CheckpointError(
                 self.store.name, "no file says alpha, so the weights are not known", fix=fix
             )
         return self.scale
+
+
+@lru_cache(maxsize=4)
+def _factors(delta: LowRank) -> Factors:
+    return delta.read()
 
 
 def indices(cut: Cut, length: int) -> Tensor:

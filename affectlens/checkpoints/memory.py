@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from affectlens.checkpoints.bytes import Span
 from affectlens.checkpoints.checkpoint import Checkpoint, Header
+from affectlens.errors import CheckpointError
 
 
 class TensorBytes:
@@ -53,6 +54,11 @@ class MemoryStore:
     def read(self, tensor: str, rows: slice | None = None) -> Tensor:
         """Return a tensor, or some of its rows, sharing its memory."""
         found = self._tensors[tensor].detach()
+        if found.is_meta:
+            fix = "Load the model without offloading, or name its files"
+            raise CheckpointError(
+                self.name, "is offloaded: its values are not in memory", key=tensor, fix=fix
+            )
         return found if rows is None else found[rows]
 
     def span(self, tensor: str) -> Span | None:
@@ -73,17 +79,30 @@ class MemoryStore:
 
 
 def store_of(module: nn.Module) -> MemoryStore:
-    """The parameters of a live module; tied ones appear once."""
+    """The parameters of a live module; tied ones appear once.
+
+    Raises `CheckpointError` for parameters without values.
+    """
+    for name, parameter in module.named_parameters():
+        if parameter.is_meta:
+            fix = "Load the weights first, or name their folder"
+            raise CheckpointError(type(module).__name__, "is on the meta device", key=name, fix=fix)
     config = getattr(module, "config", None)
     known = config.to_dict() if config is not None and hasattr(config, "to_dict") else {}
     return MemoryStore(dict(module.named_parameters()), name=type(module).__name__, config=known)
 
 
 def peft_config(module: nn.Module) -> dict[str, Any]:
-    """The config of the adapter that a live module carries, empty where it has none."""
+    """The config of the adapter that a live module carries, empty where it has none.
+
+    Raises `CheckpointError` where the adapter is merged into the weights it is still beside.
+    """
     known = getattr(module, "peft_config", None)
     if not isinstance(known, Mapping) or len(known) != 1:
         return {}
+    if any(getattr(part, "merged", False) is True for part in module.modules()):
+        fix = "Call unmerge_adapter() or merge_and_unload()"
+        raise CheckpointError(type(module).__name__, "its adapter is merged, and its factors too", fix=fix)
     (config,) = known.values()
     found: dict[str, Any] = config.to_dict()
     return found

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Union
 
 from affectlens.checkpoints.adapting import adapted
 from affectlens.checkpoints.checkpoint import Checkpoint, Store
-from affectlens.checkpoints.factors import FACTOR, sort
+from affectlens.checkpoints.factors import FACTOR, Sorted, sort
 from affectlens.checkpoints.folders import ADAPTER, is_adapter, open_store
 from affectlens.checkpoints.joined import JoinedStore
 from affectlens.checkpoints.quantized import unpacked
-from affectlens.checkpoints.recipes import recipe
+from affectlens.checkpoints.recipes import preset_of, recipe
 from affectlens.checkpoints.safetensors import read_json
 from affectlens.errors import CheckpointError
 
@@ -49,11 +49,13 @@ def open_checkpoint(
     else:
         store, config = _live(source)
     if not config and not any(FACTOR.search(name) for name in store.headers):
+        preset_of(store.name, preset)  # a misspelt one is told, also where there is nothing to scale
         return Checkpoint(store)
     rule = recipe(store.name, config, preset=preset, alpha=alpha)
-    if base is not None:
+    found = sort(store.headers, store.name, bare=rule.bare)
+    if base is not None and not _holds_base(found):
         return adapted(store, open_checkpoint(base), recipe=rule)
-    own, factors = _parted(store)
+    own, factors = _parted(store, found)
     return adapted(factors, own, recipe=rule)
 
 
@@ -105,17 +107,24 @@ def _here(path: Path, source: str) -> tuple[Store, Mapping[str, Any]]:
     return open_store(path, source), read_json(folder / ADAPTER) if is_adapter(path) else {}
 
 
-def _parted(store: Store) -> tuple[Checkpoint, Store]:
+def _holds_base(found: Sorted) -> bool:
+    """Whether the whole model that factors change lies beside them, as where a live model was saved."""
+    # PEFT writes a trained embedding's `base_layer` into the adapter too; that alone is no model.
+    stored = {name.replace(".base_layer.", ".") for name in found.whole}
+    rest = (name for name, owner in found.whole.items() if name == owner and ".base_layer." not in name)
+    return bool(found.pairs) and found.pairs.keys() <= stored and any(rest)
+
+
+def _parted(store: Store, found: Sorted) -> tuple[Checkpoint, Store]:
     """A store that holds a whole model and an adapter to it, as these two."""
-    found = sort(store.headers, store.name)
-    saved = {name for name, owner in found.whole.items() if owner != name}
-    copies = [name for name in found.rest if ".original_module." in name]
-    own = {name: (store, name) for name in (*(found.whole.keys() - saved), *copies)}
-    if not any(".base_layer." in name for name in own):
+    if not _holds_base(found):
         fix = "Give base=; as the tuned side of a diff it is read over the other"
         raise CheckpointError(
             store.name, "an adapter says nothing without the base it was trained on", fix=fix
         )
+    saved = {name for name, owner in found.whole.items() if owner != name}
+    copies = [name for name in found.rest if ".original_module." in name]
+    own = {name: (store, name) for name in (*(found.whole.keys() - saved), *copies)}
     rest = {name: (store, name) for name in store.headers if name not in own}
     base = Checkpoint(JoinedStore(store, own, config=store.config))
     return base, JoinedStore(store, rest, config=store.config)

@@ -9,7 +9,7 @@ from affectlens.errors import NothingToCompare
 from affectlens.sites import Site, Sites
 
 _REASONS = 4  # that a note has room for
-_VOCABULARY = ("embed_tokens", "lm_head")
+VOCABULARY = ("embed_tokens", "lm_head")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Pairing:
     def resized(self) -> Sites:
         """Of the reshaped, those of a resized vocabulary: their first rows are the same words."""
         return Sites(
-            s for s in self.reshaped if s.role in _VOCABULARY and _rows_alone(self.base, self.tuned, s)
+            s for s in self.reshaped if s.role in VOCABULARY and _rows_alone(self.base, self.tuned, s)
         )
 
     @property
@@ -45,7 +45,10 @@ class Pairing:
         states = {
             "paired": (self.comparable - identical, "compared, and moved"),
             "identical": (reached & identical, "compared, equal in every value: did not move"),
-            "not-targeted": (self.comparable - reached, "not part of the adapter: could not move"),
+            "not-targeted": (
+                (self.comparable - reached) & identical,
+                "not part of the adapter: could not move",
+            ),
             "resized": (self.resized, "the rows that both sides have were compared"),
             "reshaped": (self.reshaped - self.resized, "not compared: the shapes differ"),
             "tied": (tied, "stored on one side, tied to the input embedding on the other: not compared"),

@@ -23,7 +23,9 @@ PRESETS: Mapping[str, tuple[float, int]] = {
 # Known by name too: their files say all that is needed.
 PLAIN_PRESETS = ("blsp-emo", "emotion-qwen", "humanomni", "omni-thinker")
 # Initialisations that move part of the base into the factors, so B·A is not the change.
-_RESIDUAL = ("pissa", "olora", "corda", "loftq")
+_RESIDUAL = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Variants of LoRA whose change is not scale · B·A.
+_VARIANTS = ("kasa_config", "use_bdlora", "monteclora_config", "velora_config", "use_qalora", "arrow_config")
 _LONGEST, _MOST_STARS = 200, 4
 
 
@@ -36,6 +38,8 @@ class Recipe:
     rooted: bool = False  # rank-stabilised: alpha/√r (arXiv 2312.03732)
     alphas: Mapping[str, float] = field(default_factory=dict)  # by pattern of module names
     dora: bool = False  # weight-decomposed (arXiv 2402.09353)
+    note: str = ""  # what the caller should hear
+    bare: frozenset[str] = frozenset()  # modules whose parameters are adapted without a module of their own
 
     def scale(self, module: str, rank: int) -> float | None:
         """The scale of one module; None where alpha is known to nobody."""
@@ -47,11 +51,11 @@ class Recipe:
 
 
 def recipe(name: str, config: Mapping[str, Any], *, preset: str | None, alpha: float | None) -> Recipe:
-    """The recipe of an adapter: what the caller says, else its config, else its preset.
+    """The recipe of an adapter: what its config says, and what that doesn't, the caller or the preset.
 
     Raises `CheckpointError` for adapters that are no LoRA, and for settings that can't be trusted.
     """
-    known = _preset(name, preset)
+    known = preset_of(name, preset)
     if alpha is not None:
         known = Recipe(alpha=_finite(name, "alpha", alpha), rank=known.rank)
     if not config:
@@ -67,16 +71,30 @@ def recipe(name: str, config: Mapping[str, Any], *, preset: str | None, alpha: f
         raise CheckpointError(name, f"{start[:40]} moved part of the base into the factors", fix=fix)
     if config.get("layer_replication"):
         raise CheckpointError(name, "layer_replication: its layers are not those of the base")
-    stated = config.get("lora_alpha")
+    for variant in _VARIANTS:
+        if config.get(variant):
+            raise CheckpointError(
+                name, f"{variant}: its change is not that of LoRA", fix="Merge it with PEFT first"
+            )
+    stated = _finite(name, "lora_alpha", config.get("lora_alpha"))
+    ignored = stated is not None and alpha is not None and stated != alpha
     return Recipe(
-        alpha=known.alpha if alpha is not None else _finite(name, "lora_alpha", stated),
+        alpha=known.alpha if stated is None else stated,
         rooted=bool(config.get("use_rslora")),
-        alphas={} if alpha is not None else _patterns(name, config.get("alpha_pattern")),
+        alphas=_patterns(name, config.get("alpha_pattern")),
         dora=bool(config.get("use_dora")),
+        bare=_bare(config.get("target_parameters")),
+        note=f"its config says alpha {stated:g}, so alpha={alpha:g} was not used" if ignored else "",
     )
 
 
-def _preset(name: str, preset: str | None) -> Recipe:
+def _bare(targets: Any) -> frozenset[str]:
+    names = (name for name in targets if isinstance(name, str)) if isinstance(targets, list | set) else ()
+    return frozenset(name.split(".")[-2] for name in names if "." in name)
+
+
+def preset_of(name: str, preset: str | None) -> Recipe:
+    """What a preset says; raises `CheckpointError` for one that is not known."""
     if preset is None or preset in PLAIN_PRESETS:
         return Recipe()
     if preset not in PRESETS:
@@ -97,6 +115,8 @@ def _finite(name: str, what: str, value: Any) -> float | None:
 def _patterns(name: str, stated: Any) -> dict[str, float]:
     """PEFT matches these as regular expressions; from a stranger one may take for ever."""
     found = {}
+    if stated and not isinstance(stated, Mapping):
+        raise CheckpointError(name, f"alpha_pattern is a {type(stated).__name__}, not patterns and numbers")
     for pattern, alpha in (stated or {}).items():
         try:
             re.compile(pattern)

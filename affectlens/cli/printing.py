@@ -1,19 +1,33 @@
 """Tables and JSON for the terminal, fit to print whatever a file called its tensors."""
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from affectlens.html import number, plain
+from affectlens.html import NULL, cell, plain
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+WIDTH = 100
+
+
 def rows(frame: "pd.DataFrame", names: Sequence[str] = ()) -> list[str]:
-    """Write the named columns of a frame (all by default) as aligned lines."""
+    """Write the named columns of a frame (all by default) as aligned lines, a dash for null."""
     kept = [name for name in names or list(frame.columns) if name in frame]
-    cells = [[number(cell) for cell in row] for row in frame[kept].itertuples(index=False)]
+    cells = [[cell(value) for value in row] for row in frame[kept].itertuples(index=False)]
     return aligned(kept, cells).splitlines()
+
+
+def warned(findings: Iterable[object]) -> list[str]:
+    """Write what must not be overlooked, each in full however long it is; each word as a name would be.
+
+    >>> warned(["not\\x1b[31m the base"])
+    ['! not�[31m the base']
+    """
+    words = (" ".join(map(plain, str(finding).split())) for finding in findings)
+    return [line for one in words for line in textwrap.wrap(f"! {one}", WIDTH, subsequent_indent="  ")]
 
 
 def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -37,4 +51,4 @@ def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _numeric(cell: str) -> bool:
-    return not cell or cell[0] in "-+0123456789[" or cell in ("inf", "nan")
+    return not cell or cell[0] in "-+0123456789[" or cell in ("inf", "nan", NULL)

@@ -3,7 +3,7 @@
 import textwrap
 from typing import TYPE_CHECKING
 
-from affectlens.cli.printing import aligned, rows
+from affectlens.cli.printing import WIDTH, aligned, rows, warned
 from affectlens.html import plain
 
 if TYPE_CHECKING:
@@ -15,26 +15,68 @@ if TYPE_CHECKING:
     from affectlens.drift import Drift
     from affectlens.effects import Effects
 
-_ROLE = ("sites", "size", "frobenius", "relative", "rms", "changed", "control_relative", "aligned_relative")
-_WIDTH = 100
+_MUCH = 0.1  # a share of ‖Δ‖² that is worth a column
 
 
 def tell_drift(drift: "Drift", by: str = "tower,role") -> list[str]:
-    """Say what was compared, how far it moved by group, the ledger and the findings."""
+    """Say what was compared, what must not be overlooked, how far it moved by group, and the ledger."""
     groups = [name.strip() for name in by.split(",")]
     frame = drift.by(by)
-    moved = frame[frame["frobenius"] > 0]
-    still = f" ({len(frame) - len(moved)} groups did not)" if len(frame) > len(moved) else ""
     return [
         *(_source(side, who) for side, who in drift.origin["sources"].items()),
+        *warned(drift.findings),
         "",
-        f"How far it moved: ‖Δ‖, ‖Δ‖/‖W_base‖, rms of Δ{still}",
-        *rows(moved, (*groups, *_ROLE)),
+        f"How far it moved: ‖Δ‖, ‖Δ‖/‖W_base‖, rms of Δ{_others(drift, frame, groups)}",
+        *_moved(frame[frame["frobenius"] != 0], groups),
         "",
         "Ledger: every parameter of both sides",
         *rows(drift.ledger),
-        *(f"! {plain(finding)}" for finding in drift.findings),
     ]
+
+
+def _others(drift: "Drift", frame: "pd.DataFrame", groups: list[str]) -> str:
+    """How many groups have no row, and whether they could have moved."""
+    beyond = int((frame["targeted"] == 0).sum())
+    still = int((frame["frobenius"] == 0).sum()) - beyond
+    counts = [(still, "did not"), (beyond, "could not: the tuning does not reach them")]
+    told = [(count, words) for count, words in counts if count > 0]
+    noun = "group" if told and told[0][0] == 1 else "groups"
+    said = [f"{count} {f'{noun} ' if not at else ''}{words}" for at, (count, words) in enumerate(told)]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _moved(moved: "pd.DataFrame", groups: list[str]) -> list[str]:
+    """The groups that moved, with the columns that say something of them, and what the rarer ones mean."""
+    if moved.empty:
+        return ["no group moved"]
+    table = moved[[*groups, "sites", "size", "frobenius", "relative", "rms"]].copy()
+    notes = []
+
+    def add(name: str, cells: "pd.Series", note: str) -> None:
+        table[name] = cells
+        notes.append(f"{name}: {note}")
+
+    if moved["changed"].notna().any():
+        table["changed"] = moved["changed"]
+    if "norms_known" in moved and (moved["norms_known"] < moved["sites"]).any():
+        known = moved["norms_known"].fillna(moved["sites"]).astype(int)
+        add("norms_known", known, "sites whose ‖W_base‖ was read; ‖Δ‖/‖W_base‖ is a ratio over these alone")
+    if "rounding" in moved and ((casting := (moved["rounding"] / moved["frobenius"]) ** 2) >= _MUCH).any():
+        shares = casting.where(casting >= _MUCH).clip(upper=1.0).map(_percent)
+        add("rounding", shares, "share of ‖Δ‖² that casting to the stored dtype explains")
+    if "control_relative" in moved:
+        add("control", moved["control_relative"], "‖Δ‖/‖W_base‖ of the control")
+    if "control_cosine" in moved:
+        add("along", moved["control_cosine"].map(_percent), "share of Δ that lies along the control's")
+    if "aligned_relative" in moved:
+        aligned = moved["aligned_relative"].map("{:.4g}".format)
+        if (moved["aligned_relative"].notna() & (aligned != moved["relative"].map("{:.4g}".format))).any():
+            add("aligned", moved["aligned_relative"], "‖Δ‖/‖W_base‖ with the neurons matched first")
+    return [*rows(table), *notes]
+
+
+def _percent(share: float) -> str | None:
+    return f"{round(100 * share)}%" if share == share else None
 
 
 def _source(side: str, who: "Mapping[str, Any]") -> str:
@@ -45,7 +87,7 @@ def _source(side: str, who: "Mapping[str, Any]") -> str:
 def tell_effects(effects: "Effects", metric: str = "margin") -> list[str]:
     """Say, for each task, what each group of sites does, beside its null and the control."""
     meaning = " = log p(gold) − log p(best other)" if metric == "margin" else ""
-    lines = [f"! {plain(finding)}" for finding in effects.origin.get("findings", ())]
+    lines = warned(effects.origin.get("findings", ()))
     lines += [f"What the change does to the {metric}{meaning}; 95 % intervals, share of the gain over base"]
     ranks = effects.ranks(metric)
     for task, group in effects.frame[effects.frame["metric"] == metric].groupby("task", sort=False):
@@ -101,9 +143,9 @@ def tell_conclusions(drift: "Drift", effects: "Effects") -> list[str]:
     from affectlens.views.conclusions import conclude
 
     found = conclude(drift, effects)
-    lines = [textwrap.fill(found.answer, _WIDTH)]
+    lines = [textwrap.fill(found.answer, WIDTH)]
     for title, sentences in (("May be concluded", found.may), ("May not be concluded", found.may_not)):
         lines += ["", title]
         for sentence in sentences:
-            lines.append(textwrap.fill(sentence, _WIDTH, initial_indent="  - ", subsequent_indent="    "))
+            lines.append(textwrap.fill(sentence, WIDTH, initial_indent="  - ", subsequent_indent="    "))
     return lines

@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from affectlens.drift.aggregating import KEYS
 from affectlens.drift.contrasting import NORMS
-from affectlens.drift.drift import KEYS, Drift
-from affectlens.errors import TableError, near
+from affectlens.drift.drift import Drift
+from affectlens.errors import NoSuchSite, TableError, near
 from affectlens.formats import records
 from affectlens.html import plain
 from affectlens.table import Table, provenance
@@ -218,8 +219,7 @@ def _grouped(drift: Drift, names: list[str], measure: str) -> pd.DataFrame:
     noise = {"frobenius": root, "relative": root / rows["base_norm"].where(rows["base_norm"] > 0)}
     # By rms and mean_abs noise ties all groups, and its max_abs is not known: no ranking to compare with.
     found = rows[names].assign(value=rows[measure].astype(float), noise=noise.get(measure, np.nan))
-    reached = drift.frame.groupby(names)["targeted"].any().rename("reached").reset_index()
-    return found.merge(reached, on=names).set_index(names)
+    return found.assign(reached=rows["targeted"] > 0).set_index(names)
 
 
 def _by_run(each: Sequence[pd.DataFrame], index: pd.Index, column: str) -> pd.DataFrame:
@@ -268,11 +268,14 @@ def _spearman(one: np.ndarray, two: np.ndarray) -> float:
 
 
 def _contrasted(drifts: Sequence[Drift], roles: tuple[str, str] | None) -> list[dict[str, Any]]:
-    # A model without gates is no error unless its gates were asked for.
-    if roles is None and not all(set(GATE_UP) <= set(drift.frame["role"]) for drift in drifts):
-        return []
     first, second = roles or GATE_UP
-    return records(contrast_over_runs(drifts, first=first, second=second))
+    try:
+        rows = contrast_over_runs(drifts, first=first, second=second)
+    except NoSuchSite:
+        if roles is None:  # a model without gates is no error unless its gates were asked for
+            return []
+        raise
+    return records(rows.astype(object).replace(np.inf, "inf"))  # which JSON has no number for
 
 
 def _framed(values: pd.DataFrame, noise: pd.DataFrame) -> pd.DataFrame:

@@ -25,7 +25,7 @@ def still(base: Any, sums: Any) -> None:
 
 
 def beside(sides: Any, sums: Any) -> None:
-    """Add ⟨c,c⟩ ⟨c,d⟩ Σ|c| max|c|, of (base, tuned, control): c the control's change, d the tuned one's."""
+    """Add the sums of BESIDE, of (base, tuned, control): c the control's change, d the tuned one's."""
     base, tuned, control = map(_values, sides)
     found = measuring.measure(base, tuned, control=control).control
     assert found is not None

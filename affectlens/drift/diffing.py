@@ -1,6 +1,7 @@
 """The headline call: how far every parameter of a tuned checkpoint lies from its base."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -16,7 +17,8 @@ from affectlens.drift.streaming import engine, stream
 from affectlens.drift.summing import Measure, Summing
 from affectlens.drift.sums import Sums
 from affectlens.drift.symmetric import symmetric
-from affectlens.drift.tabulating import frame
+from affectlens.drift.tabulating import RESERVED, frame
+from affectlens.errors import TableError
 from affectlens.sites import Site
 from affectlens.table import provenance
 
@@ -28,7 +30,7 @@ def diff(
     control: Source | None = None,
     preset: str | None = None,
     alpha: float | None = None,
-    detail: str | None = None,
+    detail: str | Iterable[str] | None = None,
     spectra: int | None = None,
     align: bool = False,
     measures: Mapping[str, Measure] | None = None,
@@ -50,12 +52,15 @@ def diff(
 
     Raises `CheckpointError` for what can't be read and `NothingToCompare` when the two share no matrix.
     """
-    wanted, custom = Detail.of(detail), dict(measures or {})
+    custom = _named(measures)
+    wanted = Detail.of(detail, exact=bool(custom))  # factors tell a function of blocks nothing
+    if spectra is not None and (type(spectra) is not int or spectra < 1):
+        raise TableError(f"spectra={spectra!r} singular values asked for: take a whole number, 1 or more")
     before = open_checkpoint(base, preset=preset, alpha=alpha)
     pairing = pair(before, open_checkpoint(tuned, base=before, preset=preset, alpha=alpha))
     beside = None if control is None else open_checkpoint(control, base=before, preset=preset, alpha=alpha)
     if beside is not None:
-        pair(before, beside)
+        beside = pair(before, beside).tuned  # a part of a model is read beside base
     sides = (before, pairing.tuned, *([beside] if beside else []))
     plan = list(strips(pairing, beside, detail=wanted))
     work = jobs(plan, sides, alpha=alpha, preset=preset, detail=detail, custom=custom) if executor else []
@@ -64,7 +69,11 @@ def diff(
             found = spread(plan, work, executor=executor, tell=bar.update)
         else:
             found = stream(plan, Summing(engine(), custom), tell=bar.update)
-    told: list[str] = []
+    told = [
+        f"No {kind}s are known: neither the config nor the shapes say how many there are."
+        for kind in sorted(wanted.units)
+        if not any(strip.units is not None and strip.units.kind == kind for strip in plan)
+    ]
     columns = [symmetric(pairing, tell=told.append)] if align else []
     columns += [spectral(found, spectra, detail=wanted, tell=told.append)] if spectra else []
     for side in sides:
@@ -76,8 +85,19 @@ def diff(
 
 def _bar(plan: list[Strip], progress: bool) -> Any:
     total = sum(strip.bytes for strip in plan)
-    hidden = None if progress else True  # None: shown on a terminal alone
-    return tqdm(total=total, unit="B", unit_scale=True, disable=hidden, leave=False)
+    return tqdm(total=total, unit="B", unit_scale=True, disable=not (progress and _watched()), leave=False)
+
+
+def _watched() -> bool:
+    """Whether somebody looks: a terminal, or a notebook; a log has no use for a bar."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+def _named(measures: Mapping[str, Measure] | None) -> dict[str, Measure]:
+    for name in measures or {}:
+        if name in RESERVED:
+            raise TableError(f"a measure can't be called {name!r}: the table has a column of that name")
+    return dict(measures or {})
 
 
 def _joined(columns: list[dict[Site, dict[str, Any]]]) -> dict[Site, dict[str, Any]]:

@@ -6,12 +6,21 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
+from affectlens.drift.aggregating import (
+    KEYS,
+    UNITS,
+    Groups,
+    aggregate,
+    norms,
+    over,
+    parsed,
+    unfolded,
+    with_units,
+)
 from affectlens.drift.contrasting import contrast
-from affectlens.errors import NoSuchSite, TableError, near
+from affectlens.errors import NoSuchSite, near
 from affectlens.sites import Site
 from affectlens.table import Table, site_of
-
-KEYS = ("tower", "stack", "layer", "role", "expert", "param")
 
 
 @dataclass(frozen=True, repr=False)
@@ -21,8 +30,8 @@ class Drift(Table):
     Columns: `parameter` (canonical name), `tower stack layer role expert param label` (the site),
     `size` (elements compared), `dtype`, `frobenius` ‖Δ‖, `base_norm` ‖W_base‖, `relative` =
     ‖Δ‖/‖W_base‖, `rms` = ‖Δ‖/√size, `mean_abs`, `max_abs`, `cosine` of W_base and W_tuned; `changed`,
-    `sign_flips` and `nonfinite` count elements; `rounding`, the norm that rounding to tuned's dtype makes
-    by itself (an error uniform within half a step): a Δ below it may be nothing else; `targeted` is false
+    `sign_flips` and `nonfinite` count elements; `rounding`, the norm that rounding what changed to
+    tuned's dtype makes by itself (an error uniform within half a step); `targeted` is false
     where the tuning could not reach. What factors or content hashes do not tell is null.
 
     With a control: `control_frobenius` and other norms of its change, `control_cosine` of Δ and Δ_control,
@@ -34,7 +43,17 @@ class Drift(Table):
 
     schema: ClassVar[str] = "affectlens.drift/1"
     rank: ClassVar[str] = "relative"
-    shown: ClassVar[tuple[str, ...]] = ("parameter", "role", "layer", "relative", "rms", "frobenius")
+    shown: ClassVar[tuple[str, ...]] = (
+        "parameter",
+        "role",
+        "layer",
+        "relative",
+        "rms",
+        "frobenius",
+        "targeted",
+    )
+    flags: ClassVar[tuple[str, ...]] = ("targeted",)
+    ranked: ClassVar[bool] = True
     bars: ClassVar[tuple[str, ...]] = ("relative", "rms", "frobenius")
 
     @property
@@ -48,20 +67,29 @@ class Drift(Table):
         """What must not be overlooked, such as a language model that did not move at all."""
         return tuple(self.origin.get("findings", ()))
 
+    @property
+    def tally(self) -> str:
+        """The ledger in a line: the sites of each state."""
+        states = self.ledger.groupby("state", sort=False)["sites"].sum()
+        return "ledger: " + ", ".join(f"{n:,} {state}" for state, n in states.items()) if len(states) else ""
+
     def by(self, *names: str) -> pd.DataFrame:
-        """Aggregate by `"role" "layer" "tower"` or several of them, with sums of squares for the norms.
+        """Aggregate by `"site" "role" "layer" "tower" "head" "neuron"` or several, with sums of squares.
 
         A mean of ratios would let small tensors speak for large ones. Biases are counted with their
-        role. Returns one row a group, largest `frobenius` first (layers in their order).
+        role. `targeted` is how many of a group's `sites` the tuning could reach: 0 where nothing could
+        move. `"head"` and `"neuron"` go below the site, after `detail=`; each sums over all sites that have
+        one of that number, so name `"layer,role,head"` for each head by itself: head 3 of v_proj is
+        shared by several of q_proj. Returns one row a group, largest `frobenius` first (layers in their
+        order). Raises `TableError` for another name and `NoSuchSite` where there are no such units.
         """
-        groups = [part.strip() for name in names for part in name.split(",")]
-        for name in groups or [""]:
-            if name not in KEYS:
-                raise TableError(f"can't aggregate by {name!r}. By: {near(name, KEYS)}")
-        grouped = self.frame.groupby(groups, dropna=False, sort=True)
-        rows = pd.DataFrame(
-            [dict(zip(groups, key, strict=True)) | _aggregate(group) for key, group in grouped]
-        )
+        groups = parsed(names, (*KEYS, *UNITS))
+        units = [name for name in groups if name in UNITS]
+        if units:
+            frame = unfolded(self.frame, units[0])
+            rows = norms(frame, Groups.of(frame, groups))
+        else:
+            rows = aggregate(self.frame, groups, custom=self.origin.get("custom", ()))
         if groups == ["layer"]:
             return rows
         return rows.sort_values("frobenius", kind="stable", ascending=False, ignore_index=True)
@@ -90,76 +118,16 @@ class Drift(Table):
         return self._units(site, "head")
 
     def _units(self, site: Site | str, kind: str) -> pd.DataFrame:
-        frame = self.frame
-        if "unit" not in frame:
-            raise NoSuchSite(f"this drift has no {kind}s: make it with diff(…, detail='{kind}s')")
-        frame = frame[frame["unit"] == kind]
+        frame = with_units(self.frame, kind)
         keys = [repr(site_of(row)) for row in frame.to_dict("records")]
         names = frame["parameter"].tolist()
         asked = site if isinstance(site, str) else repr(site)
         at = [n for n, (key, name) in enumerate(zip(keys, names, strict=True)) if asked in (key, name)]
+        if not at and (same := [key for key, role in zip(keys, frame["role"], strict=True) if role == asked]):
+            raise NoSuchSite(f"{len(same)} sites with {kind}s are {asked}: give a layer, e.g. {same[0]}")
         if len(at) != 1:
             raise NoSuchSite(f"{len(at)} sites with {kind}s are called {asked}. Sites: {near(asked, keys)}")
         row = frame.iloc[at[0]]
-        delta, base = np.asarray(row["unit_frobenius"], float), np.asarray(row["unit_base_norm"], float)
-        ratio = np.divide(delta, base, out=np.full_like(delta, np.nan), where=base > 0)
-        numbers = np.arange(len(delta))
-        return pd.DataFrame({kind: numbers, "frobenius": delta, "base_norm": base, "relative": ratio})
-
-
-def _aggregate(group: pd.DataFrame) -> dict[str, float | int]:
-    size = int(group["size"].sum())
-    frobenius = _root(group["frobenius"])
-    known = group[group["base_norm"].notna()]
-    base_norm = _root(known["base_norm"])
-    row: dict[str, float | int] = {
-        "sites": len(group),
-        "size": size,
-        "frobenius": frobenius,
-        "base_norm": base_norm if len(known) else np.nan,
-        "relative": _root(known["frobenius"]) / base_norm if base_norm else np.nan,
-        "rms": frobenius / np.sqrt(size) if size else np.nan,
-        "mean_abs": (group["mean_abs"] * group["size"]).sum(skipna=False) / size if size else np.nan,
-        "max_abs": float(group["max_abs"].max(skipna=False)),
-        **{name: _total(group[name]) for name in ("changed", "sign_flips", "nonfinite")},
-    }
-    if "rounding" in group:
-        row["rounding"] = _root(group["rounding"])
-    if len(known) < len(group):
-        row["norms_known"] = len(known)  # the ratio runs over these sites alone
-    if "control_frobenius" in group:
-        # Only over the sites that the control has too, or the ratio would come out too small.
-        known = group[group["control_frobenius"].notna()]
-        control = _root(known["control_frobenius"]) if len(known) else np.nan
-        norm, count = _root(known["base_norm"]), int(known["size"].sum())
-        row["control_frobenius"] = control
-        row["control_relative"] = control / norm if norm else np.nan
-        row["control_rms"] = control / np.sqrt(count) if count else np.nan
-        row |= _beside(known, control) if "control_along" in group else {}
-    if "aligned_frobenius" in group:
-        known = group[group["aligned_frobenius"].notna()]
-        norm = _root(known["base_norm"])
-        row["aligned_frobenius"] = _root(known["aligned_frobenius"]) if len(known) else np.nan
-        row["aligned_relative"] = row["aligned_frobenius"] / norm if norm else np.nan
-    return row
-
-
-def _beside(known: pd.DataFrame, control: float) -> dict[str, float]:
-    """The control's angle and share over a group, from the inner products of its sites."""
-    inner = float((known["control_along"] * known["control_frobenius"]).sum())
-    moved = _root(known["frobenius"])
-    along = inner / control if control else 0.0
-    return {
-        "control_cosine": inner / (moved * control) if moved and control else np.nan,
-        "control_along": along,
-        "control_residual": float(np.sqrt(max(moved**2 - along**2, 0.0))),
-    }
-
-
-def _root(norms: pd.Series) -> float:
-    return float(np.sqrt((norms.astype(float) ** 2).sum(skipna=False)))
-
-
-def _total(counts: pd.Series) -> float | int:
-    total = counts.astype(float).sum(skipna=False)
-    return total if np.isnan(total) else int(counts.sum())
+        delta, base = (np.asarray(row[f"unit_{name}"], float) for name in ("frobenius", "base_norm"))
+        numbers = {"frobenius": delta, "base_norm": base, "relative": over(delta, base)}
+        return pd.DataFrame({kind: np.arange(len(delta)), **numbers})

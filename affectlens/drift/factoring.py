@@ -16,7 +16,7 @@ from torch import Tensor
 from affectlens.checkpoints.lowrank import LowRank
 from affectlens.drift.measuring import squares, values
 from affectlens.drift.planning import Part
-from affectlens.drift.sums import FIELDS, Sums
+from affectlens.drift.sums import BESIDE, FIELDS, Sums
 from affectlens.sites import Units
 
 Blocks = Callable[[Part], Iterator[tuple[int, int, tuple[Tensor, ...]]]]
@@ -31,17 +31,20 @@ def factored(part: Part, blocks: Blocks, *, square: Callable[[Tensor], float]) -
     assert strip.factors is not None
     delta, control = strip.factors
     rows = slice(part.start, part.stop)
-    b, a = delta.factors
+    b, a, _ = delta.factors
     across = a.T.float()
-    scale = 1.0 if delta.scale is None else delta.scale
+    scale = delta.scale_up_to_alpha
     sums = Sums(
         size=(part.stop - part.start) * strip.width, elementwise=False, scaled=delta.scale is not None
     )
     sums.vector[FIELDS.index("dd")] = scale**2 * _product(delta, delta, rows)
     if control is not None:
-        other = 1.0 if control.scale is None else control.scale
+        other = control.scale_up_to_alpha
         cc, cd = other**2 * _product(control, control, rows), scale * other * _product(delta, control, rows)
-        sums.control = np.array([cc, cd, math.nan, math.nan])
+        sums.control = np.array([cc, cd, math.nan, math.nan, 0.0])
+        sums.control_scaled = control.scale is not None
+    elif len(strip.sides) > 2:  # a control that left this site as it was
+        sums.control = np.zeros(len(BESIDE))
     units = strip.units
     if units is not None:
         sums.units = np.zeros((2, units.count))
@@ -74,14 +77,14 @@ def by_unit(units: Units, lines: "NDArray[np.float64]", *, first: int) -> "NDArr
 
 def _product(one: LowRank, two: LowRank, rows: slice) -> float:
     """⟨B·A, B'·A'⟩ over some rows, without the scales."""
-    (b, a), (c, d) = one.factors, two.factors
-    across = one.gram if one is two else a @ d.T
+    (b, a, gram), (c, d, _) = one.factors, two.factors
+    across = gram if one is two else a @ d.T
     return float(((b[rows].T @ c[rows]) * across).sum())
 
 
 def _lines(delta: LowRank, rows: slice, dim: int) -> Any:
     """The squared norm of each row or column of B·A over some rows, as (1, lines)."""
-    b, a = delta.factors
+    b, a, gram = delta.factors
     if dim == 0:
-        return (((b[rows] @ delta.gram) * b[rows]).sum(1))[None].numpy()
+        return (((b[rows] @ gram) * b[rows]).sum(1))[None].numpy()
     return (((b[rows].T @ b[rows]) @ a) * a).sum(0)[None].numpy()

@@ -24,7 +24,10 @@ def findings(frame: pd.DataFrame, found: Collection[Sums]) -> Iterator[str]:
             "not read, so their norms are not known (detail='exact' reads them)."
         )
     language = frame[(frame["tower"] == "language") & frame["frobenius"].notna()]
-    if len(language) and not language["frobenius"].any() and not language["nonfinite"].any():
+    reached = language[language["targeted"]]
+    if len(language) and reached.empty:
+        yield "The adapter holds nothing of the language model, which so could not move."
+    elif len(reached) and not _moved(reached):
         yield "The language model did not move at all: its drift is exactly zero."
     if rounded:
         yield f"{rounded} of {moved} parameters that moved did so by rounding to another dtype alone."
@@ -35,6 +38,11 @@ def findings(frame: pd.DataFrame, found: Collection[Sums]) -> Iterator[str]:
         yield from _control(frame)
     if count := int(frame["nonfinite"].sum()):
         yield f"{count:,} values are NaN or infinite and were left out of every other measure."
+
+
+def _moved(frame: pd.DataFrame) -> bool:
+    columns = frame[["frobenius", "changed", "nonfinite"]].fillna(0)
+    return bool(columns.to_numpy(float).any())
 
 
 def _casting(frame: pd.DataFrame) -> Iterator[str]:
@@ -49,6 +57,10 @@ def _casting(frame: pd.DataFrame) -> Iterator[str]:
 
 
 def _control(frame: pd.DataFrame) -> Iterator[str]:
+    if lacking := int(frame["control_along"].isna().sum()):
+        yield f"The control lacks {lacking} of the {len(frame)} compared parameters: it says nothing of them."
+    if lost := int(frame["control_nonfinite"].sum()):
+        yield f"{lost:,} values of the control are NaN or infinite and were left out of its measures."
     moved = frame[(frame["frobenius"] > 0) | (frame["control_frobenius"] > 0)]
     if control_unrelated(frame):
         yield "This is probably no tuning of the same base: the control's weights are unrelated to it."

@@ -14,9 +14,11 @@ import numpy as np
 import pandas as pd
 
 from affectlens.checkpoints import Checkpoint, Source, open_checkpoint
+from affectlens.drift.aggregating import KEYS, Groups, norms, over, parsed
 from affectlens.drift.diffing import diff
-from affectlens.drift.drift import KEYS, Drift
-from affectlens.errors import TableError, near
+from affectlens.drift.drift import Drift
+from affectlens.drift.finding import findings as found
+from affectlens.errors import TableError
 from affectlens.html import plain
 from affectlens.table import Table, provenance
 
@@ -38,8 +40,10 @@ class Trajectory(Table):
     schema: ClassVar[str] = "affectlens.trajectory/1"
     rank: ClassVar[str] = "relative"
     shown: ClassVar[tuple[str, ...]] = (
-        "step", "name", "parameter", "role", "layer", "relative", "step_relative", "along",
+        "step", "name", "parameter", "role", "layer", "relative", "step_relative", "along", "targeted",
     )  # fmt: skip
+    flags: ClassVar[tuple[str, ...]] = ("targeted",)
+    ranked: ClassVar[bool] = True
 
     @property
     def ledger(self) -> pd.DataFrame:
@@ -59,14 +63,8 @@ class Trajectory(Table):
         is each step as a whole. `along` is the cosine of a group's whole change with its final one.
         Returns one row per step and group, in order.
         """
-        groups = [part.strip() for name in names for part in name.split(",")]
-        groups = [name for name in dict.fromkeys(groups) if name != "step"]
-        for name in groups:
-            if name not in KEYS:
-                raise TableError(f"can't aggregate by {name!r}. By: step, {near(name, KEYS)}")
-        keys = ["step", "name", *groups]
-        grouped = self.frame.groupby(keys, dropna=False, sort=True)
-        return pd.DataFrame([dict(zip(keys, key, strict=True)) | _aggregate(rows) for key, rows in grouped])
+        known = ("step", *KEYS)
+        return _aggregate(self.frame, ["step", "name", *(n for n in parsed(names, known) if n != "step")])
 
 
 def trajectory(
@@ -132,35 +130,30 @@ def _with_last(frame: pd.DataFrame) -> pd.DataFrame:
 def _told(whole: Drift, part: Drift, step: int) -> Iterator[str]:
     name = f"Step {step} ({plain(whole.origin['sources']['tuned']['name'])})"
     # The last checkpoint stood in for a control: what diff says of it as one is beside the point.
-    own = [finding for finding in whole.findings if "the control" not in finding.lower()]
+    beside = [column for column in whole.frame if str(column).startswith("control_")]
+    alone = set(found(whole.frame.drop(columns=beside), ()))
+    strange = {finding for finding in found(whole.frame, ()) if finding not in alone}
+    own = [f for f in whole.findings if f not in strange and not f.startswith("control: ")]
     yield from (f"{name}: {finding}" for finding in own)
     if part is not whole:
         yield from (f"{name}, from the step before: {f}" for f in part.findings if f not in own)
 
 
-def _aggregate(rows: pd.DataFrame) -> dict[str, float | int]:
-    size = int(rows["size"].sum())
-    known = rows["step_frobenius"].notna()
-    frobenius, base_norm = _norm(rows["frobenius"]), _norm(rows["base_norm"])
-    step, before = _norm(rows["step_frobenius"][known]), _norm(rows["step_base_norm"][known])
+def _aggregate(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    groups = Groups.of(frame, names)
+    known = frame["step_frobenius"].notna() & frame["step_base_norm"].notna()
+    there = groups.count(known) > 0
+    step = np.where(there, groups.root(frame["step_frobenius"], over=known), np.nan)
+    before = np.where(there, groups.root(frame["step_base_norm"], over=known), np.nan)
     # Only over the sites that the last checkpoint has too, or the angle would come out too wide.
-    both = rows[rows["final_frobenius"].notna()]
-    dot = float((both["along"] * both["frobenius"] * both["final_frobenius"]).sum())
-    product = _norm(both["frobenius"]) * _norm(both["final_frobenius"])
-    return {
-        "sites": len(rows),
-        "size": size,
-        "frobenius": frobenius,
-        "base_norm": base_norm,
-        "relative": frobenius / base_norm if base_norm else np.nan,
-        "rms": frobenius / np.sqrt(size) if size else np.nan,
-        "step_frobenius": step if known.any() else np.nan,
-        "step_base_norm": before if known.any() else np.nan,
-        "step_relative": step / before if before else np.nan,
-        "final_frobenius": _norm(both["final_frobenius"]) if len(both) else np.nan,
-        "along": min(1.0, max(-1.0, dot / product)) if product else np.nan,
-    }
-
-
-def _norm(values: pd.Series) -> float:
-    return float(np.sqrt((values**2).sum()))
+    both = frame["final_frobenius"].notna()
+    final = groups.root(frame["final_frobenius"], over=both)
+    inner = frame["along"].fillna(0.0) * frame["frobenius"] * frame["final_frobenius"]
+    product = groups.root(frame["frobenius"], over=both) * final
+    return norms(frame, groups).assign(
+        step_frobenius=step,
+        step_base_norm=before,
+        step_relative=over(step, before),
+        final_frobenius=np.where(groups.count(both) > 0, final, np.nan),
+        along=np.clip(over(groups.sum(inner, over=both), product), -1.0, 1.0),
+    )

@@ -21,7 +21,7 @@ from affectlens.drift.words import (
     larger,
     magnitude,
     nonzero,
-    power,
+    power_where,
     second,
 )
 
@@ -40,13 +40,11 @@ def _compiled(function: Any) -> Any:
 
 @_compiled
 def _still(x: Any) -> Any:
-    bb = steps = _ZERO
+    bb = _ZERO
     for k in range(x.size):
         one, two = first(x[k]), second(x[k])
         bb += one * one + two * two
-        p, q = power(one), power(two)
-        steps += p * p + q * q
-    return bb, steps
+    return bb
 
 
 @_compiled
@@ -64,7 +62,7 @@ def _moved(x: Any, y: Any) -> Any:
         most = larger(most, larger(m, n))
         changed = add(changed, add(nonzero(m), nonzero(n)))
         flips = add(flips, add(flipped(b, t), flipped(c, u)))
-        p, q = power(t), power(u)
+        p, q = power_where(t, m), power_where(u, n)
         steps += p * p + q * q
     return dd, bb, bd, total, steps, most, changed, flips
 
@@ -86,9 +84,7 @@ def measure(sides: Any, sums: Any) -> None:
     for i in range(0, base.size, _CHUNK):
         x, y = base[i : i + _CHUNK], tuned[i : i + _CHUNK]
         if _equal(x, y):
-            bb, steps = _still(x)
-            sums[1] += bb
-            sums[4] += steps
+            sums[1] += _still(x)
         else:
             dd, bb, bd, total, steps, most, changed, flips = _moved(x, y)
             sums[0] += dd
@@ -105,9 +101,7 @@ def measure(sides: Any, sums: Any) -> None:
 def still(base: Any, sums: Any) -> None:
     """The same where both sides are known to be equal."""
     for i in range(0, base.size, _CHUNK):
-        bb, steps = _still(base[i : i + _CHUNK])
-        sums[1] += bb
-        sums[4] += steps
+        sums[1] += _still(base[i : i + _CHUNK])
 
 
 @_compiled

@@ -50,6 +50,8 @@ def only_rounded(base: Tensor, tuned: Tensor) -> bool:
 
 def values(block: Tensor) -> Tensor:
     """The numbers of a block as float32, or as float64 where that would lose digits."""
+    if block.is_complex():
+        block = torch.view_as_real(block).flatten(-2)
     small = block.dtype in _EXACT or (block.element_size() == 1)
     return block.float() if small else block.double()
 
@@ -73,7 +75,7 @@ def _add(sums: Sums, b: Tensor, t: Tensor, c: Tensor | None) -> None:
     d = t - b
     wide = d.double()
     power = torch.ldexp(torch.ones_like(wide), torch.frexp(t.double()).exponent - 1)
-    power = torch.where(t == 0, 0.0, power)
+    power = torch.where((t == 0) | (d == 0), 0.0, power)
     found = [
         torch.dot(wide, wide),
         torch.dot(b.double(), b.double()),
@@ -89,9 +91,10 @@ def _add(sums: Sums, b: Tensor, t: Tensor, c: Tensor | None) -> None:
     sums.vector[5] = max(before, float(found[5]))
     if c is not None and sums.control is not None:
         # What the control lost is no matter of the pair: leave those elements out of its sums alone.
-        e = torch.where(torch.isfinite(c), c - b, 0.0).double()
+        known = torch.isfinite(c)
+        e = torch.where(known, c - b, 0.0).double()
         largest = max(float(sums.control[3]), float(e.abs().max()))
-        added = [torch.dot(e, e), torch.dot(e, wide), e.abs().sum(), torch.zeros(())]
+        added = [torch.dot(e, e), torch.dot(e, wide), e.abs().sum(), torch.zeros(()), (~known).sum()]
         sums.control = sums.control + np.array([float(value) for value in added])
         sums.control[3] = largest
 

@@ -6,12 +6,13 @@ that sums come out the same to the last bit.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from affectlens.checkpoints import Checkpoint, Pairing
 from affectlens.checkpoints.bytes import Span
 from affectlens.checkpoints.lowrank import LowRank
+from affectlens.checkpoints.pairing import VOCABULARY
 from affectlens.errors import TableError, near
 from affectlens.sites import Site, Units
 
@@ -28,12 +29,13 @@ class Detail:
     exact: bool = False
 
     @classmethod
-    def of(cls, asked: str | None) -> "Detail":
-        """Of `"heads"`, `"neurons"`, `"exact"`, or several with commas; raises `TableError` for another."""
-        words = {word.strip() for word in asked.split(",")} if asked else set()
+    def of(cls, asked: str | Iterable[str] | None, *, exact: bool = False) -> "Detail":
+        """Of `"heads"`, `"neurons"`, `"exact"`, or several of them; raises `TableError` for another."""
+        parts = asked.split(",") if isinstance(asked, str) else (asked or ())
+        words = {str(word).strip() for word in parts}
         for word in sorted(words - set(DETAILS)):
             raise TableError(f"no detail {word!r}. Details: {near(word, DETAILS)}")
-        return cls(frozenset(word.removesuffix("s") for word in words - {"exact"}), "exact" in words)
+        return cls(frozenset(word.removesuffix("s") for word in words - {"exact"}), exact or "exact" in words)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,14 +92,14 @@ def strips(pairing: Pairing, control: Checkpoint | None, *, detail: Detail) -> I
     for site in pairing.compared:
         shapes = [side.shape(site) for side in (pairing.base, pairing.tuned)]
         sides: tuple[Checkpoint, ...] = (pairing.base, pairing.tuned)
-        if control is not None and site in control.storage and control.shape(site) == shapes[0]:
-            sides = (*sides, control)
+        if control is not None and site in control.storage and _alike(site, shapes[0], control.shape(site)):
+            sides, shapes = (*sides, control), [*shapes, control.shape(site)]
         yield _strip(site, sides, min(shapes), detail)
 
 
 def parts(strip: Strip) -> Iterator[Part]:
     """Cut a strip; one that can't be read by rows stays whole."""
-    step = max(1, PART // (strip.width * WIDTHS.get(strip.dtype, 4)))
+    step = max(1, PART // max(strip.width * WIDTHS.get(strip.dtype, 4), 1))
     if strip.spans is None and not all(side.by_rows(strip.site) for side in strip.sides):
         step = max(strip.rows, 1)
     for start in range(0, strip.rows, step):
@@ -129,10 +131,15 @@ def _factors(site: Site, sides: tuple[Checkpoint, ...]) -> tuple[LowRank, LowRan
     delta = _delta(site, base, tuned)
     if delta is None:
         return None
-    if not control:
+    if not control or _untouched(site, base, control[0]):
         return delta, None
     other = _delta(site, base, control[0])
     return None if other is None else (delta, other)
+
+
+def _untouched(site: Site, base: Checkpoint, side: Checkpoint) -> bool:
+    """Whether a side is an adapter over base that has nothing at a site."""
+    return side.change is not None and side.change.base is base and not side.targeted(site)
 
 
 def _delta(site: Site, base: Checkpoint, side: Checkpoint) -> LowRank | None:
@@ -140,6 +147,11 @@ def _delta(site: Site, base: Checkpoint, side: Checkpoint) -> LowRank | None:
     if found is None or found.decomposed or side.change is None or site in base.factors:
         return None
     return found if side.change.base is base else None
+
+
+def _alike(site: Site, one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two sides can be compared: of one shape, or vocabularies of different length."""
+    return one == other or (site.role in VOCABULARY and bool(one) and one[1:] == other[1:])
 
 
 def _same_far_away(spans: tuple[Span, ...]) -> bool:

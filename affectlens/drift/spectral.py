@@ -39,8 +39,8 @@ def _spectrum(strip: Strip, k: int, detail: Detail) -> Spectrum:
     base = _matrix(strip, 0)
     if strip.factors is not None:
         delta = strip.factors[0]
-        b, a = delta.factors
-        return factored_spectrum(b, a, k=k, scale=1.0 if delta.scale is None else delta.scale, base=base)
+        b, a, _ = delta.factors
+        return factored_spectrum(b, a, k=k, scale=delta.scale_up_to_alpha, base=base)
     change = _matrix(strip, 1).sub_(base)
     return spectrum(change, k, base=base, everything=detail.exact or min(change.shape) <= _QUICK)
 

@@ -5,11 +5,11 @@ fails is given out twice more before its error is raised.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from affectlens.checkpoints import Checkpoint, Pairing, open_checkpoint
+from affectlens.checkpoints import Checkpoint, Pairing, open_checkpoint, pair
 from affectlens.drift.planning import Detail, Strip, strips
 from affectlens.drift.streaming import Tell, engine, stream
 from affectlens.drift.summing import Measure, Summing
@@ -27,7 +27,7 @@ class Job:
     sources: tuple[str, ...]  # of base, tuned and, where there is one, the control
     alpha: float | None
     preset: str | None
-    detail: str | None
+    detail: str | Iterable[str] | None
     custom: Mapping[str, Measure]
     sites: tuple[Site, ...]
 
@@ -37,18 +37,20 @@ def spread(plan: list[Strip], jobs: list[Job], *, executor: Any, tell: Tell) -> 
     strips_of = {strip.site: strip for strip in plan}
     found: dict[Site, Sums] = {}
     waiting = [(job, 1, executor.submit(measured, job)) for job in jobs]
-    while waiting:
-        job, tries, future = waiting.pop(0)
-        try:
-            found |= future.result()
-        except Exception:
-            if tries == _TRIES:
-                for _, _, other in waiting:
-                    other.cancel()
-                raise
-            waiting.append((job, tries + 1, executor.submit(measured, job)))
-            continue
-        tell(sum(strips_of[site].bytes for site in job.sites))
+    try:
+        while waiting:
+            job, tries, future = waiting.pop(0)
+            try:
+                found |= future.result()
+            except Exception:
+                if tries == _TRIES:
+                    raise
+                waiting.append((job, tries + 1, executor.submit(measured, job)))
+                continue
+            tell(sum(strips_of[site].bytes for site in job.sites))
+    finally:
+        for _, _, future in waiting:  # of an error or an interrupt; else there are none
+            future.cancel()
     return {strip: found[strip.site] for strip in plan}
 
 
@@ -58,7 +60,7 @@ def jobs(
     *,
     alpha: float | None,
     preset: str | None,
-    detail: str | None,
+    detail: str | Iterable[str] | None,
     custom: Mapping[str, Measure],
 ) -> list[Job]:
     """A job for each file of base; raises `CheckpointError` for sides that a worker can't open."""
@@ -66,6 +68,9 @@ def jobs(
         if not side.store.source:
             reason = "is in memory, so the workers of an executor can't open it"
             raise CheckpointError(side.store.name, reason, fix="Give a path or a hub id")
+        if not _opens_again(side, sides[0], alpha=alpha, preset=preset):
+            reason = "was opened with a base or an alpha of its own, which a worker would not know"
+            raise CheckpointError(side.store.name, reason, fix="Give its path, or leave executor= out")
     sources = tuple(side.store.source for side in sides)
     shards: dict[str, list[Site]] = defaultdict(list)
     for strip in plan:
@@ -73,12 +78,25 @@ def jobs(
     return [Job(sources, alpha, preset, detail, custom, tuple(sites)) for sites in shards.values()]
 
 
+def _opens_again(side: Checkpoint, base: Checkpoint, *, alpha: float | None, preset: str | None) -> bool:
+    """Whether a worker, which knows the sources alone, sees an adapter as it is seen here."""
+    if side.change is None or side.change.base.store.source == side.store.source:
+        return True
+    root = base.change.base if base.change else base
+    if side is base or side.change.base.store.source != root.store.source:
+        return False
+    again = open_checkpoint(side.store.source, base=base, alpha=alpha, preset=preset)
+    return all(again.factors[site].scale == known.scale for site, known in side.factors.items())
+
+
 def measured(job: Job) -> dict[Site, Sums]:
     """What a worker does."""
     base = open_checkpoint(job.sources[0], preset=job.preset, alpha=job.alpha)
-    others = [open_checkpoint(s, base=base, preset=job.preset, alpha=job.alpha) for s in job.sources[1:]]
-    only = Sites(job.sites)
-    pairing = Pairing(base, others[0], only, Sites(()), Sites(()), Sites(()))
-    plan = list(strips(pairing, others[1] if len(others) > 1 else None, detail=Detail.of(job.detail)))
+    opened = (open_checkpoint(s, base=base, preset=job.preset, alpha=job.alpha) for s in job.sources[1:])
+    tuned, *control = (pair(base, side).tuned for side in opened)  # a part of a model is read beside base
+    pairing = Pairing(base, tuned, Sites(job.sites), Sites(()), Sites(()), Sites(()))
+    plan = list(
+        strips(pairing, control[0] if control else None, detail=Detail.of(job.detail, exact=bool(job.custom)))
+    )
     found = stream(plan, Summing(engine(), job.custom), tell=lambda _: None)
     return {strip.site: sums for strip, sums in found.items()}

@@ -73,7 +73,9 @@ class Summing:
             if len(sides) == 3:
                 self.engine.beside(tuple(sides), beside)
         sums.control = beside if len(strip.spans) == 3 else None
-        return sums if np.isfinite(sums.vector).all() and np.isfinite(beside).all() else None
+        lost = sums["changed"] and not sums["dd"]  # squares too small for float32
+        known = np.isfinite(sums.vector).all() and np.isfinite(beside).all() and not lost
+        return sums if known else None
 
     def _by_numbers(self, base: Tensor, tuned: Tensor, control: Tensor | None = None) -> Sums:
         """By the engine where float32 holds both sides; else, and for what is not finite, with care."""
@@ -105,7 +107,8 @@ class Summing:
                 found = _units(part.strip, (start, stop), base, tuned)
                 sums.units = found if sums.units is None else sums.units + found
             for name, measure in self.custom.items():
-                value = float(measure(measuring.values(base), measuring.values(tuned)))
+                flat = (measuring.values(side).reshape(-1) for side in (base, tuned))
+                value = float(measure(*flat))
                 sums.custom[name] = sums.custom.get(name, 0.0) + value
 
 

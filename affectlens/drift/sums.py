@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Of the vector that the engines fill; `steps` is Σ p², p the power of two at or below |t|.
+# Of the vector that the engines fill; `steps` is Σ p² over what
+# changed, p the power of two at or below |t|.
 FIELDS = ("dd", "bb", "bd", "absolute", "steps", "largest", "changed", "sign_flips")
-BESIDE = ("cc", "cd", "absolute", "largest")  # ⟨c,c⟩, ⟨c,d⟩, Σ|c| and max|c| of the control's change c
+# Of the control's change c: ⟨c,c⟩ ⟨c,d⟩ Σ|c| max|c|, and its values that are not finite.
+BESIDE = ("cc", "cd", "absolute", "largest", "nonfinite")
 # What factors can't tell; null for adapters unless they are read element by element.
 ELEMENTWISE = ("mean_abs", "max_abs", "changed", "sign_flips", "rounding")
 TINY = 1e-37  # two values whose product is smaller are zero for the purpose of signs
@@ -38,6 +40,7 @@ class Sums:
     custom: dict[str, float] = field(default_factory=dict)
     elementwise: bool = True  # False where the sums come from factors, which say nothing of single elements
     scaled: bool = True  # False where Δ is known up to a factor
+    control_scaled: bool = True
     read: bool = True  # False where both sides hold the same bytes, far away
 
     def merge(self, other: "Sums") -> None:
@@ -48,6 +51,7 @@ class Sums:
         self.vector[FIELDS.index("largest")] = largest
         self.size += other.size
         self.elementwise = self.elementwise and other.elementwise
+        self.control_scaled = self.control_scaled and other.control_scaled
         self.scaled, self.read = self.scaled and other.scaled, self.read and other.read
         self.nonfinite += other.nonfinite
         self.broken += other.broken
@@ -72,7 +76,7 @@ def _plus(one: Any, two: Any) -> Any:
 def _with(one: NDArray[np.float64] | None, two: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
     found: NDArray[np.float64] | None = _plus(one, two)
     if one is not None and two is not None and found is not None:
-        found[-1] = max(one[-1], two[-1])
+        found[3] = max(one[3], two[3])
     return found
 
 
@@ -105,13 +109,15 @@ def columns(sums: Sums, *, dtype: str = "float32") -> dict[str, float | int]:
         row |= {"base_norm": math.nan, "relative": 0.0, "rounding": math.nan}
     if sums.control is not None:
         row |= _beside(sums, frobenius, base_norm, finite)
+        if not sums.control_scaled:  # its direction is known, its length is not
+            row |= dict.fromkeys(("control_frobenius", "control_relative", "control_rms"), math.nan)
     return row | sums.custom
 
 
 def _beside(sums: Sums, frobenius: float, base_norm: float, finite: float) -> dict[str, float]:
     """The control's change, and the part of Δ along it: ⟨Δ,Δ_c⟩/‖Δ_c‖, with what is left of Δ."""
     assert sums.control is not None
-    cc, cd, total, largest = map(float, sums.control)
+    cc, cd, total, largest, lost = map(float, sums.control)
     moved = math.sqrt(cc)
     along = ratio(cd, moved) if moved else 0.0
     return {
@@ -120,6 +126,7 @@ def _beside(sums: Sums, frobenius: float, base_norm: float, finite: float) -> di
         "control_rms": ratio(moved, math.sqrt(finite)),
         "control_mean_abs": ratio(total, finite),
         "control_max_abs": largest,
+        "control_nonfinite": int(lost),
         "control_cosine": _clipped(ratio(cd, frobenius * moved)),
         "control_along": along,
         "control_residual": math.sqrt(max(sums["dd"] - along**2, 0.0)),

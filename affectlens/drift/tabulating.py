@@ -8,10 +8,17 @@ import pandas as pd
 
 from affectlens.checkpoints import Pairing
 from affectlens.drift.planning import Strip
-from affectlens.drift.sums import Sums, columns
+from affectlens.drift.sums import BESIDE, Sums, columns
 from affectlens.sites import Site
 
 SITE = ("tower", "stack", "layer", "role", "expert", "param", "label")
+RESERVED = frozenset(columns(Sums(control=np.zeros(len(BESIDE))))) | {
+    "parameter",
+    *SITE,
+    "size",
+    "dtype",
+    "targeted",
+}
 _NUMBERS = ("layer", "expert")
 _COUNTS = ("changed", "sign_flips")  # null where factors say nothing of single elements
 

@@ -65,13 +65,21 @@ def _flipped(b: Any, x: Any, y: Any) -> Any:
     return b.lshr(b.bitcast(product, _INT), _constant(31))
 
 
+def _power_where(context: Any, x: Any, changed: Any) -> Any:
+    def emit(b: Any, values: Any) -> Any:
+        bits = b.and_(b.bitcast(values[0], _INT), _constant(_EXPONENT))
+        moved = b.icmp_unsigned("!=", values[1], _constant(0))
+        return b.bitcast(b.select(moved, bits, _constant(0)), _FLOAT)
+
+    return types.float32(x, changed), lambda _, builder, signature, values: emit(builder, values)
+
+
 first: Any = intrinsic(_first)
 second: Any = intrinsic(_second)
+# The power of two at or below |x|, of which a step of its format is a fixed fraction; zero where unchanged.
+power_where: Any = intrinsic(_power_where)
 flipped = _binary(_flipped, types.uint32)
 magnitude = _unary(lambda b, x: b.and_(b.bitcast(x, _INT), _constant(_MAGNITUDE)), types.uint32)
-power = _unary(  # the power of two at or below |x|; a step of its format is a fixed fraction of that
-    lambda b, x: b.bitcast(b.and_(b.bitcast(x, _INT), _constant(_EXPONENT)), _FLOAT), types.float32
-)
 absolute = _unary(
     lambda b, x: b.bitcast(b.and_(b.bitcast(x, _INT), _constant(_MAGNITUDE)), _FLOAT), types.float32
 )

@@ -19,7 +19,9 @@ _EXPERT = re.compile(r"(?:^|(?<=\.))experts(?:\.(?:expert_)?\d+)?(?:\.|$)")
 _SHARED = frozenset(
     {"norm", "other", "learned_token", "proj", "fc1", "fc2", "conv", "conv_pw", "scale", "pos_embed"}
 )
-_PREFIXES = re.compile(r"^(?:(?:thinker|model|language_model)\.)+")  # where towers hang differs by release
+_PREFIXES = re.compile(
+    r"^(?:(?:thinker|model|language_model|llm)\.)+"
+)  # where towers hang differs by release
 _ALONE = ("embed_tokens", "lm_head")
 
 

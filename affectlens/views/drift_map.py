@@ -9,9 +9,12 @@ from plotly.subplots import make_subplots
 
 from affectlens.drift.drift import Drift
 from affectlens.errors import TableError, near
-from affectlens.views.moved import language
+from affectlens.views.moved import language, totals
 from affectlens.views.style import EMPTY, MEASURES, ROLES, SEQUENTIAL, SIZE, dress, safe
+from affectlens.views.wording import NORMS
+from affectlens.views.wording import figure as digits
 
+TWIN = tuple(NORMS)  # what the control's change has too; `control_cosine` is an angle between the two
 FEW = 12  # layers up to which a number fits into each cell
 
 
@@ -25,13 +28,17 @@ def drift_map(
     known = [name for name in drift.frame.select_dtypes("number") if name not in ("layer", "expert", "size")]
     if measure not in known:
         raise TableError(f"no measure {measure!r}. Measures: {near(measure, known, most=30)}")
-    if drift.frame[measure].isna().all():
-        raise TableError(f"{measure!r} was not measured in this drift; every value is null")
     kept = language(drift, tower)
     kept = Drift(kept.frame[kept.frame["layer"].notna()], kept.origin)
     cells = _cells(kept, measure)
-    sides = [("tuned − base", measure)]
-    if f"control_{measure}" in cells:
+    if cells[measure].isna().all():
+        raise TableError(
+            f"{measure!r} was not measured where the tuning could reach the {tower} tower: every value is "
+            "null. Of an adapter, diff(…, detail='exact') measures more"
+        )
+    own = [f"control_{name}" for name in TWIN]
+    sides = [("control − base" if measure in own else "tuned − base", measure)]
+    if measure in TWIN and f"control_{measure}" in cells and cells[f"control_{measure}"].notna().any():
         sides.append(("control − base", f"control_{measure}"))
     figure = make_subplots(
         cols=len(sides), shared_yaxes=True, horizontal_spacing=0.05, subplot_titles=[n for n, _ in sides]
@@ -44,19 +51,20 @@ def drift_map(
 
 
 def _cells(drift: Drift, measure: str) -> pd.DataFrame:
-    rows = drift.by("layer", "role")
+    rows = totals(drift, ["layer", "role"])
     if measure not in rows:  # a measure that doesn't add up, such as a cosine: its mean, by size
-        frame = drift.frame.assign(_mass=drift.frame[measure] * drift.frame["size"])
+        frame = drift.frame[drift.frame[measure].notna()]
+        frame = frame.assign(_mass=frame[measure].astype(float) * frame["size"])
         sums = frame.groupby(["layer", "role"])[["_mass", "size"]].sum(min_count=1)
         mean = (sums["_mass"] / sums["size"]).rename(measure).reset_index()
-        rows = rows.merge(mean, on=["layer", "role"])
+        rows = rows.merge(mean, on=["layer", "role"], how="left")
     names = drift.frame.groupby(["layer", "role"])["parameter"].agg(list).rename("names").reset_index()
     return rows.merge(names, on=["layer", "role"])
 
 
 def _heatmap(cells: pd.DataFrame, name: str) -> go.Heatmap:
     layers = sorted(set(cells["layer"]))
-    scale = 100.0 if name.endswith("relative") else 1.0
+    scale = _scale(name)
     z = np.full((len(layers), len(ROLES)), np.nan)
     hover = np.full(z.shape, "", dtype=object)
     for row in cells.to_dict("records"):
@@ -79,24 +87,28 @@ def _heatmap(cells: pd.DataFrame, name: str) -> go.Heatmap:
     )
 
 
+def _scale(name: str) -> float:
+    return 100.0 if name.endswith("relative") else 1.0
+
+
 def _hover(row: dict[str, Any], name: str) -> str:
     names = row["names"]
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     prefix = "control_" if name.startswith("control_") else ""
     return (
         f"<b>layer {int(row['layer'])} {row['role']}</b><br>{safe(names[0])}{more}<br>"
-        f"{safe(name)} {row[name]:.4g}<br>{int(row['size']):,} elements<br>"
-        f"‖Δ‖ {row[prefix + 'frobenius']:.4g}   ‖W‖ {row['base_norm']:.4g}"
+        f"{safe(name)} {digits(row[name], 4)}<br>{int(row['size']):,} elements<br>"
+        f"‖Δ‖ {digits(row[prefix + 'frobenius'], 4)}   ‖W‖ {digits(row['base_norm'], 4)}"
     )
 
 
 def _finish(figure: go.Figure, cells: pd.DataFrame, *, names: list[str]) -> go.Figure:
     layers = sorted(int(layer) for layer in set(cells["layer"]))
     step = 1 if len(layers) <= 20 else 2 if len(layers) <= 40 else 4
-    scale = 100.0 if names[0] == "relative" else 1.0
-    values = cells[names].to_numpy(dtype=float) * scale
-    label = MEASURES.get(names[0], safe(names[0]))
-    bounded = names[0] != "cosine"
+    values = cells[names].to_numpy(dtype=float) * _scale(names[0])
+    percent = " (%)" if names[0].endswith("relative") else ""
+    label = MEASURES.get(names[0], safe(names[0]) + percent)
+    bounded = names[0] != "cosine" and float(np.nanmin(values)) >= 0
     figure.update_layout(
         margin_t=figure.layout.margin.t - 34,
         plot_bgcolor=EMPTY,

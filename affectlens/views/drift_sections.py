@@ -2,31 +2,47 @@
 
 import math
 
+import pandas as pd
+
 from affectlens.drift.drift import Drift
 from affectlens.errors import NoSuchSite
+from affectlens.html import NULL
 from affectlens.views.drift_map import drift_map
-from affectlens.views.fragments import grid, section
-from affectlens.views.moved import moved, unreached
+from affectlens.views.fragments import grid, paragraph, section
+from affectlens.views.moved import Moved, contrasted, moved, unreached, unscaled
 from affectlens.views.norm_contrast import norm_contrast
 from affectlens.views.page import figure
 from affectlens.views.role_bars import role_bars
 from affectlens.views.wording import NORMS, listed
 from affectlens.views.wording import figure as digits
 
+TOP = 12  # rows shown where there is no figure
+
 
 def drift_sections(drift: Drift) -> str:
     """Write what moved; a table without attention or feed-forward sites yields its top rows only."""
     try:
-        return _where(drift) + _roles(drift) + _contrast(drift)
+        still = moved(drift).still
     except NoSuchSite:
-        top = drift.top(12).frame
-        columns = ["parameter", "size", "frobenius", "base_norm", "relative"]
-        return section("What moved most", grid(columns, top[columns].itertuples(index=False)))
+        return _top(drift)
+    if still:
+        return _top(drift, "No attention or feed-forward weight of the language tower moved.")
+    return _where(drift) + _roles(drift) + _contrast(drift)
+
+
+def _top(drift: Drift, words: str = "") -> str:
+    rows = drift.frame[drift.frame["frobenius"] > 0].sort_values("frobenius", ascending=False).head(TOP)
+    columns = ["parameter", "size", "frobenius", "base_norm", "relative"]
+    table = grid(columns, rows[columns].itertuples(index=False)) if len(rows) else ""
+    words = words if len(rows) else "Nothing that was compared moved."
+    return section("What moved most", paragraph(words) if words else "", table)
 
 
 def _where(drift: Drift) -> str:
     grey = unreached(drift)
     apart = f" Grey: {listed(grey)}, which the tuning could not reach." if grey else ""
+    if unscaled(drift):
+        apart += " No file says LoRA's alpha: every figure here is to be multiplied by one unknown factor."
     caption = "Where the language tower moved, by layer and role: ‖Δ‖ as a share of the base's ‖W‖."
     if "control_relative" in drift.frame:
         caption += " Right: the control tuning, on the same colour scale."
@@ -36,17 +52,18 @@ def _where(drift: Drift) -> str:
 
 
 def _roles(drift: Drift) -> str:
-    rows = moved(drift).rows
-    control = "control_relative" in rows
-    header = ["role", "sites", "parameters", "‖Δ‖", "‖W‖", "‖Δ‖/‖W‖ (%)", "noise alone (%)", "rms"]
+    sums = moved(drift)
+    rows = sums.rows
+    columns = _columns(sums)
+    header = ["role", "sites", "parameters", "‖Δ‖", "‖W‖", *columns]
+    table = pd.concat([rows[["role", "sites", "size", "frobenius", "base_norm"]], *columns.values()], axis=1)
     body = [
-        [row["role"], row["sites"], row["size"], row["frobenius"], row["base_norm"],
-         digits(100 * row["relative"]), digits(100 * row["noise_relative"]), digits(row["rms"]),
-         *([digits(100 * row["control_relative"]), digits(row["control_rms"])] if control else [])]
-        for row in rows.to_dict("records")
-    ]  # fmt: skip
-    if control:
-        header += ["control ‖Δ‖/‖W‖ (%)", "control rms"]
+        [
+            *row[:5],
+            *(cell if isinstance(cell, str) else digits(cell) if cell == cell else NULL for cell in row[5:]),
+        ]
+        for row in table.itertuples(index=False, name=None)
+    ]
     caption = (
         "How far each role moved, by two norms. The black line is what a change of one rms in every weight "
         "would give: a bar at the line is one whose norm doesn't tell it from noise, whatever the role does."
@@ -54,10 +71,33 @@ def _roles(drift: Drift) -> str:
     return section("Role by role", figure(role_bars(drift), caption=caption), grid(header, body))
 
 
+def _columns(sums: Moved) -> dict[str, pd.Series]:
+    """What is said of each role: always the two norms, and what else is known and worth a column."""
+    rows = sums.rows
+    found = {
+        "‖Δ‖/‖W‖ (%)": 100 * rows["relative"],
+        "noise alone (%)": 100 * rows["noise_relative"],
+        "rms": rows["rms"],
+    }
+    if sums.rounding:
+        found["of ‖Δ‖², casting (%)"] = 100 * (rows["rounding"] / rows["frobenius"]) ** 2
+    if "norms_known" in rows:
+        found["‖W‖ known at"] = rows["norms_known"].fillna(rows["sites"]).map("{:.0f} sites".format)
+    if "control_relative" in rows:
+        found |= {"control ‖Δ‖/‖W‖ (%)": 100 * rows["control_relative"], "control rms": rows["control_rms"]}
+    if "control_cosine" in rows:
+        found["of Δ, along the control's (%)"] = 100 * rows["control_cosine"]
+    if sums.realigned:
+        found["neurons matched, ‖Δ‖/‖W‖ (%)"] = 100 * rows["aligned_relative"]
+    return found
+
+
 def _contrast(drift: Drift) -> str:
     try:
-        rows = drift.contrast("gate_proj", "up_proj")
+        rows = contrasted(drift)
     except NoSuchSite:
+        return ""
+    if rows["ratio"].isna().all():
         return ""
     sides = [("tuned", "first_larger", "ratio"), ("noise alone", "noise_larger", "noise_ratio")]
     if "control_ratio" in rows:
@@ -78,6 +118,6 @@ def _contrast(drift: Drift) -> str:
 
 def _compared(ratio: float, larger: float, *, layers: int) -> list[str]:
     if math.isnan(ratio):
-        return ["–", "–"]
+        return [NULL, NULL]
     # Expectations of equal shapes are equal, and 'larger in 0 layers' would read as a defeat.
     return [digits(ratio, 4), "equal" if ratio == 1 and not larger else f"{int(larger)} of {layers}"]

@@ -8,7 +8,7 @@ import pandas as pd
 
 from affectlens.drift.drift import Drift
 from affectlens.errors import NoSuchSite
-from affectlens.views.moved import Moved, moved, unreached
+from affectlens.views.moved import Moved, contrasted, moved, reached, unreached, unscaled
 from affectlens.views.style import ROLES
 from affectlens.views.wording import (
     NORMS,
@@ -31,17 +31,28 @@ def about_drift(drift: Drift) -> Said:
     try:
         sums = moved(drift)
     except NoSuchSite:
-        return barred(
-            "No attention or feed-forward weight of the language tower was compared, so the table "
-            "can't say which of them moved."
-        )
+        return _none(drift)
     if sums.still:
         return barred(
             "The attention and feed-forward weights of the language tower did not move at all: "
             "whatever changed in behaviour, they don't carry it."
         )
-    parts = [*_leaders(sums), *_spread(sums), *_gate_and_up(drift), *_untargeted(drift)]
-    return joined(parts)
+    vague = unscaled(drift)
+    leading = [*_leaders(sums, vague=vague), *_spread(sums, vague=vague)]
+    return joined([*leading, *_doubted(sums), *_gate_and_up(drift), *_untargeted(drift)])
+
+
+def _none(drift: Drift) -> Said:
+    frame = drift.frame[(drift.frame["tower"] == "language") & drift.frame["role"].isin(ROLES)]
+    if len(frame) and not any(reached(frame)):
+        return barred(
+            "The tuning could not reach any attention or feed-forward weight of the language tower: that "
+            "none of them moved is a choice, not a finding."
+        )
+    return barred(
+        "No attention or feed-forward weight of the language tower was compared, so the table "
+        "can't say which of them moved."
+    )
 
 
 def place(drift: Drift) -> str:
@@ -50,6 +61,8 @@ def place(drift: Drift) -> str:
         sums = moved(drift)
     except NoSuchSite:
         return ""
+    if sums.still:
+        return "no attention or feed-forward weight of the language tower moved"
     first = sums.leaders("relative")
     if not first:
         return ""
@@ -58,7 +71,7 @@ def place(drift: Drift) -> str:
     return f"by ‖Δ‖/‖W‖, {first[0]} moved most{also}"
 
 
-def _leaders(sums: Moved) -> Iterator[Said]:
+def _leaders(sums: Moved, *, vague: bool) -> Iterator[Said]:
     seen: dict[str, list[str]] = {}
     for norm in LEADING:
         values = sums.column(norm)
@@ -69,10 +82,11 @@ def _leaders(sums: Moved) -> Iterator[Said]:
         seen.setdefault(role, []).append(NORMS[norm])
         second = max((other for other in values if other != role), key=values.__getitem__)
         write = _percent if norm == "relative" else figure
-        yield allowed(
-            f"By {NORMS[norm]}, {role} moved most ({write(values[role])}; "
-            f"next {second}, {write(values[second])})."
-        )
+        words = f"{write(values[role])}; next {second}, {write(values[second])}"
+        if vague:  # a factor that no file states stands before every figure, and falls out of a ratio
+            far = f"{figure(values[role] / values[second])} times as far as" if values[second] else "unlike"
+            words = f"{far} {second}, the next"
+        yield allowed(f"By {NORMS[norm]}, {role} moved most ({words}).")
         if rivals := _same(sums, norm, role=role):
             yield barred(
                 f"That {role} leads by {NORMS[norm]} is no sign of affect: {listed(rivals)} "
@@ -99,18 +113,40 @@ def _same(sums: Moved, norm: str, *, role: str) -> list[str]:
     return found
 
 
-def _spread(sums: Moved) -> Iterator[Said]:
+def _spread(sums: Moved, *, vague: bool) -> Iterator[Said]:
     rms = sums.column("rms")
     if len(rms) > 2 and min(rms.values()) > 0 and max(rms.values()) < 1.5 * min(rms.values()):
+        spread = between(list(rms.values()))
+        if vague:
+            spread = f"within a factor of {figure(max(rms.values()) / min(rms.values()))}"
         yield allowed(
-            f"All {len(rms)} roles moved by much the same rms ({between(list(rms.values()))}), as an "
-            "adaptive optimiser such as AdamW tends to make them."
+            f"All {len(rms)} roles moved by much the same rms ({spread}), as an adaptive optimiser such as "
+            "AdamW tends to make them."
+        )
+
+
+def _doubted(sums: Moved) -> Iterator[Said]:
+    """What weakens the norms: rounding that is a good part of them, and norms that were not read."""
+    if sums.rounding:
+        each = listed(f"{percent(share)} ({role})" for role, share in sums.rounding.items())
+        yield barred(
+            f"Casting to the dtype in which tuned is stored explains {each} of ‖Δ‖² by itself; no more than "
+            "the rest can be put down to the tuning."
+        )
+    rows = sums.rows
+    if "norms_known" not in rows:
+        return
+    known, sites = int(rows["norms_known"].fillna(rows["sites"]).sum()), int(rows["sites"].sum())
+    if known < sites:
+        yield barred(
+            f"The base's norm was read at {known} of these {sites} sites, so ‖Δ‖/‖W‖ of a role is a ratio "
+            "over those alone (detail='exact' reads the others)."
         )
 
 
 def _gate_and_up(drift: Drift) -> Iterator[Said]:
     try:
-        rows = drift.contrast("gate_proj", "up_proj")
+        rows = contrasted(drift)
     except NoSuchSite:
         return
     known = rows[rows["ratio"].notna()].set_index("norm")
@@ -128,11 +164,14 @@ def _direction(known: pd.DataFrame) -> Said:
     above = [NORMS[norm] for norm, ratio in ratios.items() if ratio > 1]
     below = [NORMS[norm] for norm, ratio in ratios.items() if ratio <= 1]
     span = f"median ratio over {int(known['layers'].iloc[0])} layers {between(list(ratios.values()))}"
+    few = len(ratios) < len(NORMS)
+    every = f"by {listed(above or below)}, and the other norms are not known" if few else "under every norm"
     if not below:
         little = "a little " if max(ratios.values()) < 1 + LITTLE else ""
-        return allowed(f"gate_proj moved {little}more than up_proj under every norm ({span}).")
+        return allowed(f"gate_proj moved {little}more than up_proj {every} ({span}).")
     if not above:
-        return allowed(f"gate_proj did not move more than up_proj under any norm ({span}).")
+        every = every if few else "under any norm"
+        return allowed(f"gate_proj did not move more than up_proj {every} ({span}).")
     return barred(
         f"'gate_proj moved more than up_proj' hangs on the norm: it holds by {listed(above)} and "
         f"not by {listed(below)} ({span})."
@@ -143,11 +182,14 @@ def _against_rivals(row: dict[Any, Any]) -> Said:
     ratio, noise, control = row["ratio"], row["noise_ratio"], row.get("control_ratio", math.nan)
     counts = (
         f"gate_proj is the larger by ‖Δ‖/‖W‖ in {int(row['first_larger'])} of {int(row['layers'])} layers "
-        f"(ratio {figure(ratio, 4)}); noise alone gives {int(row['noise_larger'])} "
-        f"(ratio {figure(noise, 4)})"
+        f"(ratio {figure(ratio, 4)})"
     )
+    known = f"noise alone gives {row['noise_larger']:.0f} (ratio {figure(noise, 4)})"
+    counts += "; " + ("what noise alone gives is not known" if math.isnan(noise) else known)
     if ratio <= 1:
         return barred(f"{counts}: by this norm it has no lead.")
+    if math.isnan(noise):
+        return barred(f"{counts}, so what that lead says can't be told.")
     if ratio <= noise:
         return barred(f"{counts}, so that lead is no evidence for the gate.")
     if ratio <= control * (1 + LITTLE):

@@ -1,5 +1,6 @@
 """Moved: how far each role of the language tower moved, beside what noise and the control would say."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from affectlens.errors import NoSuchSite
 from affectlens.views.style import ROLES
 
 CLOSE = 1e-6  # relative; roles of equal shape tie exactly under noise, up to rounding
+MUCH = 0.1  # the share of ‖Δ‖² from which on rounding is worth a word
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,21 @@ class Moved:
 
     @property
     def still(self) -> bool:
-        """Whether nothing moved at all."""
-        return not self.rows["frobenius"].sum()
+        """Whether nothing moved at all, and nothing was left out that may have."""
+        return bool((self.rows["frobenius"] == 0).all() and not self.rows["nonfinite"].any())
+
+    @property
+    def realigned(self) -> bool:
+        """Whether matching neurons first makes a difference that shows in four digits."""
+        before, after = self.column("relative"), self.column("aligned_relative")
+        return any(f"{before.get(role, 0.0):.4g}" != f"{value:.4g}" for role, value in after.items())
+
+    @property
+    def rounding(self) -> dict[str, float]:
+        """By role, the share of ‖Δ‖² that rounding to tuned's dtype makes by itself, where that is much."""
+        moved = self.column("frobenius")
+        shares = {r: (own / moved[r]) ** 2 for r, own in self.column("rounding").items() if moved.get(r)}
+        return {role: min(1.0, share) for role, share in shares.items() if share >= MUCH}
 
 
 def moved(drift: Drift) -> Moved:
@@ -43,33 +58,70 @@ def moved(drift: Drift) -> Moved:
 
     Raises `NoSuchSite` when no site of the language tower has an attention or feed-forward role.
     """
-    rows = language(drift).by("role")
+    kept = language(drift)
+    rows = totals(kept, ["role"])
     rows = rows.set_index("role").reindex([role for role in ROLES if role in set(rows["role"])]).reset_index()
     size = rows["size"].astype(float)
-    pooled = float(np.sqrt((rows["frobenius"] ** 2).sum() / size.sum()))
+    pooled = _rms(kept.frame)
     rows["noise_rms"] = pooled
     rows["noise_frobenius"] = pooled * np.sqrt(size)
-    rows["noise_relative"] = pooled * np.sqrt(size) / rows["base_norm"].where(rows["base_norm"] > 0)
+    # A ratio runs over the sites whose base norm is known, so its noise does too.
+    frame = kept.frame[kept.frame["base_norm"].notna()]
+    known = frame.groupby("role")["size"].sum().reindex(rows["role"]).to_numpy(dtype=float)
+    rows["noise_relative"] = _rms(frame) * np.sqrt(known) / rows["base_norm"].where(rows["base_norm"] > 0)
     return Moved(rows)
 
 
+def totals(drift: Drift, by: Sequence[str]) -> pd.DataFrame:
+    """`Drift.by`, with a relative drift of zero where nothing moved and the base's norm is not known."""
+    rows = drift.by(*by)
+    rows["relative"] = rows["relative"].mask((rows["frobenius"] == 0) & rows["base_norm"].isna(), 0.0)
+    return rows
+
+
 def language(drift: Drift, tower: str = "language") -> Drift:
-    """Keep the attention and feed-forward sites of one tower that the tuning could reach."""
+    """Keep the attention and feed-forward sites of one tower that the tuning could reach.
+
+    Raises `NoSuchSite` where none is left.
+    """
     kept = drift.where(tower=tower, role=ROLES)
-    reached = _reached(kept.frame)
-    if not any(reached):
+    there = reached(kept.frame)
+    if not any(there):
         raise NoSuchSite(f"the tuning could reach no attention or feed-forward site of the {tower} tower")
-    return Drift(kept.frame[reached].reset_index(drop=True), drift.origin)
+    return Drift(kept.frame[there].reset_index(drop=True), drift.origin)
 
 
 def unreached(drift: Drift, tower: str = "language") -> tuple[str, ...]:
     """The roles none of whose sites the tuning could reach."""
     frame = drift.frame[drift.frame["tower"] == tower]
-    there, reached = set(frame["role"]), set(frame["role"][_reached(frame)])
-    return tuple(role for role in ROLES if role in there - reached)
+    there, could = set(frame["role"]), set(frame["role"][reached(frame)])
+    return tuple(role for role in ROLES if role in there - could)
 
 
-def _reached(frame: pd.DataFrame) -> list[bool]:
+def contrasted(drift: Drift, *, first: str = "gate_proj", second: str = "up_proj") -> pd.DataFrame:
+    """`Drift.contrast` over the layers in which the tuning could reach both roles.
+
+    Raises `NoSuchSite` where there is none: a role that could not move is no rival.
+    """
+    frame = drift.frame[reached(drift.frame)].reset_index(drop=True)
+    return Drift(frame, drift.origin).contrast(first, second)
+
+
+def unscaled(drift: Drift) -> bool:
+    """Whether some Δ is known up to a factor alone, since no file says LoRA's alpha."""
+    frame = drift.frame
+    # Of two known matrices only one that is zero has no angle to the other.
+    known = (frame["base_norm"] > 0) & (frame["frobenius"] > 0) & ((frame["relative"] - 1).abs() > CLOSE)
+    return bool((known & frame["cosine"].isna()).any())
+
+
+def reached(frame: pd.DataFrame) -> list[bool]:
+    """For each row, whether the tuning could reach its site."""
     if "targeted" not in frame:
         return [True] * len(frame)
     return [bool(pd.isna(value) or value) for value in frame["targeted"]]
+
+
+def _rms(frame: pd.DataFrame) -> float:
+    size = float(frame["size"].sum())
+    return float(np.sqrt((frame["frobenius"] ** 2).sum() / size)) if size else np.nan

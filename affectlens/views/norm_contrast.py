@@ -4,6 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from affectlens.drift.drift import Drift
+from affectlens.views.moved import contrasted
 from affectlens.views.style import CONTROL, GATE, INK, dress, safe
 from affectlens.views.wording import NORMS
 
@@ -13,9 +14,9 @@ def norm_contrast(
 ) -> go.Figure:
     """Draw the median over layers of first/second under each norm: tuned, control, noise alone.
 
-    Raises `NoSuchSite` where the language tower has no layer with both roles.
+    Raises `NoSuchSite` where the language tower has no layer whose two roles the tuning could reach.
     """
-    rows = drift.contrast(first, second)
+    rows = contrasted(drift, first=first, second=second)
     rows = rows[rows["ratio"].notna()][::-1].reset_index(drop=True)
     figure = go.Figure()
     for trace in _traces(rows):

@@ -17,13 +17,14 @@ from affectlens.html import plain
 from affectlens.table import Table
 from affectlens.views.drift_map import drift_map
 from affectlens.views.effect_panels import effect_panels
+from affectlens.views.neuron_curves import neuron_curves
 from affectlens.views.norm_contrast import norm_contrast
 from affectlens.views.page import figure, page
 from affectlens.views.role_bars import role_bars
 from affectlens.views.venue import fitted
 
 KINDS: dict[type[Table], dict[str, Callable[..., go.Figure]]] = {
-    Drift: {"map": drift_map, "roles": role_bars, "contrast": norm_contrast},
+    Drift: {"map": drift_map, "roles": role_bars, "contrast": norm_contrast, "neurons": neuron_curves},
     Effects: {"effects": effect_panels},
 }
 IMAGES = (".png", ".svg", ".pdf")
@@ -84,10 +85,10 @@ class Plot:
 
 
 def plot(table: Table, kind: str | None = None, **options: Any) -> Plot:
-    """Plot a table: a `Drift` as `"map"`, `"roles"` or `"contrast"`, an `Effects` as `"effects"`.
+    """Plot a table: a `Drift` as `"map"`, `"roles"`, `"contrast"` or `"neurons"`, `Effects` as `"effects"`.
 
-    Without a kind the first of these is taken. Raises `TableError` for a table, kind or option
-    that is not known.
+    Without a kind the first of these is taken; neurons need `diff(…, detail="neurons")`. Raises
+    `TableError` for a table, kind or option that is not known.
     """
     kinds = _kinds(table)
     chosen = next(iter(kinds)) if kind is None else kind

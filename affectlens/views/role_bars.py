@@ -33,13 +33,13 @@ def _bars(sums: Moved, measure: str, *, legend: bool) -> list[go.Bar | go.Scatte
     scale = 100.0 if measure == "relative" else 1.0
     tuned, control = sums.column(measure), sums.column(f"control_{measure}")
     noise = sums.column(f"noise_{measure}")
-    roles = list(tuned)
+    roles = [str(role) for role in sums.rows["role"]]
     ticks = [role.removesuffix("_proj") for role in roles]
     traces: list[go.Bar | go.Scatter] = [
         go.Bar(
             name="tuned − base",
             x=ticks,
-            y=[scale * tuned[role] for role in roles],
+            y=[scale * tuned[role] if role in tuned else None for role in roles],
             marker={"color": [colour(role) for role in roles]},
             hovertemplate="%{x} tuned: %{y:.4g}<extra></extra>",
         )

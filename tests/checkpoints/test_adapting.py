@@ -186,7 +186,7 @@ def test_without_alpha_the_drift_is_known_up_to_a_factor(
     found = drift.where(targeted=True).frame
     ratio = known["frobenius"] / found["frobenius"]
 
-    assert pytest.approx([6 / 4] * len(ratio)) == ratio.tolist()
+    assert pytest.approx([6.0] * len(ratio)) == ratio.tolist()
     assert found["cosine"].isna().all()
     assert "up to" in " ".join(drift.findings)
     site = drift.where(targeted=True).sites[0]

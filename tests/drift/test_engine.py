@@ -42,7 +42,7 @@ def words(tensor: Tensor) -> np.ndarray:
 def exact(base: Tensor, tuned: Tensor) -> dict[str, float]:
     b, t = base.double(), tuned.double()
     d = t - b
-    power = torch.ldexp(torch.ones_like(t), torch.frexp(t).exponent - 1) * (t != 0)
+    power = torch.ldexp(torch.ones_like(t), torch.frexp(t).exponent - 1) * (t != 0) * (d != 0)
     return {
         "dd": float(d @ d), "bb": float(b @ b), "bd": float(b @ d), "absolute": float(d.abs().sum()),
         "steps": float(power @ power), "largest": float(d.abs().max()), "changed": float((d != 0).sum()),
@@ -91,8 +91,8 @@ def test_the_control_s_products(engine: object) -> None:
     engine.beside((words(base), words(tuned), words(control)), found)  # type: ignore[attr-defined]
 
     c, d = control.double() - base.double(), tuned.double() - base.double()
-    expected = [c @ c, c @ d, c.abs().sum(), c.abs().max()]
-    assert pytest.approx([float(value) for value in expected], rel=1e-6) == found.tolist()
+    expected = [float(value) for value in (c @ c, c @ d, c.abs().sum(), c.abs().max())]
+    assert pytest.approx([*expected, 0.0], rel=1e-6) == found.tolist()
 
 
 def checkpoint(**tensors: Tensor) -> Checkpoint:

@@ -30,7 +30,7 @@ def test_kind_follows_table(make_drift: Drifts, make_effects: Sweeps) -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("mpa", {}, "no plot 'mpa' of a Drift. Kinds: map, roles, contrast. Did you mean 'map'?"),
+        ("mpa", {}, "no plot 'mpa' of a Drift. Kinds: map, roles, contrast, neurons. Did you mean 'map'?"),
         ("map", {"measur": 1}, ("plot 'map' has no option 'measur'. Options: measure, tower, title. "
                                "Did you mean 'measure'?")),
     ],
