@@ -5,6 +5,7 @@ place in base is never dropped in silence: it is a site of its own, or skipped w
 """
 
 import math
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from affectlens.checkpoints.checkpoint import Change, Checkpoint, Header, Store, context_of
@@ -47,11 +48,19 @@ def adapted(store: Store, base: Checkpoint, *, recipe: Recipe) -> Checkpoint:
     }
     parts: dict[str, tuple[Store, str]] = {name: (root.store, name) for name in root.store.headers}
     parts |= {key[owner]: (store, tensor) for owner, tensor in tensors.items()}
-    notes = (recipe.note,) if recipe.note else ()
+    notes = tuple(note for note in (recipe.note, _other_base(recipe.base, root)) if note)
     change = Change(root, {key[owner]: one for owner, one in laid.items()}, whole, factors, skipped)
     return Checkpoint(
         JoinedStore(store, parts, config=store.config or root.config, notes=notes), change=change
     )
+
+
+def _other_base(named: str, root: Checkpoint) -> str:
+    """A remark where an adapter names another base than the one it is laid over."""
+    known = {root.store.name.partition("@")[0], str(root.config.get("_name_or_path", "")), root.store.source}
+    if not named or PurePath(named).name in {PurePath(name).name for name in known}:
+        return ""
+    return f"it names {PurePath(named).name!r} as its base, and is read over {root.store.name!r}"
 
 
 def _factors(

@@ -42,9 +42,11 @@ def open_store(path: Path, source: str) -> Store:
     for name in _WHOLE:
         if not (path / name).exists():
             continue
-        if name.endswith(".index.json"):
-            return _sharded(path, source, name)
-        return _store(source, [inside(path, name)], config)
+        sharded = name.endswith(".index.json")
+        store = _sharded(path, source, name) if sharded else _store(source, [inside(path, name)], config)
+        if (path / ADAPTER).exists():
+            store.notes = (*store.notes, "an adapter lies in the same folder, and was not applied")
+        return store
     if (path / ADAPTER).exists():
         return _adapter(path, source)
     return _store(source, [inside(path, _only(path))], config)

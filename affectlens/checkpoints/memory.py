@@ -1,5 +1,6 @@
 """The store over tensors in memory: a live module, or a mapping from names to tensors."""
 
+import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -103,9 +104,23 @@ def peft_config(module: nn.Module) -> dict[str, Any]:
     if any(getattr(part, "merged", False) is True for part in module.modules()):
         fix = "Call unmerge_adapter() or merge_and_unload()"
         raise CheckpointError(type(module).__name__, "its adapter is merged, and its factors too", fix=fix)
-    (config,) = known.values()
+    ((adapter, config),) = known.items()
+    for part in module.modules():
+        scales = getattr(part, "scaling", None)
+        if getattr(part, "disable_adapters", False) is True or _rescaled(part, scales, adapter):
+            fix = "Enable it, and reset its scale; or save it and name the folder"
+            raise CheckpointError(type(module).__name__, "its adapter is switched off or rescaled", fix=fix)
     found: dict[str, Any] = config.to_dict()
     return found
+
+
+def _rescaled(part: nn.Module, scales: Any, adapter: str) -> bool:
+    if not isinstance(scales, Mapping) or adapter not in scales:
+        return False
+    rank, alpha = (getattr(part, name, {}).get(adapter) for name in ("r", "lora_alpha"))
+    if not rank or alpha is None:
+        return False
+    return all(abs(scales[adapter] - alpha / r) > 1e-6 * abs(alpha) for r in (rank, math.sqrt(rank)))
 
 
 def from_module(module: nn.Module) -> Checkpoint:

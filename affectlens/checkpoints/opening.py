@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -98,8 +98,21 @@ def stored(source: str | Path) -> tuple[Store, Mapping[str, Any]]:
     if ADAPTER in listing.files and not any(name.startswith("model") for name in weights):
         return _here(download(listing.source, _SMALL), hub_id)
     if not weights:
-        return _here(download(listing.source, _HUB_FILES), hub_id)
+        return _here(download(listing.source, [*_torch_files(hub_id, listing.files), "*.json"]), hub_id)
     return open_hub(hub_id, listing=listing), {}
+
+
+def _torch_files(hub_id: str, files: Iterable[str]) -> list[str]:
+    """What to fetch of a repository without safetensors; raises `CheckpointError` where it is not clear."""
+    found = [name for name in files if name.endswith((".bin", ".pth", ".pt")) and "/" not in name]
+    whole = [name for name in found if name.startswith("pytorch_model")]
+    if not whole and len(found) != 1:
+        there = ", ".join(sorted(found or files)[:6])
+        reason = f"{len(found)} files of torch's and no index, so which one is meant is not known"
+        raise CheckpointError(
+            hub_id, reason, fix=f"Download the one you mean with `hf download`; there: {there}"
+        )
+    return whole or found
 
 
 def _here(path: Path, source: str) -> tuple[Store, Mapping[str, Any]]:

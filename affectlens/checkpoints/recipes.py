@@ -39,6 +39,7 @@ class Recipe:
     alphas: Mapping[str, float] = field(default_factory=dict)  # by pattern of module names
     dora: bool = False  # weight-decomposed (arXiv 2402.09353)
     note: str = ""  # what the caller should hear
+    base: str = ""  # that the adapter names; it is compared, and never opened
     bare: frozenset[str] = frozenset()  # modules whose parameters are adapted without a module of their own
 
     def scale(self, module: str, rank: int) -> float | None:
@@ -84,6 +85,7 @@ def recipe(name: str, config: Mapping[str, Any], *, preset: str | None, alpha: f
         alphas=_patterns(name, config.get("alpha_pattern")),
         dora=bool(config.get("use_dora")),
         bare=_bare(config.get("target_parameters")),
+        base=str(config.get("base_model_name_or_path") or ""),
         note=f"its config says alpha {stated:g}, so alpha={alpha:g} was not used" if ignored else "",
     )
 

@@ -13,7 +13,7 @@ from affectlens.drift.finding import findings
 from affectlens.drift.planning import Detail, Strip, strips
 from affectlens.drift.spectral import spectral
 from affectlens.drift.spreading import jobs, spread
-from affectlens.drift.streaming import engine, stream
+from affectlens.drift.streaming import Show, engine, stream
 from affectlens.drift.summing import Measure, Summing
 from affectlens.drift.sums import Sums
 from affectlens.drift.symmetric import symmetric
@@ -74,8 +74,9 @@ def diff(
         for kind in sorted(wanted.units)
         if not any(strip.units is not None and strip.units.kind == kind for strip in plan)
     ]
-    columns = [symmetric(pairing, tell=told.append)] if align else []
-    columns += [spectral(found, spectra, detail=wanted, tell=told.append)] if spectra else []
+    columns = [symmetric(pairing, tell=told.append, show=_each(progress))] if align else []
+    if spectra:
+        columns.append(spectral(found, spectra, detail=wanted, tell=told.append, show=_each(progress)))
     for side in sides:
         side.store.check()
     rows = frame(found, pairing, beside=_joined(columns))
@@ -86,6 +87,11 @@ def diff(
 def _bar(plan: list[Strip], progress: bool) -> Any:
     total = sum(strip.bytes for strip in plan)
     return tqdm(total=total, unit="B", unit_scale=True, disable=not (progress and _watched()), leave=False)
+
+
+def _each(progress: bool) -> Show:
+    hidden = not (progress and _watched())
+    return lambda every, what: tqdm(every, unit=f" {what}", disable=hidden, leave=False)
 
 
 def _watched() -> bool:

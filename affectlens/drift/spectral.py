@@ -9,6 +9,7 @@ from torch import Tensor
 
 from affectlens.drift.planning import Detail, Strip
 from affectlens.drift.spectra import Spectrum, factored_spectrum, spectrum
+from affectlens.drift.streaming import Show
 from affectlens.drift.sums import Sums
 from affectlens.sites import Site
 
@@ -17,7 +18,7 @@ _QUICK = 1024  # the smaller side up to which every singular value is computed w
 
 
 def spectral(
-    found: Mapping[Strip, Sums], k: int, *, detail: Detail, tell: Callable[[str], Any]
+    found: Mapping[Strip, Sums], k: int, *, detail: Detail, tell: Callable[[str], Any], show: Show
 ) -> dict[Site, dict[str, Any]]:
     """The spectra of all matrices that moved; `tell` hears of those too large to be had.
 
@@ -25,7 +26,7 @@ def spectral(
     is null unless `detail="exact"`.
     """
     rows = {}
-    for strip, sums in found.items():
+    for strip, sums in show(list(found.items()), "matrix"):
         if len(strip.sides[0].shape(strip.site)) != 2 or not sums["dd"] or sums.nonfinite:
             continue
         if strip.size > LARGEST:

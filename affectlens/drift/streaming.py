@@ -17,6 +17,7 @@ from affectlens.drift.sums import Sums
 _MOST = 8  # threads: beyond it memory is the limit, not the cores
 _FAR = 4  # where a hub is read: they wait for it more than they work
 Tell = Callable[[int], Any]  # takes a number of bytes
+Show = Callable[[Sequence[Any], str], Iterable[Any]]  # goes over things, under a bar that counts them
 
 
 def engine() -> Any:

@@ -11,17 +11,18 @@ from typing import Any
 
 from affectlens.checkpoints import Pairing
 from affectlens.drift.aligning import Alignment, Mlp, align, aligned
+from affectlens.drift.streaming import Show
 from affectlens.sites import Site
 
 _ROLES = ("gate_proj", "up_proj", "down_proj")
 _LOUD = 0.9  # of the drift that is left; below it the difference changes what a table says
 
 
-def symmetric(pairing: Pairing, *, tell: Callable[[str], Any]) -> dict[Site, dict[str, Any]]:
+def symmetric(pairing: Pairing, *, tell: Callable[[str], Any], show: Show) -> dict[Site, dict[str, Any]]:
     """`aligned_frobenius` and `aligned_relative` of gate, up and down of each gated MLP."""
     rows: dict[Site, dict[str, Any]] = {}
     strangers = loud = count = 0
-    for sites in _mlps(pairing.comparable):
+    for sites in show(_mlps(pairing.comparable), "MLP"):
         count += 1
         base, tuned = (
             Mlp(*(side.read(site).cpu().float() for site in sites)) for side in (pairing.base, pairing.tuned)
