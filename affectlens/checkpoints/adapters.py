@@ -1,19 +1,13 @@
 """Looking at a PEFT adapter by itself: what it could touch, how strongly, and which sites those are."""
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from affectlens import html
 from affectlens.checkpoints.checkpoint import Header, Store
+from affectlens.checkpoints.factors import FACTOR, owner_of
 from affectlens.sites import Laid, Sites, drawn, lay_out, nodes, record, sites_of
-
-_FACTOR = re.compile(
-    r"\.(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|base_layer)"
-    r"(?:\.default)?(?:\.(?P<param>weight|bias))?$"
-)
-_SAVED = re.compile(r"\.(?:modules_to_save|original_module)(?:\.default)?(?=\.)")
 
 
 class Adapter:
@@ -34,8 +28,8 @@ class Adapter:
         known = self.config
         rank, alpha = known.get("r"), known.get("lora_alpha")
         targets = known.get("target_modules")
-        kinds = {match["kind"] for t in self.headers if (match := _FACTOR.search(t))}
-        extra = sorted({_owner(t) for t in self.headers if not _FACTOR.search(t)})
+        kinds = {match["kind"] for t in self.headers if (match := FACTOR.search(t))}
+        extra = sorted({_owner(t) for t in self.headers if not FACTOR.search(t)})
         size = sum(math.prod(header.shape) for header in self.headers.values())
         return [
             ("adapter", self.name),
@@ -63,7 +57,7 @@ class Adapter:
         """One record a tensor, in the schema of `inspect --json`; `lora` says which factor it is."""
         found = []
         for tensor, header in self.headers.items():
-            match = _FACTOR.search(tensor)
+            match = FACTOR.search(tensor)
             row = record(tensor, self.laid[tensor], dtype=header.dtype)
             found.append({**row, "lora": match["kind"] if match else None, "shape": list(header.shape)})
         return found
@@ -74,11 +68,9 @@ class Adapter:
 
 
 def _owner(tensor: str) -> str:
-    """The parameter that a factor belongs to."""
-    match = _FACTOR.search(tensor)
-    if match is None:
-        return _SAVED.sub("", tensor)
-    return f"{tensor[: match.start()]}.{match['param'] or 'weight'}"
+    """The parameter that a tensor changes, or is; PEFT may save a trained embedding under `base_layer`."""
+    found = owner_of(tensor)
+    return found if FACTOR.search(tensor) else found.replace(".base_layer.", ".")
 
 
 def _parents(targets: object) -> frozenset[str]:
@@ -105,9 +97,9 @@ def _shapes(owners: Mapping[str, str], headers: Mapping[str, Header]) -> dict[st
     """The shapes of the parameters, from those of their factors: B is (out, rank), A is (rank, in)."""
     found: dict[str, tuple[int, ...]] = {}
     for tensor, owner in owners.items():
-        match, shape = _FACTOR.search(tensor), headers[tensor].shape
+        match, shape = FACTOR.search(tensor), headers[tensor].shape
         out, into = found.get(owner, (0, 0))[:2] if len(found.get(owner, ())) >= 2 else (0, 0)
-        if match is None or match["kind"] == "base_layer":
+        if match is None:
             found[owner] = shape
         elif match["kind"].endswith("A") and len(shape) >= 2:
             found[owner] = (out, shape[-1])

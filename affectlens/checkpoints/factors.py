@@ -39,6 +39,14 @@ class Sorted:
     rest: dict[str, str] = field(default_factory=dict)  # tensor → why it is left out
 
 
+def owner_of(tensor: str) -> str:
+    """The parameter that a tensor of an adapter changes, or is."""
+    match = FACTOR.search(tensor)
+    if match is None:
+        return _SAVED.sub("", _ORIGINAL.sub("", tensor))
+    return f"{tensor[: match.start()]}.{match['param'] or 'weight'}"
+
+
 def sort(names: Iterable[str], source: str, *, bare: frozenset[str] = frozenset()) -> Sorted:
     """Sort the tensors of an adapter; raises `CheckpointError` for a factor that lacks its other half.
 
@@ -57,7 +65,7 @@ def sort(names: Iterable[str], source: str, *, bare: frozenset[str] = frozenset(
             elif _ORIGINAL.search(name):
                 found.rest[name] = "the base's own copy of a module that was trained whole"
             else:
-                found.whole[name] = _SAVED.sub("", name)
+                found.whole[name] = owner_of(name)
             continue
         if _NESTED.sub("", name[: match.start()]).rpartition(".")[2] in bare:
             found.rest[name] = "factors of a bare parameter (target_parameters), which PEFT does not name"

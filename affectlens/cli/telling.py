@@ -26,7 +26,7 @@ def tell_drift(drift: "Drift", by: str = "tower,role") -> list[str]:
         *(_source(side, who) for side, who in drift.origin["sources"].items()),
         *warned(drift.findings),
         "",
-        f"How far it moved: ‖Δ‖, ‖Δ‖/‖W_base‖, rms of Δ{_others(drift, frame, groups)}",
+        f"How far it moved: ‖Δ‖, ‖Δ‖/‖W_base‖, rms of Δ{_others(frame)}",
         *_moved(frame[frame["frobenius"] != 0], groups),
         "",
         "Ledger: every parameter of both sides",
@@ -34,7 +34,7 @@ def tell_drift(drift: "Drift", by: str = "tower,role") -> list[str]:
     ]
 
 
-def _others(drift: "Drift", frame: "pd.DataFrame", groups: list[str]) -> str:
+def _others(frame: "pd.DataFrame") -> str:
     """How many groups have no row, and whether they could have moved."""
     beyond = int((frame["targeted"] == 0).sum())
     still = int((frame["frobenius"] == 0).sum()) - beyond

@@ -5,6 +5,7 @@ A mean of ratios would let small tensors speak for large ones. A sum is null whe
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ class Groups:
     """Rows told apart by the values of some columns; every figure is one number a group, in their order."""
 
     keys: pd.DataFrame
-    codes: NDArray[np.intp]
+    codes: NDArray[np.integer[Any]]
 
     @classmethod
     def of(cls, frame: pd.DataFrame, names: Sequence[str]) -> "Groups":
@@ -70,7 +71,9 @@ class Groups:
 
 def over(part: Numbers, whole: Numbers) -> Numbers:
     """`part / whole`, null where there is no whole."""
-    return np.divide(part, whole, out=np.full(len(part), np.nan), where=(whole > 0))
+    found = np.full(len(part), np.nan)
+    np.divide(part, whole, out=found, where=whole > 0)
+    return found
 
 
 def norms(frame: pd.DataFrame, groups: Groups) -> pd.DataFrame:
@@ -173,8 +176,11 @@ def with_units(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
 
 
 def unfolded(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """One row a head or neuron of each site that has them."""
-    there = with_units(frame, kind)
+    """One row a head or neuron of each site that has them; raises `TableError` where none has."""
+    try:
+        there = with_units(frame, kind)
+    except NoSuchSite as error:
+        raise TableError(f"can't aggregate by {kind!r}: {error}") from None
     counts = np.array([len(array) for array in there["unit_frobenius"]])
     rows = there.loc[there.index.repeat(counts)].reset_index(drop=True)
     delta, base = (np.concatenate([*there[name]]).astype(float) for name in ARRAYS)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from affectlens.drift.aggregating import KEYS
+from affectlens.drift.aggregating import KEYS, UNITS, parsed
 from affectlens.drift.contrasting import NORMS
 from affectlens.drift.drift import Drift
 from affectlens.errors import NoSuchSite, TableError, near
@@ -109,7 +109,7 @@ def agreement(
         raise TableError(f"can't rank by {measure!r}. Measures: {near(measure, NORMS)}")
     chosen = [drift if tower is None else drift.where(tower=tower) for drift in drifts]
     _refuse_repeats(chosen)
-    each = [_grouped(drift, [part.strip() for part in by.split(",")], measure) for drift in chosen]
+    each = [_grouped(drift, parsed([by], (*KEYS, *UNITS)), measure) for drift in chosen]
     index, left_out = _common(each)
     values, noise = (_by_run(each, index, column) for column in ("value", "noise"))
     tested = _tested(values.rank(ascending=False), noise.rank(ascending=False))
@@ -215,6 +215,8 @@ def _refuse_repeats(drifts: Sequence[Drift]) -> None:
 
 def _grouped(drift: Drift, names: list[str], measure: str) -> pd.DataFrame:
     rows = drift.by(*names).dropna(subset=names)  # what has no layer is no group of a ranking of layers
+    if measure not in rows:
+        raise TableError(f"can't rank {names[-1]}s by {measure!r}: their norms alone are known")
     root = np.sqrt(rows["size"].astype(float))
     noise = {"frobenius": root, "relative": root / rows["base_norm"].where(rows["base_norm"] > 0)}
     # By rms and mean_abs noise ties all groups, and its max_abs is not known: no ranking to compare with.
@@ -272,9 +274,9 @@ def _contrasted(drifts: Sequence[Drift], roles: tuple[str, str] | None) -> list[
     try:
         rows = contrast_over_runs(drifts, first=first, second=second)
     except NoSuchSite:
-        if roles is None:  # a model without gates is no error unless its gates were asked for
-            return []
-        raise
+        if roles:  # a model without gates is no error unless its gates were asked for
+            raise
+        return []
     return records(rows.astype(object).replace(np.inf, "inf"))  # which JSON has no number for
 
 

@@ -21,8 +21,8 @@ def contrast(frame: pd.DataFrame, *, first: str, second: str) -> pd.DataFrame:
     known, and all run over these: `first_larger` counts layers, `ratio` is the median over layers of
     first/second, infinite where only `first` moved, null where neither did (noise and control run over
     the layers where it is defined). The noise columns hold the expectation for iid noise of one rms
-    (null for `max_abs`). The experts of a layer count as one matrix. Raises `NoSuchSite` for a role that is not
-    there or that the tuning could not reach.
+    (null for `max_abs`). The experts of a layer count as one matrix. Raises `NoSuchSite` for a role
+    that is not there or that the tuning could not reach.
     """
     one, two = _sides(frame, first, second)
     rows: list[dict[str, float | str]] = []

@@ -81,7 +81,7 @@ class Drift(Table):
         move. `"head"` and `"neuron"` go below the site, after `detail=`; each sums over all sites that have
         one of that number, so name `"layer,role,head"` for each head by itself: head 3 of v_proj is
         shared by several of q_proj. Returns one row a group, largest `frobenius` first (layers in their
-        order). Raises `TableError` for another name and `NoSuchSite` where there are no such units.
+        order). Raises `TableError` for another name, and where there are no such units.
         """
         groups = parsed(names, (*KEYS, *UNITS))
         units = [name for name in groups if name in UNITS]

@@ -107,7 +107,7 @@ def _contrast(drift: Drift) -> str:
     for row in rows.to_dict("records"):
         cells = [NORMS.get(str(row["norm"]), str(row["norm"]))]
         for _, larger, ratio in sides:
-            cells += _compared(row[ratio], row[larger], layers=int(row["layers"]))
+            cells += _compared(row[ratio], row[larger], layers=int(row["layers_known"]))
         body.append(cells)
     caption = (
         "gate_proj over up_proj, the cleanest contrast: same shape, same layers. Right of the line the gate "

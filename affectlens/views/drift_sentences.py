@@ -163,7 +163,7 @@ def _direction(known: pd.DataFrame) -> Said:
     ratios = {str(norm): float(ratio) for norm, ratio in known["ratio"].items()}
     above = [NORMS[norm] for norm, ratio in ratios.items() if ratio > 1]
     below = [NORMS[norm] for norm, ratio in ratios.items() if ratio <= 1]
-    span = f"median ratio over {int(known['layers'].iloc[0])} layers {between(list(ratios.values()))}"
+    span = f"median ratio over {int(known['layers_known'].max())} layers {between(list(ratios.values()))}"
     few = len(ratios) < len(NORMS)
     every = f"by {listed(above or below)}, and the other norms are not known" if few else "under every norm"
     if not below:
@@ -181,7 +181,7 @@ def _direction(known: pd.DataFrame) -> Said:
 def _against_rivals(row: dict[Any, Any]) -> Said:
     ratio, noise, control = row["ratio"], row["noise_ratio"], row.get("control_ratio", math.nan)
     counts = (
-        f"gate_proj is the larger by ‖Δ‖/‖W‖ in {int(row['first_larger'])} of {int(row['layers'])} layers "
+        f"gate_proj is the larger by ‖Δ‖/‖W‖ in {int(row['first_larger'])} of {int(row['layers_known'])} layers "
         f"(ratio {figure(ratio, 4)})"
     )
     known = f"noise alone gives {row['noise_larger']:.0f} (ratio {figure(noise, 4)})"

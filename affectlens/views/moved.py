@@ -103,8 +103,7 @@ def contrasted(drift: Drift, *, first: str = "gate_proj", second: str = "up_proj
 
     Raises `NoSuchSite` where there is none: a role that could not move is no rival.
     """
-    frame = drift.frame[reached(drift.frame)].reset_index(drop=True)
-    return Drift(frame, drift.origin).contrast(first, second)
+    return drift.contrast(first, second)
 
 
 def unscaled(drift: Drift) -> bool:

@@ -1,5 +1,6 @@
 """Gate against up over the norms: a claim that hangs on the choice of norm is seen to hang on it."""
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -7,6 +8,7 @@ from affectlens.drift.drift import Drift
 from affectlens.views.moved import contrasted
 from affectlens.views.style import CONTROL, GATE, INK, dress, safe
 from affectlens.views.wording import NORMS
+from affectlens.views.wording import figure as digits
 
 
 def norm_contrast(
@@ -19,13 +21,15 @@ def norm_contrast(
     rows = contrasted(drift, first=first, second=second)
     rows = rows[rows["ratio"].notna()][::-1].reset_index(drop=True)
     figure = go.Figure()
-    for trace in _traces(rows):
+    shown = rows[[name for name in rows if str(name).endswith("ratio")]].replace(np.inf, np.nan)
+    low, high = np.nanmin([0.92, shown.min().min()]), np.nanmax([1.08, shown.max().max()])
+    for trace in _traces(rows, high):
         figure.add_trace(trace)
     figure.add_vline(x=1.0, line={"color": INK, "width": 1})
     dress(figure, title=title, height=130 + 44 * max(3, len(rows)))
     names = [
         f"{NORMS.get(str(norm), safe(norm))}   {int(larger)}/{int(layers)}"
-        for norm, larger, layers in zip(rows["norm"], rows["first_larger"], rows["layers"], strict=True)
+        for norm, larger, layers in zip(rows["norm"], rows["first_larger"], rows["layers_known"], strict=True)
     ]
     one, two = safe(first), safe(second)
     figure.update_yaxes(
@@ -34,14 +38,12 @@ def norm_contrast(
         range=[-0.6, len(rows) - 0.4],
         title_text=f"norm, layers with<br>{one} larger",
     )
-    shown = rows[[name for name in rows if str(name).endswith("ratio")]]
-    low, high = min(0.92, float(shown.min().min())), max(1.08, float(shown.max().max()))
     # Roles that differ by a hundredth must not look worlds apart.
     figure.update_xaxes(range=[low - 0.04 * (high - low), high + 0.04 * (high - low)])
     return figure.update_xaxes(title_text=f"{one} / {two} (median)")
 
 
-def _traces(rows: pd.DataFrame) -> list[go.Scatter]:
+def _traces(rows: pd.DataFrame, edge: float) -> list[go.Scatter]:
     looks = {
         "control_": ("control − base", {"symbol": "diamond-open", "size": 11, "color": CONTROL,
                                         "line": {"width": 2}}),
@@ -53,14 +55,19 @@ def _traces(rows: pd.DataFrame) -> list[go.Scatter]:
     for prefix, (name, marker) in looks.items():
         if f"{prefix}ratio" not in rows:
             continue
+        ratio = rows[f"{prefix}ratio"].astype(float)
+        endless = ratio == np.inf  # the second role did not move: drawn at the edge, and marked
         traces.append(
             go.Scatter(
                 name=name,
-                x=rows[f"{prefix}ratio"].tolist(),
+                x=ratio.where(~endless, edge).tolist(),
                 y=list(range(len(rows))),
-                mode="markers",
+                mode="markers+text" if endless.any() else "markers",
+                text=["∞" if one else "" for one in endless],
+                textposition="middle left",
                 marker=marker,
-                hovertemplate="ratio %{x:.4g}<extra></extra>",
+                customdata=[digits(one, 4) for one in ratio],
+                hovertemplate="ratio %{customdata}<extra></extra>",
             )
         )
     return traces

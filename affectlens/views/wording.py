@@ -48,9 +48,11 @@ def joined(parts: Iterable[Said]) -> Said:
 def figure(value: float, digits: int = 3) -> str:
     """Write a number in three significant digits, or more.
 
-    >>> figure(0.12345), figure(-2.0), figure(0.0000123)
-    ('0.123', '−2', '1.23e−05')
+    >>> figure(0.12345), figure(-2.0), figure(0.0000123), figure(math.inf)
+    ('0.123', '−2', '1.23e−05', '∞')
     """
+    if value == math.inf:
+        return "∞"
     return "unknown" if math.isnan(value) else f"{value:.{digits}g}".replace("-", MINUS)
 
 
