@@ -26,7 +26,7 @@ class Adapter:
     def lines(self) -> list[tuple[str, str]]:
         """Rows of (what, value) for people to read."""
         known = self.config
-        rank, alpha = known.get("r"), known.get("lora_alpha")
+        rank, alpha = known.get("r") or self._ranks(), known.get("lora_alpha")
         targets = known.get("target_modules")
         kinds = {match["kind"] for t in self.headers if (match := FACTOR.search(t))}
         extra = sorted({_owner(t) for t in self.headers if not FACTOR.search(t)})
@@ -35,7 +35,7 @@ class Adapter:
             ("adapter", self.name),
             ("kind", f"{known.get('peft_type', 'bare trainables')}{', DoRA' if _dora(kinds, known) else ''}"),
             ("base", str(known.get("base_model_name_or_path") or "not named")),
-            ("rank", f"{rank}, alpha {alpha}, scale {_scale(known)}"),
+            ("rank", f"{rank}, alpha {alpha or 'in no file'}, scale {_scale(known)}"),
             *(
                 ("patterns", f"{key}: {known[key]}")
                 for key in ("rank_pattern", "alpha_pattern")
@@ -52,6 +52,12 @@ class Adapter:
             *(("beside", note) for note in self.notes),
             *([("saved whole", ", ".join(extra[:4]) + (", …" if len(extra) > 4 else ""))] if extra else []),
         ]
+
+    def _ranks(self) -> str:
+        found = {
+            h.shape[0] for t, h in self.headers.items() if FACTOR.search(t) and "lora_A" in t and h.shape
+        }
+        return ", ".join(map(str, sorted(found))) or "unknown"
 
     def records(self) -> list[dict[str, Any]]:
         """One record a tensor, in the schema of `inspect --json`; `lora` says which factor it is."""

@@ -65,8 +65,8 @@ class Groups:
     def largest(self, values: pd.Series) -> Numbers:
         """The largest value, null where one of a group is."""
         found = np.full(len(self.keys), -np.inf)
-        np.maximum.at(found, self.codes, values.to_numpy(dtype=float, na_value=np.nan))
-        return found
+        np.maximum.at(found, self.codes, values.to_numpy(dtype=float, na_value=-np.inf))
+        return np.where(self.count(values.isna()) > 0, np.nan, found)
 
 
 def over(part: Numbers, whole: Numbers) -> Numbers:

@@ -5,6 +5,7 @@ share. So beside Kendall's W stands the ranking that iid noise of one rms would 
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations, permutations
 from math import comb, factorial
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from affectlens.drift.aggregating import KEYS, UNITS, parsed
+from affectlens.drift.aggregating import KEYS, parsed
 from affectlens.drift.contrasting import NORMS
 from affectlens.drift.drift import Drift
 from affectlens.errors import NoSuchSite, TableError, near
@@ -95,13 +96,12 @@ def agreement(
     """Say how alike several base/tuned pairs rank their groups, and test it over runs.
 
     `drifts` has one `Drift` a run: a seed, a tuning, a model; epochs of one training are not runs (see
-    `affectlens.trajectory`). `by` is as in `Drift.by`, `measure` one of `frobenius rms relative
-    mean_abs max_abs`, `tower=None` takes all towers. Ranked are the groups that every tuning could
-    reach and at least one moved; `findings` tells what was left out. W is Kendall and Babington
-    Smith's (1939, Ann. Math. Stat. 10); `p` is by permutation within runs, exact where they are few,
-    else of 9,999 seeded draws. `contrast` names two roles for `Agreement.contrast`, gate_proj and
-    up_proj unless told otherwise. Raises `TableError` for fewer than two runs, for one run given
-    twice, for one that did not move, and where fewer than two groups are left.
+    `affectlens.trajectory`). `by` is as in `Drift.by`, `measure` one of `frobenius rms relative mean_abs
+    max_abs`, `tower=None` takes all towers. Ranked are the groups that every tuning could reach and one
+    moved; `findings` tells what was left out. W is Kendall and Babington Smith's (1939, Ann. Math. Stat.
+    10); `p` is by permutation within runs, exact where they are few, else of 9,999 seeded draws.
+    `contrast` names two roles (gate_proj and up_proj by default). Raises `TableError` for fewer than two
+    runs, one given twice, one that did not move, and where fewer than two groups are left.
     """
     if len(drifts) < 2:
         raise TableError(f"one pair is descriptive: agreement needs two runs or more, got {len(drifts)}")
@@ -109,7 +109,7 @@ def agreement(
         raise TableError(f"can't rank by {measure!r}. Measures: {near(measure, NORMS)}")
     chosen = [drift if tower is None else drift.where(tower=tower) for drift in drifts]
     _refuse_repeats(chosen)
-    each = [_grouped(drift, parsed([by], (*KEYS, *UNITS)), measure) for drift in chosen]
+    each = [_grouped(drift, parsed([by], KEYS), measure) for drift in chosen]
     index, left_out = _common(each)
     values, noise = (_by_run(each, index, column) for column in ("value", "noise"))
     tested = _tested(values.rank(ascending=False), noise.rank(ascending=False))
@@ -134,21 +134,20 @@ def agreement(
 def contrast_over_runs(drifts: Sequence[Drift], *, first: str, second: str) -> pd.DataFrame:
     """Compare two roles over runs: a run counts once, by the median over its layers of first/second.
 
-    Returns one row a norm: `first second norm runs first_larger_runs median_ratio low high p
-    noise_ratio control_ratio`. `low..high` is the order-statistic interval of the median (≥ 95 %,
-    distribution-free), `p` the exact two-sided sign test against 1; ratios of exactly 1 are left out
-    of it. Both are null below six runs, where no p can reach .05. `noise_ratio` is what iid noise of
-    one rms gives: where it lies on the same side of 1, a small `p` is no evidence for affect.
-    `control_ratio` is null unless every run has a control. Raises `NoSuchSite` for a role a run lacks.
+    Returns one row a norm: `first second norm runs first_larger_runs median_ratio low high p noise_ratio
+    control_ratio`. `low..high` is the order-statistic interval of the median (≥ 95 %, distribution-free),
+    `p` the exact two-sided sign test against 1, without ratios of exactly 1. Both are null below six runs,
+    where no p can reach .05. `noise_ratio` is what iid noise of one rms gives: where it lies on the same
+    side of 1, a small `p` is no evidence for affect. `control_ratio` is null unless every run has a
+    control. Raises `NoSuchSite` for a role that a run lacks or could not reach.
     """
     each = pd.concat([drift.contrast(first, second) for drift in drifts], ignore_index=True)
     each = each.reindex(columns=["norm", "ratio", "noise_ratio", "control_ratio"])
     rows = []
     for norm, runs in each.groupby("norm", sort=False):
         ratio = runs["ratio"].dropna().to_numpy(dtype=float)
-        larger, smaller = int((ratio > 1).sum()), int((ratio < 1).sum())
-        low, high = median_interval(ratio)
-        found = (len(ratio), larger, runs["ratio"].median(), low, high, sign_test(larger, smaller))
+        more, less = int((ratio > 1).sum()), int((ratio < 1).sum())
+        found = (len(ratio), more, runs["ratio"].median(), *median_interval(ratio), sign_test(more, less))
         beside = (runs["noise_ratio"].median(), runs["control_ratio"].astype(float).median(skipna=False))
         rows.append(dict(zip(_CONTRAST, (first, second, norm, *found, *beside), strict=True)))
     return pd.DataFrame(rows, columns=list(_CONTRAST)).astype(dict.fromkeys(_NUMBERS, float))
@@ -215,8 +214,6 @@ def _refuse_repeats(drifts: Sequence[Drift]) -> None:
 
 def _grouped(drift: Drift, names: list[str], measure: str) -> pd.DataFrame:
     rows = drift.by(*names).dropna(subset=names)  # what has no layer is no group of a ranking of layers
-    if measure not in rows:
-        raise TableError(f"can't rank {names[-1]}s by {measure!r}: their norms alone are known")
     root = np.sqrt(rows["size"].astype(float))
     noise = {"frobenius": root, "relative": root / rows["base_norm"].where(rows["base_norm"] > 0)}
     # By rms and mean_abs noise ties all groups, and its max_abs is not known: no ranking to compare with.
@@ -271,13 +268,11 @@ def _spearman(one: np.ndarray, two: np.ndarray) -> float:
 
 def _contrasted(drifts: Sequence[Drift], roles: tuple[str, str] | None) -> list[dict[str, Any]]:
     first, second = roles or GATE_UP
-    try:
-        rows = contrast_over_runs(drifts, first=first, second=second)
-    except NoSuchSite:
-        if roles:  # a model without gates is no error unless its gates were asked for
-            raise
-        return []
-    return records(rows.astype(object).replace(np.inf, "inf"))  # which JSON has no number for
+    # A model without gates is no error unless its gates were asked for.
+    with suppress(*([] if roles else [NoSuchSite])):
+        rows = contrast_over_runs(drifts, first=first, second=second).astype(object)
+        return records(rows.replace(np.inf, "inf"))  # JSON has no number for it
+    return []
 
 
 def _framed(values: pd.DataFrame, noise: pd.DataFrame) -> pd.DataFrame:

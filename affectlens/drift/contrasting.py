@@ -43,11 +43,14 @@ def _sides(frame: pd.DataFrame, first: str, second: str) -> tuple[pd.DataFrame, 
     for role in (first, second):
         if role not in roles:
             raise NoSuchSite(f"no language layer has role={role!r}. Roles here: {near(role, roles)}")
-    layers = aggregate(weights[weights["role"].isin([first, second])], ["role", "layer"])
-    # A norm that was not read is no obstacle where nothing moved.
-    still = (layers["frobenius"] == 0) & layers["base_norm"].isna()
-    layers["relative"] = layers["relative"].mask(still, 0.0)
-    reached = layers[layers.get("targeted", layers["sites"]) > 0]
+    layers = weights[weights["role"].isin([first, second])]
+    if layers.duplicated(["role", "layer"]).any():
+        layers = aggregate(layers, ["role", "layer"])
+        # A norm that was not read is no obstacle where nothing moved.
+        still = (layers["frobenius"] == 0) & layers["base_norm"].isna()
+        layers["relative"] = layers["relative"].mask(still, 0.0)
+    # Of a matrix whether, of experts how many: what isn't known to be out of reach is within it.
+    reached = layers[layers["targeted"].astype("Float64").fillna(1.0) > 0]
     for role in (first, second):
         if role not in set(reached["role"]):
             raise NoSuchSite(

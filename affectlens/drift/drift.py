@@ -28,7 +28,7 @@ class Drift(Table):
     """How far each site moved from base to tuned; made by `affectlens.diff`.
 
     Columns: `parameter` (canonical name), `tower stack layer role expert param label` (the site),
-    `size` (elements compared), `dtype`, `frobenius` ‖Δ‖, `base_norm` ‖W_base‖, `relative` =
+    `size` (elements compared), `dtype`, `frobenius` ‖Δ‖, `base_norm` ‖W_base‖, `tuned_norm`, `relative` =
     ‖Δ‖/‖W_base‖, `rms` = ‖Δ‖/√size, `mean_abs`, `max_abs`, `cosine` of W_base and W_tuned; `changed`,
     `sign_flips` and `nonfinite` count elements; `rounding`, the norm that rounding what changed to
     tuned's dtype makes by itself (an error uniform within half a step); `targeted` is false

@@ -90,6 +90,7 @@ def columns(sums: Sums, *, dtype: str = "float32") -> dict[str, float | int]:
     row: dict[str, float | int] = {
         "frobenius": frobenius,
         "base_norm": base_norm,
+        "tuned_norm": tuned_norm if sums.scaled and sums.read else math.nan,
         "relative": ratio(frobenius, base_norm),
         "rms": ratio(frobenius, math.sqrt(finite)),
         "mean_abs": ratio(sums["absolute"], finite),

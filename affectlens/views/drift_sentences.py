@@ -181,8 +181,8 @@ def _direction(known: pd.DataFrame) -> Said:
 def _against_rivals(row: dict[Any, Any]) -> Said:
     ratio, noise, control = row["ratio"], row["noise_ratio"], row.get("control_ratio", math.nan)
     counts = (
-        f"gate_proj is the larger by ‖Δ‖/‖W‖ in {int(row['first_larger'])} of {int(row['layers_known'])} layers "
-        f"(ratio {figure(ratio, 4)})"
+        f"gate_proj is the larger by ‖Δ‖/‖W‖ in {int(row['first_larger'])} of "
+        f"{int(row['layers_known'])} layers (ratio {figure(ratio, 4)})"
     )
     known = f"noise alone gives {row['noise_larger']:.0f} (ratio {figure(noise, 4)})"
     counts += "; " + ("what noise alone gives is not known" if math.isnan(noise) else known)

@@ -336,3 +336,28 @@ def test_runs_keep_their_place_when_dtypes_differ(three: list[al.Drift]) -> None
     half = al.diff(tiny("llama"), moved((0.01, 0.02, 0.08, 0.04), seed=7).to(torch.bfloat16), progress=False)
 
     assert "gate_proj" == agreement([*three, half]).frame["role"][0]
+
+
+def test_gates_alone_lead_in_every_run() -> None:
+    """Where up stood still the ratio is infinite, in the table as in the file it is saved in."""
+    found = agreement(drifts(*3 * [(0.01, 0.02, 0.08, 0.0)]))
+
+    assert [3] * 5 == list(found.contrast["first_larger_runs"])
+    assert (found.contrast["median_ratio"] == np.inf).all()
+
+
+def test_a_role_out_of_reach_has_no_contrast(three: list[al.Drift]) -> None:
+    """It is left out, or an error where it was asked for."""
+    bare = [
+        al.Drift(drift.frame.assign(targeted=drift.frame["role"] != "up_proj"), drift.origin)
+        for drift in three
+    ]
+
+    assert agreement(bare).contrast.empty
+    with pytest.raises(NoSuchSite, match="up_proj was not part of the tuning"):
+        agreement(bare, contrast=("gate_proj", "up_proj"))
+
+
+def test_sites_can_be_ranked(three: list[al.Drift]) -> None:
+    """By site there is a group for each that moved."""
+    assert 8 == len(agreement(three, by="site"))

@@ -182,3 +182,38 @@ def test_wrong_asks_are_told(ladder: list[Path], way: Trajectory) -> None:
         trajectory(ladder[:1])
     with pytest.raises(TableError, match="can't aggregate by 'head'"):
         way.by("head")
+
+
+def test_names_of_digits_stay_names(ladder: list[Path], tmp_path: Path, save: Callable[..., Path]) -> None:
+    """A checkpoint called 60 is not the number 60, nor is one called nan nothing."""
+    base, once, _ = ladder
+    steps = [once.rename(tmp_path / "60"), save(tiny("llama"), "nan")]
+    way = trajectory([base, *steps], progress=False)
+    steps[0].rename(once)
+
+    found = Trajectory.load(way.save(tmp_path / "way.csv"))
+
+    assert ["60", "nan"] == list(found.frame["name"].unique())
+
+
+def test_what_is_said_of_a_control_is_dropped_whatever_its_words(
+    ladder: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last checkpoint stands in for a control; sentences about one are known by where they come from."""
+    monkeypatch.setattr("affectlens.drift.finding._control", lambda _: iter(["It rests."]))
+    base, once, _ = ladder
+
+    findings = trajectory([base, once, base], progress=False).findings
+
+    assert not any("It rests." in finding for finding in findings)
+    assert any("did not move at all" in finding for finding in findings)
+
+
+def test_unread_norms_spoil_no_ratio(way: Trajectory) -> None:
+    """The relative drift of a group runs over the sites whose norm is known, as in a drift."""
+    frame = way.frame[(way.frame["step"] == 1) & (way.frame["role"] == "gate_proj")].reset_index(drop=True)
+    frame.loc[0, "base_norm"] = np.nan
+    row = Trajectory(frame, way.origin).by("role").iloc[0]
+
+    assert frame.loc[1, "relative"] == pytest.approx(row["relative"])
+    assert 1 == row["norms_known"]
