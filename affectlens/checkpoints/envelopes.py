@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from affectlens.checkpoints.bytes import LocalFile, Span
+from affectlens.checkpoints.impostors import AGAIN, refuse_impostors
 from affectlens.errors import CheckpointError
 from affectlens.html import plain
 
 CONVERT = "Convert it to safetensors where you trust it"
 _CONSOLIDATE = "Consolidate DeepSpeed's shards with zero_to_fp32.py"
 _CUT = "the zip archive is cut short or broken"
-_AGAIN = "Download it again"
 _PICKLE_LIMIT = 256_000_000  # bytes; the names and shapes of a model need a thousandth of it
 _ENVELOPES = ("state_dict", "model", "module", "model_state_dict", "net", "params")
 _DEEPEST = 8  # envelopes; a mapping may hold itself
@@ -33,13 +33,7 @@ _PLAIN_TYPES = ("Tensor", "Parameter", "Buffer", "FakeTensor")
 
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of files of before torch 1.6
 
-# What people find under torch's names, by its first bytes.
 _IMPOSTORS = (
-    (rb"version https://git-lfs", "this is a Git LFS pointer, not the file", "Run `git lfs pull`"),
-    (rb"\s*<(!doctype|html|\?xml)", "this is a web page, probably an error page", _AGAIN),
-    (rb"\x1f\x8b", "this is gzip-compressed", "Unpack it first"),
-    (rb"GGUF", "this is a GGUF file", "Use the checkpoint that it was made from"),
-    (rb"\x89HDF", "this is an HDF5 file, probably from Keras", "Use the PyTorch checkpoint"),
     (rb".{6}\0\0\{", "this is a safetensors file", "Rename it to .safetensors"),
     (rb"\x80[\x00-\x05]", "this is a plain pickle, not a file of torch.save", CONVERT),
 )
@@ -80,11 +74,9 @@ def recognised(file: LocalFile) -> Literal["zip", "legacy"]:
         return "zip"
     if first.startswith(_LEGACY):
         return "legacy"
-    for magic, reason, fix in _IMPOSTORS:
-        if re.match(magic, first, re.IGNORECASE | re.DOTALL):
-            raise CheckpointError(file.name, reason, fix=fix)
+    refuse_impostors(file.name, first, others=_IMPOSTORS)
     shown = f"begins with {first[:8]!r}" if first else "is empty"
-    raise CheckpointError(file.name, f"is no torch file: it {shown}", fix=_AGAIN)
+    raise CheckpointError(file.name, f"is no torch file: it {shown}", fix=AGAIN)
 
 
 def open_archive(file: LocalFile) -> Archive:
@@ -100,7 +92,7 @@ def open_archive(file: LocalFile) -> Archive:
     except CheckpointError:
         raise
     except Exception:  # zipfile raises errors of many kinds, some not its own
-        raise CheckpointError(file.name, _CUT, fix=_AGAIN) from None
+        raise CheckpointError(file.name, _CUT, fix=AGAIN) from None
     if _record(members, f"{root}/byteorder") not in (b"", b"little"):
         raise CheckpointError(file.name, "was saved on a big-endian machine", fix="Convert it there")
     return _outline(pickled, members, root)
@@ -136,11 +128,11 @@ def _member(file: LocalFile, info: zipfile.ZipInfo) -> Span:
     # The directory doesn't say where the bytes begin: that takes the lengths in the member's own header.
     header, data = info.header_offset, info.header_offset + 30
     if header < 0 or data > file.size:
-        raise CheckpointError(file.name, _CUT, fix=_AGAIN)
+        raise CheckpointError(file.name, _CUT, fix=AGAIN)
     magic, method, name, extra = struct.unpack("<4s4xH16xHH", Span(file, header, data).read())
     start = data + name + extra
     if magic != b"PK\x03\x04" or method or start + info.file_size > file.size:
-        raise CheckpointError(file.name, _CUT, fix=_AGAIN)
+        raise CheckpointError(file.name, _CUT, fix=AGAIN)
     return Span(file, start, start + info.file_size)
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from affectlens.checkpoints.bytes import Bytes, Span
 from affectlens.checkpoints.checkpoint import Header
+from affectlens.checkpoints.impostors import refuse_impostors
 from affectlens.errors import CheckpointError
 
 _LIMIT = 100_000_000  # bytes, the format's own
@@ -19,15 +20,9 @@ _DTYPES = {
     "BOOL": ("bool", 1), "C64": ("complex64", 8),
 }  # fmt: skip
 
-# What people find under the name .safetensors, by its first bytes.
 _IMPOSTORS = (
-    (b"version https://git-lfs", "this is a Git LFS pointer, not the file", "Run `git lfs pull`"),
-    (b"<!DOCTYPE", "this is a web page, probably an error page", "Download the file again"),
-    (b"<html", "this is a web page, probably an error page", "Download the file again"),
-    (b"PK\x03\x04", "this is a zip archive, probably a torch .pth", "Rename it to .pth"),
-    (b"\x80\x02", "this is a pickle", "Convert it to safetensors"),
-    (b"\x1f\x8b", "this is gzip-compressed", "Unpack it first"),
-    (b"GGUF", "this is a GGUF file", "Use the safetensors checkpoint that it was made from"),
+    (rb"PK\x03\x04", "this is a zip archive, probably a torch .pth", "Rename it to .pth"),
+    (rb"\x80\x02", "this is a pickle", "Convert it to safetensors"),
 )
 
 
@@ -47,9 +42,7 @@ def read_header(file: Bytes) -> FileHeader:
     """
     path, size = file.name, file.size
     first = Span(file, 0, min(32, size)).read()
-    for magic, reason, fix in _IMPOSTORS:
-        if first.startswith(magic):
-            raise CheckpointError(path, reason, fix=fix)
+    refuse_impostors(path, bytes(first), others=_IMPOSTORS)
     if len(first) < 8:
         raise CheckpointError(path, f"only {size} bytes long, too short for a header")
     (length,) = struct.unpack("<Q", first[:8])

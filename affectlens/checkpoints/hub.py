@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 
 from affectlens.checkpoints.bytes import Span
 from affectlens.checkpoints.remote import BUSY, Patience, RemoteFile, failures, offline, refusal, said
-from affectlens.checkpoints.safetensors import INDEX, SafetensorsStore, read_json
+from affectlens.checkpoints.safetensors import INDEX, JSON_LIMIT, SafetensorsStore, read_json
 from affectlens.errors import CheckpointError
 
 _SINGLE = "model.safetensors"
 _ADAPTER = "adapter_config.json"
-_JSON_LIMIT = 64_000_000  # bytes
 _AT_ONCE = 8  # shards whose headers are fetched together
 
 
@@ -174,8 +173,8 @@ def _single(hub_id: str, listing: HubListing) -> str:
 
 def _json(listing: HubListing, filename: str) -> dict[str, Any]:
     file = remote_file(listing, filename)
-    if file.size > _JSON_LIMIT:
-        raise CheckpointError(file.name, f"larger than {_JSON_LIMIT:,} bytes")
+    if file.size > JSON_LIMIT:
+        raise CheckpointError(file.name, f"larger than {JSON_LIMIT:,} bytes")
     try:
         found = json.loads(Span(file, 0, file.size).read())
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):

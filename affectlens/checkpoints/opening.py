@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 Source = Union[str, Path, Checkpoint, "nn.Module"]
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_HUB_FILES = ["*.safetensors", "*.json", "*.bin", "*.pth", "*.pt"]
 _SMALL = [ADAPTER, "adapter_model.*", "non_lora_trainables.bin", "config.json"]
 
 

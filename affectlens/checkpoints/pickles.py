@@ -27,11 +27,11 @@ from affectlens.checkpoints.bytes import Bytes, LocalFile, Span
 from affectlens.checkpoints.checkpoint import Header
 from affectlens.checkpoints.envelopes import CONVERT, Contents, open_archive, recognised, refused, unwrap
 from affectlens.checkpoints.memory import TensorBytes
+from affectlens.checkpoints.safetensors import HASHED
 from affectlens.checkpoints.slicing import tensor_of
 from affectlens.errors import CheckpointError
 from affectlens.html import plain
 
-_HASHED = 64_000_000  # bytes, as for safetensors
 _HELD = 2_000_000_000  # bytes; what is read into memory may have
 _STRIP = 4096  # bytes; fetching shorter ones costs more than what lies between them
 _LOCK = Lock()  # what torch allows, and which warnings show, is the whole process's
@@ -133,7 +133,7 @@ class PickleStore:
         found: dict[str, Any] = {"header_sha256": hashed, "bytes": size, "files": len(self.files)}
         if self.revision:
             found["revision"] = self.revision
-        if size <= _HASHED:
+        if size <= HASHED:
             content = hashlib.sha256()
             for file in self.files:
                 content.update(Span(file, 0, file.size).read())

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
-_HASHED = 64_000_000  # bytes; hashing more would cost as much as the diff
-_JSON_LIMIT = 64_000_000  # bytes; a config or index beyond this is no config or index
+HASHED = 64_000_000  # bytes; hashing more would cost as much as the diff
+JSON_LIMIT = 64_000_000  # bytes; a config or index beyond this is no config or index
 
 
 class SafetensorsStore:
@@ -84,7 +84,7 @@ class SafetensorsStore:
         }
         if self.revision:
             found["revision"] = self.revision
-        if size <= _HASHED and all(isinstance(file, LocalFile) for file in self.files):
+        if size <= HASHED and all(isinstance(file, LocalFile) for file in self.files):
             found["content_sha256"] = _sha256(Span(file, 0, file.size).read() for file in self.files)
         return found
 
@@ -100,8 +100,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; empty where there is no such file. Raises `CheckpointError`."""
     if not path.exists():
         return {}
-    if ordinary(path).stat().st_size > _JSON_LIMIT:
-        raise CheckpointError(path, f"larger than {_JSON_LIMIT:,} bytes")
+    if ordinary(path).stat().st_size > JSON_LIMIT:
+        raise CheckpointError(path, f"larger than {JSON_LIMIT:,} bytes")
     try:
         found = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError):

@@ -63,12 +63,12 @@ def diff(
         beside = pair(before, beside).tuned  # a part of a model is read beside base
     sides = (before, pairing.tuned, *([beside] if beside else []))
     plan = list(strips(pairing, beside, detail=wanted))
-    work = jobs(plan, sides, alpha=alpha, preset=preset, detail=detail, custom=custom) if executor else []
     with _bar(plan, progress) as bar:
-        if executor is not None:
-            found = spread(plan, work, executor=executor, tell=bar.update)
-        else:
+        if executor is None:
             found = stream(plan, Summing(engine(), custom), tell=bar.update)
+        else:
+            work = jobs(plan, sides, alpha=alpha, preset=preset, detail=detail, custom=custom)
+            found = spread(plan, work, executor=executor, tell=bar.update)
     told = [
         f"No {kind}s are known: neither the config nor the shapes say how many there are."
         for kind in sorted(wanted.units)
