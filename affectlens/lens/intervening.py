@@ -4,8 +4,7 @@ The protocol an intervention meets is here, so that a lens needs to know none of
 never edited in place: `w += d; w -= d` changes 2 % of bfloat16 elements for good.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from affectlens.checkpoints import Checkpoint
 from affectlens.checkpoints.slicing import put
 from affectlens.errors import LensError
+from affectlens.lens.restoring import Swaps, atomic, interruptible, raise_waiting
 from affectlens.sites import Site
 
 
@@ -25,26 +25,42 @@ class Intervention(Protocol):
         ...
 
 
-@contextmanager
-def intervening(
-    interventions: Sequence[Intervention], *, parameters: Mapping[str, nn.Parameter], live: Checkpoint
-) -> Iterator[None]:
-    """Swap the interventions' values in, in order, each seeing what those before it left."""
-    undo: list[tuple[nn.Parameter, Tensor]] = []
-    try:
-        for intervention in interventions:
-            for name, value in _tensors(parameters, live, intervention).items():
-                parameter = parameters[name]
-                undo.append((parameter, parameter.data))
+class Intervening:
+    """Swap the interventions' values in, in order, each seeing what those before it left.
+
+    A class and not a generator: an interrupt that falls between the block and a generator's `finally`
+    would skip it.
+    """
+
+    def __init__(
+        self,
+        interventions: Sequence[Intervention],
+        *,
+        parameters: Mapping[str, nn.Parameter],
+        live: Checkpoint,
+    ) -> None:
+        self._interventions, self._parameters, self._live = interventions, parameters, live
+        self._swaps = Swaps()
+
+    @atomic
+    def __enter__(self) -> None:
+        try:
+            for intervention in self._interventions:
                 # Swapping `.data` keeps the Parameter itself, so that tied modules see the change
                 # together and stay tied.
-                parameter.data = value
-        yield
-    finally:
-        for parameter, before in reversed(undo):
-            parameter.data = before
+                for name, value in _tensors(self._parameters, self._live, intervention).items():
+                    self._swaps.swap(self._parameters[name], "data", value=value)
+            raise_waiting()
+        except BaseException:
+            self._swaps.undo()
+            raise
+
+    @atomic
+    def __exit__(self, *_: object) -> None:
+        self._swaps.undo()
 
 
+@interruptible
 def _tensors(
     parameters: Mapping[str, nn.Parameter], live: Checkpoint, intervention: Intervention
 ) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from affectlens.checkpoints import Checkpoint, open_checkpoint
 from affectlens.errors import LensError
-from affectlens.lens.intervening import Intervention, intervening
+from affectlens.lens.intervening import Intervening, Intervention
 from affectlens.lens.preparing import prepare
 from affectlens.lens.verifying import Verification, verify
 from affectlens.sites import Site, Sites
@@ -55,12 +54,12 @@ class Lens:
         """The live values of a site, sharing the model's memory; raises `NoSuchSite`."""
         return self.checkpoint.read(site)
 
-    def intervene(self, *interventions: Intervention) -> AbstractContextManager[None]:
+    def intervene(self, *interventions: Intervention) -> Intervening:
         """Apply interventions, in order, for the length of a `with` block.
 
         On leaving, error or not, every parameter is the very tensor it was before.
         """
-        return intervening(interventions, parameters=self.parameters, live=self.checkpoint)
+        return Intervening(interventions, parameters=self.parameters, live=self.checkpoint)
 
     def verify(self, *examples: Example, prompt: str = "{text}") -> Verification:
         """Test on the live model what the names say: does each gate gate, is each v a v?

@@ -1,0 +1,98 @@
+"""Set attributes for a while, and set the very same objects back, whatever arrives meanwhile.
+
+A Ctrl-C can come between any two bytecodes, also between entering a block and its first line, or while the
+last one is being undone. So while something is swapped, an interrupt that falls into this file waits until
+the swap is whole; everywhere else, in the block above all, it is raised at once as always.
+"""
+
+import signal
+import threading
+from collections.abc import Callable
+from inspect import unwrap
+from types import CodeType, FrameType
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_TRIES = 3  # at setting one attribute back
+_ATOMIC: set[CodeType] = set()  # an interrupt waits for these
+_OPEN: set[CodeType] = set()  # and not for these, though an atomic function called them
+_waiting: list[int] = []  # signals that came and were not raised yet
+
+
+def atomic(function: F) -> F:
+    """Let an interrupt wait for this function, which calls `raise_waiting` when it is done."""
+    _ATOMIC.add(unwrap(function).__code__)
+    return function
+
+
+def interruptible(function: F) -> F:
+    """Let an interrupt through in this function, and in what it calls, also where an atomic one called it."""
+    _OPEN.add(unwrap(function).__code__)
+    return function
+
+
+def raise_waiting() -> None:
+    """Raise the interrupt that waited, if there is one."""
+    if _waiting:
+        _waiting.clear()
+        raise KeyboardInterrupt
+
+
+class Swaps:
+    """Attributes that were set, with what they were before; `undo` sets them back in reverse order."""
+
+    def __init__(self) -> None:
+        self._before: list[tuple[Any, str, Any]] = []
+        self._shielded = False
+
+    @atomic
+    def swap(self, owner: Any, name: str, *, value: Any) -> None:
+        """Set an attribute, and keep what it was."""
+        if not self._shielded:
+            self._shielded = _shield()
+        # Noted first: to set back what was never set does no harm.
+        self._before.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, value)
+
+    @atomic
+    def undo(self) -> None:
+        """Set everything back; what breaks in meanwhile is raised when all is done."""
+        failure: BaseException | None = None
+        tries = 0
+        while self._before:
+            owner, name, before = self._before[-1]
+            try:
+                setattr(owner, name, before)
+                tries = _TRIES
+            except BaseException as error:  # of a signal handler of the user's, or of the owner
+                failure, tries = error, tries + 1
+            if tries >= _TRIES:
+                self._before.pop()
+                tries = 0
+        if self._shielded:
+            self._shielded = False
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if failure is not None:
+            raise failure
+        raise_waiting()
+
+
+def _shield() -> bool:
+    """Take over Python's own answer to Ctrl-C; a handler of the user's, and other threads, are left alone."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return False
+    signal.signal(signal.SIGINT, _interrupted)
+    return True
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, or keep it for when what it fell into is done."""
+    where = frame
+    while where is not None and where.f_code not in _OPEN:
+        if where.f_code in _ATOMIC:
+            _waiting.append(number)
+            return
+        where = where.f_back
+    signal.default_int_handler(number, frame)
