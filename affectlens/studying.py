@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from affectlens.checkpoints import Source, open_checkpoint
 from affectlens.drift import Drift, diff
 from affectlens.drift.finding import refuse_unrelated
 from affectlens.effects import Effects, Grid, sweep
+from affectlens.effects.journal import discard
 from affectlens.lens import load
 from affectlens.sites import ATTENTION, MLP, Sites
 from affectlens.table import writable
@@ -45,12 +47,14 @@ def study(
     dtype: str = "auto",
     device: str | None = None,
     title: str = "",
+    executor: Any = None,
     progress: bool = True,
 ) -> Study:
     """Diff a pair, sweep the roles of its language model over tasks, and write a report.
 
     `control` is a tuning of the same base on something else than affect. With `out`, tables and
-    report are written there. Raises what `diff`, `load` and `sweep` raise, and `NothingToCompare` for
+    report are written there, and until then a journal: the same study, broken off, goes on from it.
+    `executor` is what `sweep` takes. Raises what `diff`, `load` and `sweep` raise, and `NothingToCompare` for
     models that are strangers to each other.
     """
     if out is not None:
@@ -69,12 +73,15 @@ def study(
         n_random=n_random,
         seed=seed,
     )
-    effects = sweep(lens, grid, tasks, progress=progress)
+    journal = None if out is None else Path(out) / "sweep.journal"
+    effects = sweep(lens, grid, tasks, executor=executor, journal=journal, progress=progress)
     found = Study(
         drift, effects, Report(drift, effects, title=title or f"{before.store.name} → {after.store.name}")
     )
     if out is not None:
         found.save(out)
+    if journal is not None and not len(effects.failed):
+        discard(journal)
     return found
 
 

@@ -8,6 +8,7 @@ import typer
 from affectlens.cli.telling import tell_conclusions, tell_drift, tell_effects
 
 if TYPE_CHECKING:
+    from affectlens.effects import Effects
     from affectlens.studying import Study
     from affectlens.tasks import Task
 
@@ -31,6 +32,11 @@ Others = Annotated[
 ]
 Folder = Annotated[Path, typer.Option(help="Folder for the tables and the report.")]
 Dtype = Annotated[str, typer.Option(help="dtype of the live model; auto is the stored one.")]
+Journal = Annotated[
+    Path | None,
+    typer.Option(help="Keep each result here at once, and go on from it; by default beside --output."),
+]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that judge at a time; 0: this one.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Write here; the suffix says how.")]
 
 
@@ -109,11 +115,15 @@ def sweep(
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     dtype: Dtype = "auto",
     output: Output = None,
+    journal: Journal = None,
+    workers: Workers = 0,
 ) -> None:
     """Transplant, revert and zero groups of sites, and judge each model by tasks."""
     from affectlens.checkpoints import open_checkpoint
     from affectlens.effects import Grid
     from affectlens.effects import sweep as sweep_
+    from affectlens.effects.journal import discard
+    from affectlens.executing import processes
     from affectlens.lens import load
 
     tasks = [*_tasks(task), *_tasks(control_task or [], "control")]
@@ -121,12 +131,17 @@ def sweep(
     before = open_checkpoint(base)
     chosen = tuple(action.strip() for action in actions.split(","))
     grid = Grid(before.sites, by, chosen, donor=tuned, control=control, n_random=n_random, seed=seed)
-    effects = sweep_(load(before, dtype=dtype), grid, tasks)
+    kept = journal or (output and output.with_name(f"{output.name}.journal"))
+    executor = processes(workers) if workers else None
+    effects = sweep_(load(before, dtype=dtype), grid, tasks, executor=executor, journal=kept)
     if output is not None:
         effects.save(output)
     print("\n".join(tell_effects(effects)))
     if output is not None:
         print(f"\nThe table is in {output}.")
+    _whole(effects)
+    if kept is not None and journal is None:
+        discard(kept)  # the table has it all by now
 
 
 @app.command()
@@ -140,8 +155,10 @@ def study(
     n_random: Annotated[int, typer.Option(help="Draws of the layer-stratified null.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     dtype: Dtype = "auto",
+    workers: Workers = 0,
 ) -> None:
     """Run the whole argument: drift, sweep and report."""
+    from affectlens.executing import processes
     from affectlens.studying import study as study_
 
     found = study_(
@@ -153,8 +170,10 @@ def study(
         n_random=n_random,
         seed=seed,
         dtype=dtype,
+        executor=processes(workers) if workers else None,
     )
     _tell(found, out)
+    _whole(found.effects)
 
 
 @app.command()
@@ -173,6 +192,14 @@ def report(
         tables.append(Effects.load(effects))
     Report(*tables).save(output)
     print(f"The report is in {output}.")
+
+
+def _whole(effects: "Effects") -> None:
+    """Raise `ExecutionError` where a part of a sweep is missing: a script must hear of it."""
+    from affectlens.errors import ExecutionError
+
+    if len(effects.failed):
+        raise ExecutionError(effects.notices[0])
 
 
 def _early(output: Path | None) -> None:

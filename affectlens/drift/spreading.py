@@ -1,11 +1,12 @@
 """Spread a diff over processes or machines: a job for each shard of base, carrying paths and sites.
 
-A job opens the checkpoints again where it runs, and gives back sums; tensors never travel. One that
-fails is given out twice more before its error is raised.
+A job opens the checkpoints again where it runs, and gives back sums; tensors never travel. The error of
+one that fails wherever it is tried is raised: a drift that lacks sites is none.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,8 @@ from affectlens.drift.streaming import Tell, engine, stream
 from affectlens.drift.summing import Measure, Summing
 from affectlens.drift.sums import Sums
 from affectlens.errors import CheckpointError
+from affectlens.executing import Failed, execute
 from affectlens.sites import Site, Sites
-
-_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,12 @@ def spread(plan: list[Strip], jobs: list[Job], *, executor: Any, tell: Tell) -> 
     """The sums of each strip, measured by the executor's workers."""
     strips_of = {strip.site: strip for strip in plan}
     found: dict[Site, Sums] = {}
-    waiting = [(job, 1, executor.submit(measured, job)) for job in jobs]
-    try:
-        while waiting:
-            job, tries, future = waiting.pop(0)
-            try:
-                found |= future.result()
-            except Exception:
-                if tries == _TRIES:
-                    raise
-                waiting.append((job, tries + 1, executor.submit(measured, job)))
-                continue
+    with closing(execute(measured, jobs, executor=executor)) as outcomes:
+        for job, outcome in outcomes:
+            if isinstance(outcome, Failed):
+                raise outcome.error
+            found |= outcome
             tell(sum(strips_of[site].bytes for site in job.sites))
-    finally:
-        for _, _, future in waiting:  # of an error or an interrupt; else there are none
-            future.cancel()
     return {strip: found[strip.site] for strip in plan}
 
 
@@ -68,7 +59,7 @@ def jobs(
         if not side.store.source:
             reason = "is in memory, so the workers of an executor can't open it"
             raise CheckpointError(side.store.name, reason, fix="Give a path or a hub id")
-        if not _opens_again(side, sides[0], alpha=alpha, preset=preset):
+        if not opens_again(side, sides[0], alpha=alpha, preset=preset):
             reason = "was opened with a base or an alpha of its own, which a worker would not know"
             raise CheckpointError(side.store.name, reason, fix="Give its path, or leave executor= out")
     sources = tuple(side.store.source for side in sides)
@@ -78,7 +69,9 @@ def jobs(
     return [Job(sources, alpha, preset, detail, custom, tuple(sites)) for sites in shards.values()]
 
 
-def _opens_again(side: Checkpoint, base: Checkpoint, *, alpha: float | None, preset: str | None) -> bool:
+def opens_again(
+    side: Checkpoint, base: Checkpoint, *, alpha: float | None = None, preset: str | None = None
+) -> bool:
     """Whether a worker, which knows the sources alone, sees an adapter as it is seen here."""
     if side.change is None or side.change.base.store.source == side.store.source:
         return True

@@ -30,6 +30,12 @@ class Effects(Table):
         "baseline", "value", "effect", "effect_low", "effect_high",
     )  # fmt: skip
 
+    @property
+    def failed(self) -> pd.DataFrame:
+        """The interventions that are missing because they failed: `action sites kind tries why`."""
+        columns = ["action", "sites", "kind", "tries", "why"]
+        return pd.DataFrame(self.origin.get("failed", []), columns=columns)
+
     def ranks(self, metric: str = "margin") -> pd.DataFrame:
         """Rank each group's effect among the draws of its null: `action sites task draws at_least p`.
 

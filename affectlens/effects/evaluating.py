@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from affectlens.effects.fingerprinting import combined, fingerprint
+from affectlens.effects.fitting import fitting
 from affectlens.errors import LensError, TaskError, near
 from affectlens.lens import Lens
 from affectlens.table import provenance
@@ -31,19 +34,25 @@ def evaluate(
     `greedy` lets the model write and reads its answer strictly: several labels, or none, is wrong. It
     may write `max_new_tokens`; a model that never learned to stop (the demo's) needs 1.
 
+    Where memory runs out, batches are halved until they fit; the answers are the same.
+
     Raises `TaskError` for another way, `LensError` for examples the model can't take.
     """
     if batch_size < 1:
         raise TaskError(f"batch_size is a number of examples, not {batch_size}")
     if answer == "constrained":
-        return to_scores(task, label_logps(lens, prepare_task(lens, task, batch_size=batch_size)))
+        return to_scores(task, judge(lens, prepare_task(lens, task, batch_size=batch_size))[0])
     if answer != "greedy":
         raise TaskError(f"can't answer by {answer!r}. Ways: {near(answer, WAYS)}")
     texts: list[str] = []
-    for start in range(0, len(task), batch_size):
-        texts += lens.generate(
-            *task.examples[start : start + batch_size], prompt=task.prompt, max_new_tokens=max_new_tokens
-        )
+
+    def say(size: int) -> list[str]:
+        some = task.examples[len(texts) : len(texts) + size]
+        return lens.generate(*some, prompt=task.prompt, max_new_tokens=max_new_tokens)
+
+    while len(texts) < len(task):
+        said, batch_size = fitting(say, batch_size, what=_named(task))
+        texts += said
     frame = _frame(task, [read_answer(text, task.labels) for text in texts])
     frame["text"] = texts
     return Scores(frame, _origin(task, answer))
@@ -57,6 +66,18 @@ class Prepared:
     batches: tuple[Mapping[str, Tensor], ...]
     labels: tuple[tuple[int, ...], ...]  # token ids of each label
 
+    @property
+    def batch_size(self) -> int:
+        """Examples of the largest batch."""
+        return max(len(batch["input_ids"]) for batch in self.batches)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A print of all that the model is shown, and of what it is held to."""
+        batches = [fingerprint(batch) for batch in self.batches]
+        gold = [example.label for example in self.task.examples]
+        return combined(batches, self.labels, self.task.labels, gold)
+
 
 def prepare_task(lens: Lens, task: Task, *, batch_size: int = 32) -> Prepared:
     """Render, open and tokenize all examples of a task."""
@@ -67,6 +88,21 @@ def prepare_task(lens: Lens, task: Task, *, batch_size: int = 32) -> Prepared:
     labels = tuple(_label_ids(lens, label) for label in task.labels)
     _check_labels(task, labels)
     return Prepared(task, batches, labels)
+
+
+def judge(lens: Lens, prepared: Prepared) -> tuple[Float[Tensor, "examples labels"], Prepared]:
+    """The log-probability of each label, and the task in batches that fit into memory."""
+
+    def run(size: int) -> tuple[Float[Tensor, "examples labels"], Prepared]:
+        whole = size == prepared.batch_size
+        one = prepared if whole else prepare_task(lens, prepared.task, batch_size=size)
+        return label_logps(lens, one), one
+
+    return fitting(run, prepared.batch_size, what=_named(prepared.task))[0]
+
+
+def _named(task: Task) -> str:
+    return f"task {task.name!r}"
 
 
 def _check_labels(task: Task, labels: tuple[tuple[int, ...], ...]) -> None:

@@ -1,21 +1,24 @@
 """Run a grid: one model in memory, weights swapped by pointer, every effect paired by example."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
+import torch
 
 from affectlens.checkpoints import Checkpoint, open_checkpoint, pair
 from affectlens.drift.measuring import same_bits
+from affectlens.effects.collecting import collect
 from affectlens.effects.comparing import compare
 from affectlens.effects.effects import Effects
-from affectlens.effects.evaluating import Prepared, describe, label_logps, prepare_task, to_scores
+from affectlens.effects.evaluating import Prepared, describe, prepare_task, to_scores
 from affectlens.effects.grid import Grid, Unit
+from affectlens.effects.judging import Ask, Bench, Judged, Step
 from affectlens.errors import NothingToCompare, TaskError
-from affectlens.interventions import Transplant, Zero
-from affectlens.lens import Intervention, Lens, remembering_senses
+from affectlens.executing import Failed
+from affectlens.lens import Lens
 from affectlens.sites import Sites
 from affectlens.table import provenance
 from affectlens.tasks import Scores, Task
@@ -32,35 +35,62 @@ def sweep(
     tasks: Task | Sequence[Task],
     *,
     batch_size: int = 64,
+    executor: Any = None,
+    journal: str | Path | None = None,
     progress: bool = True,
 ) -> Effects:
     """Apply every intervention of a grid to the base model in `lens` and judge it by every task.
 
-    Draws of the null are judged by affective tasks only. Raises `NothingToCompare` when the donor
-    equals base, `TaskError` for two tasks of one name, `LensError` and `TaskError` as `evaluate` does.
+    Draws of the null are judged by affective tasks only. `journal` is a file (or a folder) in which every
+    result is kept the moment it is there: the same sweep goes on from it, and ends in the same table.
+    `executor` takes anything with `submit`, or what makes one (`affectlens.executing.processes(4)`); base
+    and donors have to be paths or hub ids then. An intervention that fails wherever it is tried is left out
+    and told in `Effects.failed`; the others finish.
+
+    Raises `NothingToCompare` when the donor equals base, `TaskError` for two tasks of one name, `LensError`
+    and `TaskError` as `evaluate` does, `JournalError` for a file that is no journal or can't be written.
     """
     asked = [tasks] if isinstance(tasks, Task) else list(tasks)
     _check_names(asked)
+    prepared = {task.name: prepare_task(lens, task, batch_size=batch_size) for task in asked}
     swept = _prepare(lens, grid)
-    prepared = [prepare_task(lens, task, batch_size=batch_size) for task in asked]
-    units = list(swept.units())
-    changed = Sites(site for unit in units for site in unit.sites)
-    rows: list[dict[str, Any]] = []
-    with remembering_senses(lens.model, lens.checkpoint, changed=changed):
-        base = swept.scores(prepared)
-        tuned = swept.scores(prepared, *swept.whole)
-        for unit in tqdm(units, unit="intervention", disable=None if progress else True, leave=False):
-            judges = [
-                one for one in prepared if unit.kind != "random-control" or one.task.role == "affective"
-            ]
-            found = swept.scores(judges, *swept.interventions(unit))
-            for name, scores in found.items():
-                start = base[name] if unit.action == "transplant" else tuned[name]
-                compared = compare(scores, start, gain=(base[name], tuned[name]))
-                rows += _rows(unit, name, compared, size=swept.size(unit), n=len(scores))
+    base, tuned = Ask((), tuple(prepared)), Ask(swept.whole, tuple(prepared))
+    asks = {unit: Ask(swept.steps(unit), _judges(unit, asked)) for unit in swept.units()}
+    judged, failed = collect(
+        Bench(lens, swept.donors, dict(prepared)),
+        (base, tuned, *asks.values()),
+        needed=(base, tuned),
+        executor=executor,
+        journal=journal,
+        progress=progress,
+    )
+    known = {ask: _scores(found, asked) for ask, found in judged.items()}
+    rows = [
+        row
+        for unit, ask in asks.items()
+        if ask in known
+        for row in _rows(unit, known[ask], ends=(known[base], known[tuned]), size=swept.size(unit))
+    ]
     frame = pd.DataFrame(rows, columns=list(_COLUMNS))
     frame["seed"] = frame["seed"].astype("Int64")
-    return Effects(frame, swept.origin(asked, [one for one in prepared if _uneven(one)]))
+    lost = [_lost(unit, failed[ask]) for unit, ask in asks.items() if ask in failed]
+    return Effects(frame, {**swept.origin(list(prepared.values()), lost), "failed": lost})
+
+
+def _judges(unit: Unit, tasks: Sequence[Task]) -> tuple[str, ...]:
+    """Draws of the null are judged by what the tuning was for."""
+    return tuple(task.name for task in tasks if unit.kind != "random-control" or task.role == "affective")
+
+
+def _scores(found: Judged, tasks: Sequence[Task]) -> dict[str, Scores]:
+    return {
+        task.name: to_scores(task, torch.from_numpy(found[task.name])) for task in tasks if task.name in found
+    }
+
+
+def _lost(unit: Unit, failed: Failed) -> dict[str, Any]:
+    why = f"{type(failed.error).__name__}: {failed.error}"
+    return {"action": unit.action, "sites": unit.name, "kind": unit.kind, "tries": failed.tries, "why": why}
 
 
 @dataclass(frozen=True)
@@ -75,7 +105,13 @@ class _Sweep:
     control_moved: Sites
     unlike: tuple[str, ...]
 
+    @property
+    def donors(self) -> dict[str, Checkpoint]:
+        """The donors by name."""
+        return {"tuned": self.tuned, **({} if self.control is None else {"control": self.control})}
+
     def units(self) -> Iterator[Unit]:
+        """All that is done, the two whole changes first."""
         yield Unit("transplant", "all", self.moved, kind="reference")
         shared = None
         if self.control is not None:
@@ -85,33 +121,29 @@ class _Sweep:
         yield from self.grid.units(self.moved, self.lens.checkpoint, control=shared)
 
     @property
-    def whole(self) -> tuple[Intervention, ...]:
+    def whole(self) -> tuple[Step, ...]:
         """The tuned model: base with all that moved."""
-        return (Transplant(self.moved, donor=self.tuned),)
+        return (Step(self.moved, "tuned"),)
 
-    def interventions(self, unit: Unit) -> tuple[Intervention, ...]:
+    def steps(self, unit: Unit) -> tuple[Step, ...]:
         """What turns base into the unit's model."""
-        if unit.kind == "control-tuning" and self.control is not None:
-            return (Transplant(unit.sites, donor=self.control),)
         if unit.action == "transplant":
-            return (Transplant(unit.sites, donor=self.tuned),)
+            return (Step(unit.sites, "control" if unit.kind == "control-tuning" else "tuned"),)
         if unit.action == "zero":
-            return (*self.whole, Zero(unit.sites))
+            return (*self.whole, Step(unit.sites))
         kept = self.moved - unit.sites
-        return (Transplant(kept, donor=self.tuned),) if kept else ()
-
-    def scores(self, prepared: Sequence[Prepared], *interventions: Intervention) -> dict[str, Scores]:
-        with self.lens.intervene(*interventions):
-            return {one.task.name: to_scores(one.task, label_logps(self.lens, one)) for one in prepared}
+        return (Step(kept, "tuned"),) if kept else ()
 
     def size(self, unit: Unit) -> int:
+        """Parameters that are changed."""
         return sum(self.lens.checkpoint.storage[site].size for site in unit.sites)
 
-    def origin(self, tasks: Sequence[Task], uneven: Sequence[Prepared]) -> dict[str, Any]:
-        sources = {"base": (self.lens.source or self.lens.checkpoint).identity, "tuned": self.tuned.identity}
-        if self.control is not None:
-            sources["control"] = self.control.identity
+    def origin(self, prepared: Sequence[Prepared], lost: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What the result says of its making."""
+        sources = {"base": (self.lens.source or self.lens.checkpoint).identity}
+        sources |= {name: donor.identity for name, donor in self.donors.items()}
         note = "The reference is base with all of tuned's comparable weights, not the tuned model itself: "
+        uneven = [words for one in prepared if (words := _uneven(one))]
         return {
             "sources": sources,
             **provenance(),
@@ -119,21 +151,33 @@ class _Sweep:
             "n_random": self.grid.n_random,
             "device": str(self.lens.device),
             "dtype": self.lens.checkpoint.identity["dtype"],
-            "tasks": {task.name: describe(task) for task in tasks},
-            "findings": [*(note + words for words in self.unlike), *map(_uneven, uneven)],
+            "tasks": {one.task.name: describe(one.task) for one in prepared},
+            "findings": [
+                *([_incomplete(lost)] if lost else []),
+                *(note + words for words in self.unlike),
+                *uneven,
+            ],
         }
+
+
+def _incomplete(lost: Sequence[Mapping[str, Any]]) -> str:
+    first = lost[0]
+    return (
+        f"{len(lost)} interventions failed wherever they were tried and are missing here; first: "
+        f"{first['action']} of {first['sites']} ({first['why']})."
+    )
 
 
 def _prepare(lens: Lens, grid: Grid) -> _Sweep:
     # Opened once: every unit would read the headers again.
-    tuned = open_checkpoint(grid.donor)
-    control = None if grid.control is None else open_checkpoint(grid.control)
+    root = lens.source or lens.checkpoint
+    tuned = open_checkpoint(grid.donor, base=root)
+    control = None if grid.control is None else open_checkpoint(grid.control, base=root)
     moved = _moved(lens, tuned)
     if not moved:
         raise NothingToCompare(f"{tuned.store.name} equals the base in every weight: nothing to transplant")
     beside = Sites(()) if control is None else _moved(lens, control)
-    unlike = pair(lens.source or lens.checkpoint, tuned).unlike
-    return _Sweep(lens, grid, tuned, moved, control, beside, unlike)
+    return _Sweep(lens, grid, tuned, moved, control, beside, pair(root, tuned).unlike)
 
 
 def _moved(lens: Lens, donor: Checkpoint) -> Sites:
@@ -168,8 +212,12 @@ def _check_names(tasks: Sequence[Task]) -> None:
 
 
 def _rows(
-    unit: Unit, task: str, compared: list[dict[str, Any]], *, size: int, n: int
-) -> list[dict[str, Any]]:
-    named = {"action": unit.action, "sites": unit.name, "parameters": size, "task": task}
-    about = {"n": n, "seed": unit.seed, "kind": unit.kind, "null_of": unit.null_of}
-    return [{**named, **row, **about} for row in compared]
+    unit: Unit, scores: Mapping[str, Scores], *, ends: tuple[Mapping[str, Scores], ...], size: int
+) -> Iterator[dict[str, Any]]:
+    base, tuned = ends
+    for task, found in scores.items():
+        start = base[task] if unit.action == "transplant" else tuned[task]
+        named = {"action": unit.action, "sites": unit.name, "parameters": size, "task": task}
+        about = {"n": len(found), "seed": unit.seed, "kind": unit.kind, "null_of": unit.null_of}
+        for row in compare(found, start, gain=(base[task], tuned[task])):
+            yield {**named, **row, **about}

@@ -1,0 +1,97 @@
+"""What a sweep has found so far, kept on disk the moment it is found: a killed run goes on where it was.
+
+One SQLite file (WAL, standard library), a row for each judged (model, task), addressed by what was done to
+which weights with which input. So nothing stale is ever taken up: another donor, another task or another
+version of torch has other keys, and several sweeps may share one file.
+"""
+
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from affectlens.errors import JournalError
+
+_MARK = 0x41464C31  # "AFL1": SQLite's field for whose file it is
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS judged (key TEXT PRIMARY KEY, at TEXT NOT NULL, "
+    "rows INTEGER NOT NULL, columns INTEGER NOT NULL, logps BLOB NOT NULL) STRICT"
+)
+_BESIDE = ("-wal", "-shm", "-journal")
+
+
+def discard(path: str | Path) -> None:
+    """Take a journal away, with what SQLite keeps beside it."""
+    for name in ("", *_BESIDE):
+        Path(f"{path}{name}").unlink(missing_ok=True)
+
+
+class Journal:
+    """Log-probabilities by key, each written whole or not at all. Raises `JournalError`."""
+
+    def __init__(self, path: str | Path) -> None:
+        given = Path(path)
+        self.path = given / "sweep.journal" if given.is_dir() else given
+        with self._telling():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists() and not self.path.is_file():
+                raise JournalError(f"{self.path}: this is not an ordinary file")
+            self._rows = sqlite3.connect(self.path, isolation_level=None, timeout=60)
+            self._rows.execute("PRAGMA trusted_schema = OFF")
+            self._rows.execute("PRAGMA journal_mode = WAL")
+            self._rows.execute("PRAGMA synchronous = FULL")
+            self._claim()
+
+    def _claim(self) -> None:
+        (mark,) = self._rows.execute("PRAGMA application_id").fetchone()
+        (tables,) = self._rows.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if mark != _MARK and tables:
+            raise JournalError(f"{self.path}: this is a database of something else, not a journal of a sweep")
+        self._rows.execute(f"PRAGMA application_id = {_MARK}")
+        self._rows.execute(_TABLE)
+
+    def found(self, key: str) -> Float[np.ndarray, "examples labels"] | None:
+        """What is kept under a key, in float32."""
+        with self._telling():
+            row = self._rows.execute(
+                "SELECT rows, columns, logps FROM judged WHERE key = ?", (key,)
+            ).fetchone()
+        if row is None:
+            return None
+        rows, columns, raw = row
+        if rows < 0 or columns < 0 or len(raw) != 4 * rows * columns:
+            raise JournalError(f"{self.path}: is broken: {len(raw)} bytes for {rows} × {columns} numbers")
+        return np.frombuffer(raw, "<f4").reshape(rows, columns).copy()
+
+    def keep(self, found: Mapping[str, Float[np.ndarray, "examples labels"]]) -> None:
+        """Keep results by key, all of them or none; what is there already stays."""
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        entries = [
+            (key, at, *logps.shape, np.ascontiguousarray(logps, "<f4").tobytes())
+            for key, logps in found.items()
+        ]
+        with self._telling():
+            self._rows.execute("BEGIN IMMEDIATE")
+            try:
+                self._rows.executemany("INSERT OR IGNORE INTO judged VALUES (?, ?, ?, ?, ?)", entries)
+                self._rows.execute("COMMIT")
+            except BaseException:
+                if self._rows.in_transaction:
+                    self._rows.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        """Close the file; what was kept stays."""
+        self._rows.close()
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            fix = "What it held before is as it was"
+            raise JournalError(f"{self.path}: can't be used as a journal ({error}). {fix}") from None
