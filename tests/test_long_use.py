@@ -1,0 +1,60 @@
+"""Long use leaves nothing behind: no hook, no open file, no thread, no memory."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import nudge, tiny
+
+# In a process of its own, whose memory and files are nobody else's.
+PROGRAM = """
+import gc, json, os, sys, threading
+import torch
+import affectlens as al
+
+torch.set_num_threads(1)
+base, tuned = sys.argv[1:]
+lens = al.load(base)
+ids = torch.arange(1, 9).reshape(1, -1)
+change = al.Transplant(lens.sites, donor=tuned)
+
+
+def enter():
+    with lens.intervene(change):
+        lens.model(input_ids=ids)
+
+
+def look():
+    gc.collect()
+    pages = int(open("/proc/self/statm").read().split()[1])
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + ("forward" in vars(m)) for m in lens.model.modules())
+    return {"memory": pages, "files": len(os.listdir("/proc/self/fd")), "threads": threading.active_count(), "hooks": hooks}
+
+
+for work, times in ((enter, 1000), (lambda: al.diff(base, tuned, progress=False), 300)):
+    for _ in range(times // 10):
+        work()
+    before = look()
+    for _ in range(times):
+        work()
+    print(json.dumps([before, look()]))
+"""  # noqa: E501
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_a_thousand_interventions_and_300_diffs_leave_nothing(save: Callable[..., Path]) -> None:
+    """After a tenth of it to warm up: no hook, descriptor or thread more, memory within 5 %."""
+    base, tuned = save(tiny("llama"), "base"), save(nudge(tiny("llama"), "mlp"), "tuned", shards=True)
+    command = [sys.executable, "-c", PROGRAM, str(base), str(tuned)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert 0 == run.returncode, run.stderr
+
+    for line in run.stdout.splitlines():
+        before, after = json.loads(line)
+        grown = after.pop("memory") / before.pop("memory")
+        assert before == after
+        assert grown <= 1.05, f"{grown - 1:.1%} more memory"

@@ -1,0 +1,76 @@
+"""Eight processes with one cache or one journal get in nobody's way, and leave no broken entry."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+import affectlens as al
+from tests.conftest import nudge, tiny
+
+PROCESSES = 8
+PROGRAM = """
+import json, sys
+import affectlens as al
+from affectlens.drift import kernel
+
+drift = al.diff(*sys.argv[1:], progress=False)
+stats = kernel.measure.stats
+print(json.dumps([drift.frame["frobenius"].tolist(), sum(stats.cache_hits.values())]))
+"""
+
+
+def test_eight_processes_compile_into_one_cache(save: Callable[..., Path], tmp_path: Path) -> None:
+    """Begun at once with an empty cache, all give one result; a ninth takes the kernel from the cache."""
+    pair = [
+        str(save(model, name))
+        for name, model in (("base", tiny("llama")), ("tuned", nudge(tiny("llama"), "")))
+    ]
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+
+    def start() -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *pair],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    ended = [(*run.communicate(timeout=300), run.returncode) for run in [start() for _ in range(PROCESSES)]]
+    told, errors, code = (*(ninth := start()).communicate(timeout=60), ninth.returncode)
+
+    assert [("", 0)] * PROCESSES == [(errors, code) for _, errors, code in ended]
+    assert ("", 0) == (errors, code)
+    norms, hits = json.loads(told)
+    assert [norms] * PROCESSES == [json.loads(out)[0] for out, _, _ in ended]
+    assert hits > 0
+
+
+def test_eight_sweeps_write_into_one_journal(lens: al.Lens, demo: al.Demo, tmp_path: Path) -> None:
+    """Each ends in the same table, and nothing in the journal is broken."""
+    task = demo.task("faces-unseen").head(6)
+    grid = al.Grid(demo.base.sites, donor=demo.tuned, n_random=2)
+    expected = al.sweep(lens, grid, task, progress=False).frame
+    children = []
+    for number in range(PROCESSES):
+        child = os.fork()
+        if not child:
+            try:
+                found = al.sweep(lens, grid, task, journal=tmp_path / "sweep", progress=False)
+                found.save(tmp_path / f"{number}.parquet")
+            finally:
+                os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+    tables = [al.Effects.load(tmp_path / f"{number}.parquet").frame for number in range(PROCESSES)]
+
+    for table in tables:
+        pd.testing.assert_frame_equal(expected, table, check_exact=True)
+    again = al.sweep(lens, grid, task, journal=tmp_path / "sweep", progress=False)
+    pd.testing.assert_frame_equal(expected, again.frame, check_exact=True)
