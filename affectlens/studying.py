@@ -47,6 +47,7 @@ def study(
     dtype: str = "auto",
     device: str | None = None,
     title: str = "",
+    trust_remote_code: bool = False,
     executor: Any = None,
     progress: bool = True,
 ) -> Study:
@@ -54,7 +55,7 @@ def study(
 
     `control` is a tuning of the same base on something else than affect. With `out`, tables and
     report are written there, and until then a journal: the same study, broken off, goes on from it.
-    `executor` is what `sweep` takes. Raises what `diff`, `load` and `sweep` raise, and `NothingToCompare` for
+    `executor` is what `sweep` takes, `trust_remote_code` what `load` does. Raises what `diff`, `load` and `sweep` raise, and `NothingToCompare` for
     models that are strangers to each other.
     """
     if out is not None:
@@ -63,7 +64,7 @@ def study(
     after = open_checkpoint(tuned, base=before)
     beside = None if control is None else open_checkpoint(control, base=before)
     drift = refuse_unrelated(diff(before, after, control=beside, progress=progress))
-    lens = load(before, dtype=dtype, device=device)
+    lens = load(before, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     grid = Grid(
         before.sites,
         roles(before.sites),

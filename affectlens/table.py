@@ -46,8 +46,12 @@ def writable(path: str | Path) -> Path:
     """Return the path if a table can be written there; raises `TableError`, before any work, if not."""
     final = Path(path)
     _known(final)
-    folder = _existing(final.parent)
-    if final.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    try:
+        folder = _existing(final.parent)
+        fits = not final.is_dir() and folder.is_dir() and os.access(folder, os.W_OK)
+    except OSError:  # a name that is too long
+        fits = False
+    if not fits:
         raise TableError(f"{final}: can't write there")
     return final
 
@@ -129,14 +133,16 @@ class Table:
         final = Path(path)
         if final.suffix not in READERS:
             raise TableError(f"{final}: tables are read from {', '.join(READERS)}")
+        if not final.is_file():  # a pipe would block for ever
+            raise TableError(f"{final}: " + ("not an ordinary file" if final.exists() else "no such file"))
         try:
             frame, schema, origin = READERS[final.suffix](final)
-        except FileNotFoundError:
-            raise TableError(f"{final}: there is no such file") from None
-        except (KeyError, TypeError, ValueError) as error:
-            raise TableError(f"{final}: this is not a table of affectlens ({error})") from None
+            origin = dict(origin)
+        except Exception as error:  # what parsers raise on a damaged file is theirs to choose
+            why = html.plain(repr(error))
+            raise TableError(f"{final}: this is not a table of affectlens ({why})") from None
         if schema != cls.schema:
-            raise TableError(f"{final}: holds {schema}, not {cls.schema}")
+            raise TableError(f"{final}: holds {html.plain(schema)}, not {cls.schema}")
         return cls(frame, origin)
 
     @property
@@ -147,11 +153,12 @@ class Table:
         return len(self.frame)
 
     def __repr__(self) -> str:
-        words = [" ".join(map(html.plain, notice.split())) for notice in self.notices]
-        told = [textwrap.fill(f"! {one}", _WIDTH, subsequent_indent="  ") for one in words]
-        rows = self._first()[self._shown()].map(html.cell).to_string(index=False)
+        words = (f"! {html.sentence(notice)}" for notice in self.notices)
+        told = [textwrap.fill(one, _WIDTH, subsequent_indent="  ") for one in words]
+        rows = self._first()[self._shown()].map(html.cell).rename(columns=html.plain).to_string(index=False)
         more = [f"… {len(self) - SHOWN} more rows"] if len(self) > SHOWN else []
-        return "\n".join([self.summary, *told, *([self.tally] if self.tally else []), rows, *more])
+        told += [html.sentence(self.tally)] if self.tally else []
+        return "\n".join([self.summary, *told, rows, *more])
 
     def _repr_html_(self) -> str:
         names = self._shown()
@@ -160,9 +167,9 @@ class Table:
         barred = [name for name in self.bars if name in names and len(self)]
         most = {name: float(self.frame[name].astype(float).max()) for name in barred}
         drawn = html.table(names, [tuple(row) for row in rows], caption=self.summary, most=most)
-        told = [" ".join(map(html.escape, f"! {notice}".split())) for notice in self.notices]
-        told += [html.escape(self.tally)] if self.tally else []
-        return f"<div>{''.join(f'<p>{line}</p>' for line in told)}{drawn}</div>" if told else drawn
+        told = [f"! {notice}" for notice in self.notices] + ([self.tally] if self.tally else [])
+        above = "".join(f"<p>{html.text(html.sentence(line))}</p>" for line in told)
+        return f'<div class="{html.NO_FORMULAS}">{above}{drawn}</div>' if told else drawn
 
     @property
     def notices(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import affectlens
 ROOT = Path(affectlens.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 ORDER = (
-    "lazy", "errors", "html", "files", "sites", "formats", "table", "checkpoints", "tasks", "demo",
+    "lazy", "html", "errors", "files", "executing", "sites", "formats", "table", "checkpoints", "tasks", "demo",
     "drift", "lens", "interventions", "tuning", "effects", "views", "studying", "cli", "__main__",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "nnsight", "transformer_lens", "peft", "plotly", "pandas")

@@ -46,15 +46,18 @@ for work, times in ((enter, 1000), (lambda: al.diff(base, tuned, progress=False)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
-def test_a_thousand_interventions_and_300_diffs_leave_nothing(save: Callable[..., Path]) -> None:
+def test_a_thousand_interventions_and_300_diffs_leave_nothing(
+    save: Callable[..., Path], record_property: Callable[[str, object], None]
+) -> None:
     """After a tenth of it to warm up: no hook, descriptor or thread more, memory within 5 %."""
     base, tuned = save(tiny("llama"), "base"), save(nudge(tiny("llama"), "mlp"), "tuned", shards=True)
     command = [sys.executable, "-c", PROGRAM, str(base), str(tuned)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert 0 == run.returncode, run.stderr
 
-    for line in run.stdout.splitlines():
+    for line, what in zip(run.stdout.splitlines(), ("1,000 interventions", "300 diffs"), strict=True):
         before, after = json.loads(line)
         grown = after.pop("memory") / before.pop("memory")
         assert before == after
         assert grown <= 1.05, f"{grown - 1:.1%} more memory"
+        record_property(f"memory after {what}", f"{grown - 1:+.1%}")

@@ -74,3 +74,24 @@ def test_eight_sweeps_write_into_one_journal(lens: al.Lens, demo: al.Demo, tmp_p
         pd.testing.assert_frame_equal(expected, table, check_exact=True)
     again = al.sweep(lens, grid, task, journal=tmp_path / "sweep", progress=False)
     pd.testing.assert_frame_equal(expected, again.frame, check_exact=True)
+
+
+FULL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+import affectlens as al
+
+print(len(al.diff(*sys.argv[1:], progress=False)))
+"""
+
+
+def test_a_cache_that_can_not_be_written_stops_no_diff(save: Callable[..., Path], tmp_path: Path) -> None:
+    """On a full disk the kernel is compiled, used and not kept."""
+    pair = [str(save(tiny("llama"), "base")), str(save(nudge(tiny("llama"), ""), "tuned"))]
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", FULL, *pair]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+    assert (0, "") == (run.returncode, run.stderr)
+    assert int(run.stdout) > 0
+    assert [] == [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from affectlens.cli.telling import tell_drift
+from affectlens.html import seen
 
 
 @dataclass(frozen=True)
@@ -37,4 +38,4 @@ def compare(asked: Asked, *, by: str, output: Path | None, as_json: bool) -> Non
         return
     print("\n".join(tell_drift(drift, by)))
     if output is not None:
-        print(f"\nThe table is in {output}.")
+        print(f"\nThe table is in {seen(str(output))}.")

@@ -2,37 +2,39 @@
 
 import json
 import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
-from affectlens.html import plain
+from affectlens.html import sentence
 
 if TYPE_CHECKING:
     from affectlens.checkpoints import Look
+    from affectlens.lens import Verification
 
 
-def inspect(source: str, *, as_json: bool, verify: bool) -> None:
+def inspect(source: str, *, as_json: bool, verify: bool, trust_remote_code: bool) -> None:
     """Print what `source` is, or one JSON record a tensor; raises `CheckpointError`, `RoleRefuted`."""
     from affectlens.checkpoints import look
 
     found = look(source)
+    verified = _verified(found, source, trust_remote_code=trust_remote_code) if verify else None
+    if as_json and verified is not None:
+        verified.check()  # before anything is printed: who reads JSON gets all of it or nothing
     if as_json:
         # One write for all: a line at a time costs more than laying them out.
         sys.stdout.write("".join(json.dumps(row) + "\n" for row in found.records()))
     else:
-        # A config comes from strangers: a line break in a value must not forge a line of ours.
-        print("\n".join(f"{name:12} {' '.join(plain(value).split())}" for name, value in found.lines()))
+        print("\n".join(f"{name:12} {sentence(value)}" for name, value in found.lines()))
         print("\n" + "\n".join(found.tree()))
-    if verify:
-        _verify(found, source, stream=sys.stderr if as_json else sys.stdout)
+    if verified is not None:
+        print(f"\n{verified}", file=sys.stderr if as_json else sys.stdout)
+        verified.check()
 
 
-def _verify(found: "Look", source: str, *, stream: TextIO) -> None:
+def _verified(found: "Look", source: str, *, trust_remote_code: bool) -> "Verification":
     from affectlens.checkpoints import Checkpoint
     from affectlens.errors import CheckpointError
     from affectlens.lens import load
 
     if not isinstance(found.source, Checkpoint):
         raise CheckpointError(source, "an adapter has no forward pass to verify", fix="Verify its base")
-    result = load(found.source, dtype="float32").verify()
-    print(f"\n{result}", file=stream)
-    result.check()
+    return load(found.source, dtype="float32", trust_remote_code=trust_remote_code).verify()

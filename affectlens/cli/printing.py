@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from affectlens.html import NULL, cell, plain
+from affectlens.html import NULL, cell, plain, sentence
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,8 +26,8 @@ def warned(findings: Iterable[object]) -> list[str]:
     >>> warned(["not\\x1b[31m the base"])
     ['! not�[31m the base']
     """
-    words = (" ".join(map(plain, str(finding).split())) for finding in findings)
-    return [line for one in words for line in textwrap.wrap(f"! {one}", WIDTH, subsequent_indent="  ")]
+    words = (f"! {sentence(finding)}" for finding in findings)
+    return [line for one in words for line in textwrap.wrap(one, WIDTH, subsequent_indent="  ")]
 
 
 def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -38,8 +38,8 @@ def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     gate_proj   0.1
     q          0.25
     """
-    cells = [[plain(cell) for cell in row] for row in rows]
-    grid = [list(header), *cells]
+    cells = [list(map(plain, row)) for row in rows]
+    grid = [list(map(plain, header)), *cells]
     widths = [max(len(row[i]) for row in grid) for i in range(len(header))]
     right = [bool(cells) and all(_numeric(row[i]) for row in cells) for i in range(len(header))]
 

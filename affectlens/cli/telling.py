@@ -80,7 +80,7 @@ def _percent(share: float) -> str | None:
 
 
 def _source(side: str, who: "Mapping[str, Any]") -> str:
-    size = f"{who['parameters']:,} parameters, {who['dtype']}"
+    size = f"{who['parameters']:,} parameters, {plain(who['dtype'])}"
     return f"{side:8} {plain(who['name'])}: {plain(who['model_type'])}, {size}"
 
 
@@ -93,11 +93,11 @@ def tell_effects(effects: "Effects", metric: str = "margin") -> list[str]:
     for task, group in effects.frame[effects.frame["metric"] == metric].groupby("task", sort=False):
         about = effects.origin["tasks"][task]
         fit = ", trained on: fit, not skill" if about["fit"] else ""
-        kind = f"{about['kind']}{fit}, n = {about['n']}, majority {about['majority']:.2f}"
+        kind = f"{plain(about['kind'])}{fit}, n = {about['n']}, majority {about['majority']:.2f}"
         lines += ["", f"{plain(task)}: {kind}"]
         whole = effects.frame[(effects.frame["task"] == task) & (effects.frame["kind"] == "reference")]
         for name, row in whole.groupby("metric", sort=False):
-            lines.append(f"  {name}: base {row['baseline'].iloc[0]:.3f} → tuned {_value(row)}")
+            lines.append(f"  {plain(name)}: base {row['baseline'].iloc[0]:.3f} → tuned {_value(row)}")
         here = ranks[ranks["task"] == task] if len(ranks) else ranks
         lines += textwrap.indent(aligned(_HEAD, _groups(group, here)), "  ").splitlines()
     return lines

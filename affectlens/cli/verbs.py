@@ -37,6 +37,10 @@ Journal = Annotated[
     typer.Option(help="Keep each result here at once, and go on from it; by default beside --output."),
 ]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that judge at a time; 0: this one.")]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run code that comes with the model: a stranger's program."),
+]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Write here; the suffix says how.")]
 
 
@@ -61,11 +65,12 @@ def inspect(
     source: Annotated[str, typer.Argument(help="Folder, file or hub id of a checkpoint or adapter.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a tensor.")] = False,
     verify: Annotated[bool, typer.Option(help="Run the model and test what each matrix does.")] = False,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Say what a checkpoint is, and where its parameters are."""
     from affectlens.cli.inspecting import inspect as inspect_
 
-    inspect_(source, as_json=as_json, verify=verify)
+    inspect_(source, as_json=as_json, verify=verify, trust_remote_code=trust_remote_code)
 
 
 @app.command()
@@ -117,6 +122,7 @@ def sweep(
     output: Output = None,
     journal: Journal = None,
     workers: Workers = 0,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Transplant, revert and zero groups of sites, and judge each model by tasks."""
     from affectlens.checkpoints import open_checkpoint
@@ -133,7 +139,8 @@ def sweep(
     grid = Grid(before.sites, by, chosen, donor=tuned, control=control, n_random=n_random, seed=seed)
     kept = journal or (output and output.with_name(f"{output.name}.journal"))
     executor = processes(workers) if workers else None
-    effects = sweep_(load(before, dtype=dtype), grid, tasks, executor=executor, journal=kept)
+    lens = load(before, dtype=dtype, trust_remote_code=trust_remote_code)
+    effects = sweep_(lens, grid, tasks, executor=executor, journal=kept)
     if output is not None:
         effects.save(output)
     print("\n".join(tell_effects(effects)))
@@ -156,6 +163,7 @@ def study(
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     dtype: Dtype = "auto",
     workers: Workers = 0,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Run the whole argument: drift, sweep and report."""
     from affectlens.executing import processes
@@ -170,6 +178,7 @@ def study(
         n_random=n_random,
         seed=seed,
         dtype=dtype,
+        trust_remote_code=trust_remote_code,
         executor=processes(workers) if workers else None,
     )
     _tell(found, out)

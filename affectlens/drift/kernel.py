@@ -5,6 +5,7 @@ however long the block. A chunk whose bits are equal costs one comparison and th
 does the same in torch, without a compiler; `sums` says what the sums are.
 """
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -33,9 +34,17 @@ _ZERO, _NONE = np.float32(0), np.uint32(0)
 
 def _compiled(function: Any) -> Any:
     try:
-        return njit(cache=True, **_OPTIONS)(function)
+        found = njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # no folder to keep the code in: it is compiled anew each time
         return njit(**_OPTIONS)(function)
+    save = found._cache.save_overload
+
+    def kept(*what: Any) -> None:
+        with suppress(OSError):  # a disk that is full, too
+            save(*what)
+
+    found._cache.save_overload = kept
+    return found
 
 
 @_compiled

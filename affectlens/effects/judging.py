@@ -96,6 +96,7 @@ class Scene:
     batch_size: int
     changed: Sites
     weights: str  # a print of those at hand
+    code: str = ""  # the revision of the model's own code, where that was allowed to run
 
 
 _LOCK = threading.Lock()  # weights are swapped: one model at a time in a process
@@ -113,7 +114,13 @@ def judged_there(scene: Scene, ask: Ask) -> Judged:
 
 
 def _set_up(scene: Scene) -> tuple[Bench, ExitStack]:
-    lens = load(scene.base, device=scene.device, dtype=scene.dtype)
+    lens = load(
+        scene.base,
+        device=scene.device,
+        dtype=scene.dtype,
+        trust_remote_code=bool(scene.code),
+        revision=scene.code or None,
+    )
     base = lens.source or lens.checkpoint
     donors = {name: open_checkpoint(source, base=base) for name, source in scene.donors}
     tasks = {task.name: prepare_task(lens, task, batch_size=scene.batch_size) for task in scene.tasks}
@@ -147,4 +154,5 @@ def scene_of(bench: Bench, *, changed: Sites) -> Scene:
         batch_size=max(one.batch_size for one in bench.prepared.values()),
         changed=changed,
         weights=bench.weights,
+        code=str((lens.remote_code or {}).get("revision", "")),
     )

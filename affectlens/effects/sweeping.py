@@ -147,6 +147,7 @@ class _Sweep:
         return {
             "sources": sources,
             **provenance(),
+            **({"remote_code": dict(self.lens.remote_code)} if self.lens.remote_code else {}),
             "seed": self.grid.seed,
             "n_random": self.grid.n_random,
             "device": str(self.lens.device),

@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 from affectlens.drift.drift import Drift
 from affectlens.errors import TableError, near
 from affectlens.views.moved import language, totals
-from affectlens.views.style import EMPTY, MEASURES, ROLES, SEQUENTIAL, SIZE, dress, safe
+from affectlens.views.style import EMPTY, MEASURES, ROLES, SEQUENTIAL, SIZE, dress, label, safe
 from affectlens.views.wording import NORMS
 from affectlens.views.wording import figure as digits
 
@@ -107,7 +107,7 @@ def _finish(figure: go.Figure, cells: pd.DataFrame, *, names: list[str]) -> go.F
     step = 1 if len(layers) <= 20 else 2 if len(layers) <= 40 else 4
     values = cells[names].to_numpy(dtype=float) * _scale(names[0])
     percent = " (%)" if names[0].endswith("relative") else ""
-    label = MEASURES.get(names[0], safe(names[0]) + percent)
+    measure = MEASURES.get(names[0], label(names[0]) + percent)
     bounded = names[0] != "cosine" and float(np.nanmin(values)) >= 0
     figure.update_layout(
         margin_t=figure.layout.margin.t - 34,
@@ -117,7 +117,7 @@ def _finish(figure: go.Figure, cells: pd.DataFrame, *, names: list[str]) -> go.F
             "cmin": 0.0 if bounded else float(np.nanmin(values)),
             "cmax": float(np.nanmax(values)) or 1.0,
             "colorbar": {
-                "title": {"text": label, "side": "right", "font": {"size": SIZE - 1}},
+                "title": {"text": measure, "side": "right", "font": {"size": SIZE - 1}},
                 "tickfont": {"size": SIZE - 1},
                 "thickness": 12,
                 "outlinewidth": 0,

@@ -8,7 +8,7 @@ from plotly.subplots import make_subplots
 from affectlens.effects.effects import Effects
 from affectlens.errors import TableError, near
 from affectlens.views.outcome import Change, Outcome, metrics, outcomes
-from affectlens.views.style import CONTROL, INK, NULL, SIZE, SOFT, colour, dress, safe
+from affectlens.views.style import CONTROL, INK, NULL, SIZE, SOFT, colour, dress, label, safe
 
 MAIN = ("transplant", "revert")
 TITLES = {
@@ -43,7 +43,7 @@ def effect_panels(
     figure = make_subplots(
         rows=len(found), cols=len(chosen), shared_xaxes="rows", shared_yaxes="rows", row_heights=heights,
         horizontal_spacing=0.06, vertical_spacing=min(0.3, 78 / (60 * len(found) + 34 * sum(heights))),
-        subplot_titles=[TITLES.get(action, safe(action)) for action in chosen],
+        subplot_titles=[TITLES.get(action, label(action)) for action in chosen],
     )  # fmt: skip
     for row, one in enumerate(found, 1):
         for column, action in enumerate(chosen, 1):
@@ -84,12 +84,15 @@ def _panel(figure: go.Figure, one: Outcome, *, action: str, at: tuple[int, int])
                 row=row, col=column,
             )  # fmt: skip
     figure.update_yaxes(
-        tickvals=list(range(len(changes))), ticktext=[safe(change.name) for change in changes],
+        tickvals=list(range(len(changes))), ticktext=[label(change.name) for change in changes],
         range=[-0.6, _slots(one, [action]) - 0.4], row=row, col=column,
     )  # fmt: skip
     fit = ", fitted" if one.fitted else ""
     figure.update_xaxes(
-        title_text=f"{safe(one.task)}{fit}: {safe(one.metric)}", showticklabels=True, row=row, col=column
+        title_text=f"{safe(one.task, 28)}{fit}: {safe(one.metric, 16)}",
+        showticklabels=True,
+        row=row,
+        col=column,
     )
 
 

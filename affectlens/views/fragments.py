@@ -1,14 +1,8 @@
 """Fragments of the report: headings, paragraphs and tables; every word from outside is escaped here."""
 
-import html
 from collections.abc import Iterable, Sequence
 
-from affectlens.html import number, plain
-
-
-def text(words: object) -> str:
-    """Escape running text of any length; names in it were made fit to print where they came in."""
-    return html.escape(str(words), quote=True)
+from affectlens.html import number, plain, text
 
 
 def paragraph(words: object, kind: str = "") -> str:

@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 
 from affectlens.drift.drift import Drift
 from affectlens.views.moved import contrasted
-from affectlens.views.style import CONTROL, GATE, INK, dress, safe
+from affectlens.views.style import CONTROL, GATE, INK, dress, label
 from affectlens.views.wording import NORMS
 from affectlens.views.wording import figure as digits
 
@@ -28,10 +28,10 @@ def norm_contrast(
     figure.add_vline(x=1.0, line={"color": INK, "width": 1})
     dress(figure, title=title, height=130 + 44 * max(3, len(rows)))
     names = [
-        f"{NORMS.get(str(norm), safe(norm))}   {int(larger)}/{int(layers)}"
+        f"{NORMS.get(str(norm), label(norm))}   {int(larger)}/{int(layers)}"
         for norm, larger, layers in zip(rows["norm"], rows["first_larger"], rows["layers_known"], strict=True)
     ]
-    one, two = safe(first), safe(second)
+    one, two = label(first), label(second)
     figure.update_yaxes(
         tickvals=list(range(len(rows))),
         ticktext=names,

@@ -2,14 +2,13 @@
 
 import base64
 import hashlib
-import html
 from collections.abc import Sequence
 from importlib.resources import files
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from affectlens.html import plain
+from affectlens.html import plain, text
 
 # Runs after the library and the data; the only script that touches the page.
 LOADER = """
@@ -27,11 +26,11 @@ for (const place of document.querySelectorAll("div.figure")) {
 
 def figure(drawn: go.Figure, *, caption: str = "") -> str:
     """Draw a figure as a place for it and its data, which no browser takes for a script."""
-    height, label = drawn.layout.height or 400, html.escape(caption, quote=True)
+    height = drawn.layout.height or 400
     data = (drawn.to_json() or "{}").replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    below = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
     return (
-        f'<figure><div class="scroll"><div class="figure" role="img" aria-label="{label}" '
+        f'<figure><div class="scroll"><div class="figure" role="img" aria-label="{text(caption)}" '
         f'style="height:{height:.0f}px"></div><script type="application/json">{data}</script></div>'
         f"{below}</figure>"
     )
@@ -52,7 +51,7 @@ def page(title: str, body: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light"><meta name="referrer" content="no-referrer">'
         '<link rel="icon" href="data:,">'
-        f"<title>{html.escape(plain(title))}</title><style>{css}</style></head>"
+        f"<title>{text(plain(title))}</title><style>{css}</style></head>"
         f"<body><main>{body}</main>{tags}</body></html>\n"
     )
 

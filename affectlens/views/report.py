@@ -6,13 +6,13 @@ from pathlib import Path
 from affectlens.drift.drift import Drift
 from affectlens.effects.effects import Effects
 from affectlens.files import write_text
-from affectlens.html import plain
+from affectlens.html import plain, sentence, text
 from affectlens.table import Table
 from affectlens.views.compared import compared, ledger
 from affectlens.views.conclusions import BRACKETS, Conclusions, conclude
 from affectlens.views.drift_sections import drift_sections
 from affectlens.views.effect_sections import effect_sections
-from affectlens.views.fragments import grid, items, paragraph, section, text
+from affectlens.views.fragments import grid, items, paragraph, section
 from affectlens.views.methods import methods
 from affectlens.views.outcome import outcomes
 from affectlens.views.page import page
@@ -45,7 +45,7 @@ class Report:
             *([ledger(drift), drift_sections(drift)] if drift is not None else []),
             effect_sections(effects) if effects is not None else "",
             *(_other(table) for table in self.tables if table is not drift and table is not effects),
-            section("Methods and limits", items((*methods(effects), *map(plain, self.notes)), "small")),
+            section("Methods and limits", items((*methods(effects), *map(sentence, self.notes)), "small")),
         ]
         return page(self.title, "".join(body))
 
@@ -94,12 +94,11 @@ class Report:
         # Sentences on a task begin with its name; under a heading they need not.
         tasks = [] if self._effects is None else [f"{plain(one.task)}: " for one in outcomes(self._effects)]
         groups: dict[str, list[str]] = {}
-        for sentence in sentences:
-            task = next((task for task in tasks if sentence.startswith(task)), "")
-            rest = sentence.removeprefix(task)
-            groups.setdefault(task, []).append(
-                rest[:1].upper() + rest[1:] if "_" not in rest.split(" ")[0] else rest
-            )
+        for said in sentences:
+            task = next((task for task in tasks if said.startswith(task)), "")
+            rest = said.removeprefix(task)
+            begins = task and "_" not in rest.split(" ")[0]  # else with a name, which is to stay as it is
+            groups.setdefault(task, []).append(rest[:1].upper() + rest[1:] if begins else rest)
         return "".join(
             f"<h4>{text(task.removesuffix(': ') or last)}</h4>{items(found)}"
             for task, found in groups.items()

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from itertools import combinations
 from typing import Any
 
-from affectlens.html import plain
+from affectlens.html import plain, sentence
 from affectlens.table import Table
-from affectlens.views.wording import listed, spoken
+from affectlens.views.wording import listed
 
 HASH = 8  # characters of a hash that are shown in a sentence
 
@@ -49,7 +49,7 @@ def difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
 
 def findings(tables: Iterable[Table]) -> tuple[str, ...]:
     """What the tables' makers found amiss, each once."""
-    return tuple(dict.fromkeys(spoken(one) for table in tables for one in table.origin.get("findings", ())))
+    return tuple(dict.fromkeys(sentence(one) for table in tables for one in table.origin.get("findings", ())))
 
 
 def _hashes(one: Mapping[str, Any], two: Mapping[str, Any], *, fact: str) -> str:

@@ -28,13 +28,18 @@ MEASURES = {
 }
 
 
-def safe(name: object) -> str:
-    """Escape a name for plotly, which reads a subset of HTML but not every entity.
+def safe(name: object, most: int = 200) -> str:
+    """Escape a name for plotly, which reads a subset of HTML but not every entity, and TeX between two $.
 
-    >>> safe("<b>'x'</b>")
-    "&lt;b&gt;'x'&lt;/b&gt;"
+    >>> safe("<b>'x'</b> $y$")
+    "&lt;b&gt;'x'&lt;/b&gt; &#36;y&#36;"
     """
-    return html.escape(plain(name), quote=False)
+    return html.escape(plain(name, most), quote=False).replace("$", "&#36;")
+
+
+def label(name: object) -> str:
+    """Escape a name that stands beside an axis: so short that it leaves room for the figure."""
+    return safe(name, 36)
 
 
 def colour(role: str | None) -> str:
@@ -46,7 +51,7 @@ def dress(figure: go.Figure, *, title: str, height: float) -> go.Figure:
     """Give a figure the common fonts, margins, grid and legend; the title is escaped."""
     figure.update_layout(
         template="none",
-        title={"text": safe(title), "x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 10},
+        title={"text": safe(title, 90), "x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 10},
                "y": 1, "yref": "container", "yanchor": "top", "font": {"size": SIZE + 3}},
         font={"family": FONT, "size": SIZE, "color": INK},
         height=height,

@@ -4,8 +4,6 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from affectlens.html import plain
-
 MINUS = "\N{MINUS SIGN}"
 NORMS = {
     "relative": "‖Δ‖/‖W‖",
@@ -75,15 +73,6 @@ def percent(share: float) -> str:
         return "unknown"
     text = f"{100 * share:.0f}" if abs(share) >= 0.1 else f"{100 * share:.2g}"
     return text.replace("-", MINUS) + "\N{NO-BREAK SPACE}%"
-
-
-def spoken(sentence: object) -> str:
-    """Make a sentence from a table fit to print, however long; each word is, as a name would be.
-
-    >>> spoken("no\\x1b[31m end")
-    'no�[31m end'
-    """
-    return " ".join(map(plain, str(sentence).split()))
 
 
 def between(values: Sequence[float]) -> str:

@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def count(monkeypatch: pytest.MonkeyPatch) -> Counter[Ask]:
 
 
 def kept(path: Path) -> int:
-    with sqlite3.connect(path) as rows:
+    with closing(sqlite3.connect(path)) as rows:
         (number,) = rows.execute("SELECT count(*) FROM judged").fetchone()
     return int(number)
 
@@ -115,15 +116,21 @@ def test_a_sweep_that_was_broken_off_goes_on(
 
 
 def test_kill_9_at_any_moment_costs_one_model(
-    run: Sweep, unbroken: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Sweep,
+    unbroken: pd.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """Killed at seeded moments: what was kept is judged once, and the end is that of an unbroken run."""
+    begins: list[float] = []
     journal, log = tmp_path / "sweep", tmp_path / "log"
     judged, keep = Bench.judged, Journal.keep
 
     def noted(bench: Bench, ask: Ask) -> Judged:
         with log.open("a") as stream:
             stream.write("begun\n")
+        begins.append(time.monotonic())
         return judged(bench, ask)
 
     def noting(self: Journal, found: Judged) -> None:
@@ -135,7 +142,7 @@ def test_kill_9_at_any_moment_costs_one_model(
     monkeypatch.setattr(Journal, "keep", noting)
     killed = 0
     rng = np.random.default_rng(0)
-    for moment in rng.uniform(0.0, 0.25, KILLS):
+    for moment in rng.uniform(0.0, 0.02, KILLS):
         child = os.fork()
         if not child:
             try:
@@ -146,6 +153,7 @@ def test_kill_9_at_any_moment_costs_one_model(
         time.sleep(moment)
         os.kill(child, signal.SIGKILL)
         killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    started = time.monotonic()
     found = run(journal=journal)
     lines = Counter(log.read_text().split())
     begun = lines.pop("begun")
@@ -154,6 +162,10 @@ def test_kill_9_at_any_moment_costs_one_model(
     assert killed >= KILLS // 2
     assert {1} == set(lines.values())
     assert kept(journal) <= begun <= kept(journal) + killed
+    assert begins[0] - started < 2
+    record_property("processes killed in a sweep, at seeded moments", killed)
+    record_property("models judged again after those kills (at most one each)", begun - kept(journal))
+    record_property("seconds from the start of the rerun to its first model", round(begins[0] - started, 2))
 
 
 def _wait_for(log: Path, child: int) -> None:
@@ -249,7 +261,7 @@ def some_bytes(path: Path) -> None:
 
 
 def other_database(path: Path) -> None:
-    with sqlite3.connect(path) as rows:
+    with closing(sqlite3.connect(path)) as rows:
         rows.execute("CREATE TABLE accounts (name TEXT)")
 
 
@@ -262,7 +274,7 @@ def cut_short(path: Path) -> None:
 
 def other_numbers(path: Path) -> None:
     Journal(path).close()
-    with sqlite3.connect(path) as rows:
+    with closing(sqlite3.connect(path, isolation_level=None)) as rows:
         rows.execute("INSERT INTO judged VALUES ('k', '', 1000000000, 1000000000, x'00')")
 
 

@@ -137,7 +137,9 @@ print(len(places), *(places.count(place) for place in ("entering", "inside", "le
 """
 
 
-def test_an_interrupt_at_any_moment_leaves_every_bit() -> None:
+def test_an_interrupt_at_any_moment_leaves_every_bit(
+    record_property: Callable[[str, object], None],
+) -> None:
     """A thousand real signals while entering, running and leaving: all is as before each time."""
     run = subprocess.run([sys.executable, "-c", MOMENTS], capture_output=True, text=True, check=False)
     total, *places = map(int, run.stdout.split() or [0])
@@ -145,6 +147,9 @@ def test_an_interrupt_at_any_moment_leaves_every_bit() -> None:
     assert (0, "") == (run.returncode, run.stderr)
     assert 1000 == total
     assert min(places) > 0
+    where = ("entering", "inside", "leaving", "after")
+    told = ", ".join(f"{count} {place}" for count, place in zip(places, where, strict=True))
+    record_property("interrupts at an intervention, all undone to the bit", f"{total} ({told})")
 
 
 @pytest.mark.parametrize("handled", [True, False])
