@@ -55,8 +55,10 @@ def study(
 
     `control` is a tuning of the same base on something else than affect. With `out`, tables and
     report are written there, and until then a journal: the same study, broken off, goes on from it.
-    `executor` is what `sweep` takes, `trust_remote_code` what `load` does. Raises what `diff`, `load` and `sweep` raise, and `NothingToCompare` for
-    models that are strangers to each other.
+    `executor` is what `sweep` takes, `trust_remote_code` what `load` does.
+
+    Raises what `diff`, `load` and `sweep` raise, and `NothingToCompare` for models that are strangers to
+    each other.
     """
     if out is not None:
         writable(Path(out) / "drift.parquet")  # before the work, not after it

@@ -25,10 +25,18 @@ class Lens:
     into evaluation mode; nothing else of it is changed outside a `with lens.intervene(...)` block.
     """
 
-    def __init__(self, model: nn.Module, processor: Any = None, *, source: Checkpoint | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any = None,
+        *,
+        source: Checkpoint | None = None,
+        remote_code: Mapping[str, Any] | None = None,
+    ) -> None:
         self.model = model.eval()
         self.processor = processor
         self.source = source  # the checkpoint the model was loaded from, if it was
+        self.remote_code = remote_code  # the revision and files of the model's own code, if it ran any
 
     @cached_property
     def checkpoint(self) -> Checkpoint:

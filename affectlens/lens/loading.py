@@ -1,18 +1,36 @@
-"""Load a model and its processor; a parameter the files do not hold is an error, not a random weight."""
+"""Load a model and its processor; a parameter the files do not hold is an error, not a random weight.
 
+    source ──▶ Checkpoint ── building ──▶ model ┐
+       └── isolating: clean copies of the rest ─┴─▶ Lens
+
+Whatever the files of a stranger say, nothing is executed, fetched or read elsewhere, unless asked for.
+"""
+
+import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
+from torch import nn
 
 from affectlens.checkpoints import Checkpoint, open_checkpoint
-from affectlens.checkpoints.opening import download
-from affectlens.errors import AffectlensError, CheckpointError, LensError
+from affectlens.checkpoints.downloading import fetched
+from affectlens.checkpoints.folders import open_store
+from affectlens.checkpoints.opening import named_on_hub
+from affectlens.checkpoints.quantized import unpacked
+from affectlens.errors import AffectlensError, CheckpointError, LensError, quoted
+from affectlens.lens.bounding import refuse_unreasonable
+from affectlens.lens.building import build
+from affectlens.lens.isolating import BESIDE_CODE, KNOWN, isolated, kind
 from affectlens.lens.lens import Lens
+from affectlens.lens.telling import broken, line
+from affectlens.lens.trusting import refuse_untold, remote_code
 
-_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+_ONE_AT_A_TIME = RLock()  # what is set while a model is loaded is set for the whole process
 
 
 def load(
@@ -20,86 +38,138 @@ def load(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "auto",
+    trust_remote_code: bool = False,
+    revision: str | None = None,
 ) -> Lens:
     """Load a checkpoint (a folder, a hub id, or one already open) as a lens.
 
-    `dtype` is a torch dtype, its name, or `"auto"`: the stored one. No remote code is run. Raises
-    `CheckpointError` where nothing can be loaded, and `LensError` where the files lack a parameter of
-    the model that is not tied to another.
-    """
-    from transformers import AutoConfig
+    `dtype` is a torch dtype, its name, or `"auto"`: the stored one. Quantised weights are unpacked.
+    `revision` is a branch, tag or commit of a hub id.
 
-    checkpoint = open_checkpoint(source)
-    name = checkpoint.store.source
+    Code that comes with a model is run only with `trust_remote_code`. A branch is then a commit before
+    any of it is seen, and `lens.remote_code` says which; of a folder it says the hash of the code, and as
+    `revision` that hash makes sure that the code is still the same. Code of other repositories is refused.
+
+    Raises `CheckpointError` where nothing can be loaded, and `LensError` where the files lack a parameter
+    of the model that is not tied to another, or hold what transformers can't make a model of.
+    """
+    wanted = _dtype(dtype)
+    folder, checkpoint, commit = _found(source, revision, code=trust_remote_code)
+    name = checkpoint.store.name
+    if checkpoint.change is not None:
+        raise LensError(f"{name} is an adapter; load its base, and put it on with Transplant(…, donor=…)")
+    if not (folder / "config.json").exists():
+        raise CheckpointError(folder, "no config.json here, so no model can be built")
+    refuse_unreasonable(checkpoint)
+    with isolated(folder, code=trust_remote_code) as room, _alone(online=trust_remote_code):
+        ran = None
+        if trust_remote_code:
+            ran = remote_code(room, name=name, commit=commit, asked=revision or "")
+        else:
+            refuse_untold(name, checkpoint.config)
+        model = _built(room, checkpoint, dtype=wanted, device=device, code=ran is not None)
+        processor = _processor(room, name=name, code=ran is not None)
+    # What others go by who are given the model; the folder of copies is gone.
+    for one in (getattr(model, "config", None), getattr(processor, "tokenizer", processor)):
+        if one is not None:
+            one.name_or_path = str(folder)
+    return Lens(model, processor, source=checkpoint, remote_code=ran)
+
+
+def _dtype(asked: str | torch.dtype) -> torch.dtype | None:
+    found = kind(asked) if isinstance(asked, str) else asked
+    if asked == "auto" or isinstance(found, torch.dtype):
+        return found
+    raise LensError(f"torch has no dtype {asked!r} that a model could be run in")
+
+
+def _found(
+    source: str | Path | Checkpoint, revision: str | None, *, code: bool
+) -> tuple[Path, Checkpoint, str]:
+    """The folder of a source, what is in it, and its commit where that is a hub's."""
+    opened = source if isinstance(source, Checkpoint) else None
+    name = opened.store.source if opened else str(source)
     if not name:
         raise LensError("this checkpoint is only in memory; wrap its module: Lens(model, processor)")
-    path = Path(name) if Path(name).exists() else download(name, _FILES)
-    path = path.parent if path.is_file() else path
-    if not (path / "config.json").is_file():
-        raise CheckpointError(path, "no config.json here, so no model can be built")
-    wanted = getattr(torch, dtype, None) if isinstance(dtype, str) and dtype != "auto" else dtype
-    if wanted != "auto" and not isinstance(wanted, torch.dtype):
-        raise LensError(f"torch has no dtype {dtype!r}")
-    options: dict[str, Any] = {"dtype": wanted, "use_safetensors": True, "trust_remote_code": False}
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        with _no_bar():
-            model, info = _auto_class(config).from_pretrained(path, **options, output_loading_info=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        if isinstance(error, AffectlensError):
-            raise
-        raise LensError(
-            f"{path.name}: transformers can't load this: {' '.join(str(error).split())[:300]}"
-        ) from error
-    _refuse_random(path, info)
-    return Lens(model.to(device) if device is not None else model, _processor(path), source=checkpoint)
+    if os.path.exists(name):  # noqa: PTH110  for any string, where Path.exists raises
+        path = Path(name)
+        if revision and not code:
+            raise LensError(f"{path.name} is no hub id, so it has no revision {quoted(revision)}")
+        return path if path.is_dir() else path.parent, opened or open_checkpoint(path), ""
+    repository, _, asked = named_on_hub(name).partition("@")
+    asked = revision or (str(opened.store.facts.get("revision", "")) if opened else "") or asked
+    hub_id = f"{repository}@{asked}" if asked else repository
+    folder = fetched(hub_id, BESIDE_CODE if code else KNOWN)
+    store = open_store(folder, f"{repository}@{folder.name}")
+    store.name = opened.store.name if opened else name  # the commit stands beside it, as the revision
+    return folder, Checkpoint(unpacked(store)), folder.name
 
 
 @contextmanager
-def _no_bar() -> Iterator[None]:
-    # A library that is called in loops does not draw on the terminal.
+def _alone(*, online: bool) -> Iterator[None]:
+    """Let transformers neither ask a hub nor write on the terminal: the error is ours to tell."""
+    from huggingface_hub import constants
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _auto_class(config: Any) -> Any:
-    import transformers
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-
-    # What the files were saved from; an automatic class may take a part, as it does of Whisper its decoder.
-    for name in getattr(config, "architectures", None) or ():
-        found = getattr(transformers, name, None) if isinstance(name, str) and "For" in name else None
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-            return found
-    for kind in (AutoModelForImageTextToText, AutoModelForCausalLM):
-        if type(config) in kind._model_mapping:
-            return kind
-    raise LensError(f"transformers knows no model of type {config.model_type!r} that could be loaded here")
-
-
-def _refuse_random(path: Path, info: dict[str, Any]) -> None:
-    random = sorted({str(key) for key in info["missing_keys"]} | {str(k) for k in info["mismatched_keys"]})
-    if random:
-        more = f" and {len(random) - 3} more" if len(random) > 3 else ""
-        raise LensError(
-            f"{path.name}: the files lack {', '.join(random[:3])}{more}, which would be random weights. "
-            "Is this a whole checkpoint of that model?"
-        )
-
-
-def _processor(path: Path) -> Any:
-    from transformers import AutoProcessor, AutoTokenizer
-
-    for kind in (AutoProcessor, AutoTokenizer):
+    with _ONE_AT_A_TIME:
+        before = constants.HF_HUB_OFFLINE, logging.get_verbosity(), logging.is_progress_bar_enabled()
+        constants.HF_HUB_OFFLINE = before[0] or not online
+        logging.set_verbosity(logging.CRITICAL)
+        logging.disable_progress_bar()
         try:
-            return kind.from_pretrained(path, trust_remote_code=False)
-        except (OSError, ValueError, ImportError, KeyError):
+            yield
+        finally:
+            constants.HF_HUB_OFFLINE = before[0]
+            logging.set_verbosity(before[1])
+            if before[2]:
+                logging.enable_progress_bar()
+
+
+def _built(
+    room: Path,
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype | None,
+    device: str | torch.device | None,
+    code: bool,
+) -> nn.Module:
+    """The model, or a `LensError` of one line that holds on to nothing.
+
+    The frames that something broke in hold the model: where errors are kept, as a notebook does, it would
+    fill the memory. Raised inside a handler the error would know them as its context.
+    """
+    failure: AffectlensError
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what transformers finds odd is told where it matters
+            model = build(room, checkpoint, dtype=dtype, code=code)
+            return model.to(device) if device is not None else model
+    except AffectlensError as error:
+        failure = error.with_traceback(None)
+    except BaseException as error:
+        if not broken(error):
+            raise
+        why = line(error).replace(str(room), room.name)
+        failure = LensError(f"{checkpoint.store.name}: transformers can't load this: {why}")
+    failure.__context__ = failure.__cause__ = None
+    raise failure
+
+
+def _processor(room: Path, *, name: str, code: bool) -> Any:
+    """The processor or tokenizer; None, and a warning where there are files of one that can't be read."""
+    from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
+
+    why = ""
+    for kind_ in (AutoProcessor, AutoTokenizer):
+        try:
+            found = kind_.from_pretrained(room, trust_remote_code=code, local_files_only=True)
+        except BaseException as error:
+            if not broken(error):
+                raise
+            why = why or line(error).replace(str(room), room.name)
             continue
+        if isinstance(getattr(found, "tokenizer", found), PreTrainedTokenizerBase):
+            return found
+    if any("token" in file.name or "vocab" in file.name for file in room.iterdir()):
+        warnings.warn(f"{name}: its tokenizer can't be read ({why}), so it reads no examples", stacklevel=3)
     return None

@@ -5,7 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from affectlens.errors import LensError
+from affectlens.errors import LensError, quoted
+from affectlens.lens.rendering import rendered
+from affectlens.lens.telling import told
 from affectlens.tasks import Example
 from affectlens.tasks.pictures import open_picture
 
@@ -24,10 +26,11 @@ def prepare(processor: Any, examples: Sequence[Example], *, prompt: str) -> dict
     begun = bool(tokenizer.bos_token) and all(text.startswith(tokenizer.bos_token) for text in texts)
     settings: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
     settings["add_special_tokens"] = not begun
-    if any(pictures):
-        batch = processor(text=texts, images=pictures, **settings)
-    else:
-        batch = tokenizer(texts, **settings)
+    with told("the processor can't read these examples"):
+        if any(pictures):
+            batch = processor(text=texts, images=pictures, **settings)
+        else:
+            batch = tokenizer(texts, **settings)
     return {name: value for name, value in batch.items() if isinstance(value, Tensor)}
 
 
@@ -40,8 +43,8 @@ def _render(processor: Any, example: Example, prompt: str) -> str:
     if _template(processor):
         if not hasattr(processor, "tokenizer"):  # a tokenizer's template takes strings for content
             messages = [{**m, "content": _words(m["content"])} for m in messages]
-        text: str = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return text
+        with told(f"example {quoted(example.id)}: its chat can't be rendered"):
+            return rendered(processor, messages)
     token = getattr(processor, "image_token", "")
     body = "\n".join(_words(message["content"]) for message in messages)
     return "\n".join([token] * len(example.images) + [body])
@@ -50,7 +53,7 @@ def _render(processor: Any, example: Example, prompt: str) -> str:
 def _words(content: Any) -> str:
     if isinstance(content, str):
         return content
-    return " ".join(part["text"] for part in content if part.get("type") == "text")
+    return " ".join(str(part.get("text", "")) for part in content if part.get("type") == "text")
 
 
 def _check_media(processor: Any, examples: Sequence[Example], texts: Sequence[str]) -> None:

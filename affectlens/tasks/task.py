@@ -1,13 +1,13 @@
 """A task: examples, the closed set of labels they are judged by, and the words that put the question."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from affectlens.errors import TaskError, near
-from affectlens.tasks.example import Example, from_json
+from affectlens.tasks.example import Example
+from affectlens.tasks.reading import read_examples
 
 # kind → the question. What a kind judges is in its labels; `labels` asks nothing beyond the text.
 KINDS = {
@@ -85,15 +85,16 @@ def load_task(
     """Load a task from a file of JSON lines (see `Example`).
 
     `kind` is `emotion-labels`, `valence` or `labels`; it gives the prompt, unless `prompt` does
-    (`{text}` and `{labels}` are filled in). `labels` defaults to those in the file. A numeric label
-    under `valence` becomes its sign; zeros and NaN are dropped and counted. Raises `TaskError`.
+    (`{text}` and `{labels}` are filled in). `labels` defaults to those in the file. Examples whose label is
+    empty or NaN are dropped and counted; a numeric label under `valence` becomes its sign, zeros are dropped
+    too. Raises `TaskError`.
     """
     if kind not in KINDS:
         raise TaskError(f"no kind of task is called {kind!r}. Kinds: {near(kind, KINDS)}")
     file = Path(path)
-    examples = _read(file)
-    kept = [_signed(example) for example in examples] if kind == "valence" else list(examples)
-    judged = tuple(example for example in kept if example is not None)
+    examples = read_examples(file)
+    kept = map(_signed, examples) if kind == "valence" else examples
+    judged = tuple(example for example in kept if example is not None and example.label)
     found = tuple(labels) or tuple(sorted({example.label for example in judged}))
     return Task(
         name=name or file.stem,
@@ -105,26 +106,6 @@ def load_task(
         about=about,
         dropped=len(examples) - len(judged),
     )
-
-
-def _read(file: Path) -> list[Example]:
-    if not file.is_file():
-        raise TaskError(f"{file}: there is no such file of examples")
-    examples = []
-    try:
-        lines = file.read_text("utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise TaskError(f"{file}: not UTF-8 text") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{file.name}, line {number}"
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            raise TaskError(f"{where}: not valid JSON") from None
-        examples.append(from_json(entry, folder=file.parent, where=where))
-    return examples
 
 
 def _signed(example: Example) -> Example | None:

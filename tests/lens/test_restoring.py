@@ -108,7 +108,7 @@ def test_nothing_is_left_of_a_broken_intervention(
 
 # In a process of its own: what checks shapes in the tests wraps functions, and an interrupt may fall there.
 MOMENTS = """
-import signal, time
+import gc, signal, time
 import numpy as np, torch
 import affectlens as al
 from tests.conftest import nudge, tiny
@@ -117,6 +117,8 @@ from tests.lens.test_lens import same, snapshot
 signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
 model, donor = tiny("gemma2"), nudge(tiny("gemma2"), "")
 lens, ids = al.Lens(model), torch.arange(1, 5).reshape(1, -1)
+gc.collect()
+gc.disable()  # Python drops an interrupt that falls into a finalizer
 before, change, places = snapshot(model), al.Transplant(lens.sites, donor=donor), []
 for delay in np.random.default_rng(0).uniform(1e-6, 0.0025, 1000):
     place = "entering"
