@@ -6,6 +6,7 @@ from typing import Any
 
 from affectlens import html
 from affectlens.checkpoints.checkpoint import Header, Store
+from affectlens.checkpoints.describing import left_out
 from affectlens.checkpoints.factors import FACTOR, owner_of
 from affectlens.sites import Laid, Sites, drawn, lay_out, nodes, record, sites_of
 
@@ -15,7 +16,7 @@ class Adapter:
 
     def __init__(self, store: Store, config: Mapping[str, Any]) -> None:
         self.name, self.config, self.headers = store.name, config, store.headers
-        self.notes = store.notes
+        self.notes = (*store.notes, *left_out(store.skipped))
         parents = _parents(self.config.get("target_parameters"))
         owners = {tensor: _unnamed(_owner(tensor), parents) for tensor in self.headers}
         shapes = _shapes(owners, self.headers)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from affectlens.checkpoints.lowrank import LowRank
 
 Shape = tuple[int, ...]
+_MOST = 4096  # of a rank: a matrix of rank × rank numbers is held in memory
 
 
 def adapted(store: Store, base: Checkpoint, *, recipe: Recipe) -> Checkpoint:
@@ -80,9 +81,12 @@ def _factors(
     for site, where in root.storage.items():
         by_tensor.setdefault(where.tensor, []).append((site, where))
     factors, skipped = {}, {}
+    modules = {owner: bare_name(owner).removesuffix(".weight") for owner in found.pairs}
+    rules = recipe.of(modules.values(), store.name)
     for owner, pair in found.pairs.items():
-        rank = _rank(store, owner, pair, recipe)
-        scale = recipe.scale(bare_name(owner).removesuffix(".weight"), rank)
+        rule = rules[modules[owner]]
+        _check(store, owner, pair, dora=recipe.dora, rank=rule.rank)
+        scale = rule.scale(store.headers[pair.a].shape[0])
         if owner not in elsewhere:
             tensor = at[names[owner]]
             _fits(store, owner, pair, root.laid[tensor].shape, root.laid[tensor].transposed)
@@ -96,19 +100,29 @@ def _factors(
     return factors, skipped
 
 
-def _rank(store: Store, owner: str, pair: Pair, recipe: Recipe) -> int:
-    """The rank of a pair, checked against its other half, the recipe and what DoRA needs."""
+def _check(store: Store, owner: str, pair: Pair, *, dora: bool, rank: float | None) -> None:
+    """Raise `CheckpointError` for factors that fit neither each other, nor the rank, nor what DoRA needs."""
     a, b = store.headers[pair.a].shape, store.headers[pair.b].shape
-    if len(a) < 2 or len(b) < 2 or a[0] != b[1]:
+    if len(a) < 2 or len(b) < 2 or a[0] != b[1] or not a[0]:
         raise CheckpointError(store.name, f"factors of shapes {b} and {a} make no product", key=owner)
-    if recipe.rank is not None and a[0] != recipe.rank:
-        raise CheckpointError(store.name, f"has rank {a[0]}, the preset {recipe.rank}", key=owner)
-    if recipe.dora and not pair.magnitude:
+    if a[0] > _MOST:
+        reason, fix = f"rank {a[0]:,} is no low one", "Merge it into its base with PEFT first"
+        raise CheckpointError(store.name, reason, key=owner, fix=fix)
+    if rank is not None and a[0] != rank:
+        reason = f"its factors have rank {a[0]}, and {rank:g} is what its config or the preset says"
+        raise CheckpointError(store.name, reason, key=owner)
+    if dora and not pair.magnitude:
         raise CheckpointError(store.name, "DoRA without its magnitude vector", key=owner)
-    if pair.magnitude and (pair.embedding or len(_shape(store, pair)) != 2):
+    if not pair.magnitude:
+        return
+    made = _shape(store, pair)
+    if pair.embedding or len(made) != 2:
         reason, fix = "DoRA of an embedding or a convolution is not supported", "Merge it with PEFT first"
         raise CheckpointError(store.name, reason, key=owner, fix=fix)
-    return a[0]
+    lengths = store.headers[pair.magnitude].shape
+    if math.prod(lengths) != made[0]:
+        reason = f"DoRA with magnitudes of shape {lengths} for {made[0]} rows"
+        raise CheckpointError(store.name, reason, key=owner)
 
 
 def _shape(store: Store, pair: Pair) -> Shape:

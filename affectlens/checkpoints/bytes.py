@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from affectlens.errors import CheckpointError
-from affectlens.files import ordinary
+from affectlens.files import opened
+
+AGAIN = "Run it again when nothing writes to it"
 
 
 class Bytes(Protocol):
@@ -67,56 +69,57 @@ class Span(NamedTuple):
 
 
 class LocalFile:
-    """A file of this machine; opened when first read, and closed with the object."""
+    """A file of this machine; open from the start, so that what is read is what was looked at."""
 
     remote = False
 
     def __init__(self, path: Path) -> None:
-        self.path, self.name = ordinary(path), str(path)
-        self._state = path.stat()
-        self.size = self._state.st_size
-        self._descriptor: int | None = None
+        self.path, self.name = path, str(path)
+        self._descriptor = opened(path)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._state = _state(os.fstat(self._descriptor))
+        self.size = self._state.size
 
     @property
     def key(self) -> Hashable:
         """Device and inode: links to one file are one content."""
-        return "file", self._state.st_dev, self._state.st_ino
+        return "file", self._state.device, self._state.inode
 
     def fetch(self, start: int, stop: int, *, into: memoryview) -> memoryview:
         """Read into the buffer."""
-        if self._descriptor is None:
-            self._open()
-        assert self._descriptor is not None
         wanted, done = into[: stop - start], 0
         if len(wanted) < stop - start:
             raise ValueError(f"{stop - start} bytes into a buffer of {len(into)}")
         while done < len(wanted):
-            got = os.preadv(self._descriptor, [wanted[done:]], start + done)
+            try:
+                got = os.preadv(self._descriptor, [wanted[done:]], start + done)
+            except OSError as error:
+                raise CheckpointError(self.path, f"can't be read ({error.strerror})") from None
             if not got:
-                raise CheckpointError(
-                    self.path, f"ends at byte {start + done:,}: it changed while it was read"
-                )
+                reason = f"changed while it was read: it ends at byte {start + done:,}"
+                raise CheckpointError(self.path, reason, fix=AGAIN)
             done += got
         return wanted
 
     def check(self) -> None:
         """Raise `CheckpointError` if the file is not the one that was opened, or was written to."""
         try:
-            now = self.path.stat()
+            now = _state(self.path.stat())
         except OSError:
-            raise CheckpointError(self.path, "vanished while it was read") from None
-        known = self._state
-        before = (known.st_dev, known.st_ino, known.st_size, known.st_mtime_ns)
-        if before != (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns):
-            raise CheckpointError(self.path, "changed while it was read", fix="Run it again")
+            raise CheckpointError(self.path, "vanished while it was read", fix=AGAIN) from None
+        if now != self._state:
+            raise CheckpointError(self.path, "changed while it was read", fix=AGAIN)
 
-    def _open(self) -> None:
-        try:
-            descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except OSError as error:
-            raise CheckpointError(self.path, f"can't be read ({error.strerror})") from None
-        if self._descriptor is None:
-            self._descriptor = descriptor
-            weakref.finalize(self, os.close, descriptor)
-        else:  # another thread was faster
-            os.close(descriptor)
+
+class _State(NamedTuple):
+    """What tells a file from another, and from itself once it was written to."""
+
+    device: int
+    inode: int
+    size: int
+    written: int
+    changed: int  # no program can set this time back
+
+
+def _state(found: os.stat_result) -> _State:
+    return _State(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)

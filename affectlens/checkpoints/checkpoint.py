@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from affectlens import html
 from affectlens.checkpoints.bytes import Span
-from affectlens.errors import CheckpointError, NoSuchSite, near
+from affectlens.errors import CheckpointError, NoSuchSite, near, quoted
 from affectlens.sites import (
     Laid,
     Site,
@@ -19,7 +19,9 @@ from affectlens.sites import (
     bare_name,
     heads,
     lay_out,
-    section,
+    model_type,
+    recognised,
+    sections,
     sites_of,
     units,
 )
@@ -117,6 +119,8 @@ class Checkpoint:
             context = context_of(like) if like else {}
             self.laid, self.storage = _placed(store.name, shapes, config, context=context)
         self.sites = Sites(self.storage)
+        towers = {site.tower for site in self.storage}
+        self._heads = {tower: heads(part) for tower, part in sections(self.config, towers).items()}
 
     def targeted(self, site: Site) -> bool:
         """Whether tuning could have changed a site: any of a whole checkpoint, of an adapter its own."""
@@ -126,6 +130,19 @@ class Checkpoint:
     def parameters(self) -> int:
         """The number of elements, skipped ones among them."""
         return sum(where.size for where in self.storage.values()) + sum(n for _, n in self.skipped.values())
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of any result should know of the model itself."""
+        kind, found = model_type(self.config), []
+        if self.config.get("auto_map"):
+            found.append("the model runs remote code, which is not executed here")
+        elif "model_type" in self.config and not recognised(self.config):
+            named = f"its model_type, {quoted(kind)}, is unknown" if kind else "its model_type is none"
+            found.append(f"{named}: names and shapes alone say what its parameters are")
+        if "quantization_config" in self.config:
+            found.append("the weights are quantized")
+        return tuple(found)
 
     @property
     def tied(self) -> bool:
@@ -193,7 +210,7 @@ class Checkpoint:
         `site.at(head=3)` and `site.at(neuron=7)` are read and changed like any site.
         """
         whole = site.at()
-        every, grouped = heads(section(self.config, site.tower))
+        every, grouped = self._heads[site.tower]
         return units(whole, self.shape(whole), heads=every, kv_heads=grouped)
 
     @property
@@ -202,7 +219,7 @@ class Checkpoint:
         return {
             "name": self.store.name,
             "format": self.store.format,
-            "model_type": str(self.config.get("model_type", "unknown")),
+            "model_type": model_type(self.config) or "unknown",
             "parameters": self.parameters,
             "dtype": ", ".join(sorted({header.dtype for header in self.store.headers.values()})),
             **self.store.facts,

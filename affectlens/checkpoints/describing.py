@@ -1,9 +1,10 @@
 """What a checkpoint is, in a dozen lines: towers, layers, the language model, what is unusual, coverage."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from affectlens.checkpoints.checkpoint import Checkpoint
+from affectlens.errors import quoted
 from affectlens.sites import Site, bare_name
 
 _FUSED = ("qkv_proj", "kv_proj", "gate_up_proj", "kv_b_proj")
@@ -39,26 +40,35 @@ def coverage(checkpoint: Checkpoint) -> float:
 
 def unusual(checkpoint: Checkpoint) -> Iterator[str]:
     """What a reader of a diff should know of this checkpoint, in sentences."""
-    if checkpoint.config.get("auto_map"):
-        yield "the model runs remote code, which is not executed here"
-    if "quantization_config" in checkpoint.config:
-        yield "the weights are quantized"
+    yield from checkpoint.remarks
     wrapped = [tensor for tensor in checkpoint.laid if bare_name(tensor) != tensor]
     if wrapped:
-        yield f"names carry a wrapper's prefix or infix: {len(wrapped)} (first: {wrapped[0]!r})"
+        yield f"names carry a wrapper's prefix or infix: {len(wrapped)} (first: {quoted(wrapped[0])})"
     whole = [
         t
         for t, laid in checkpoint.laid.items()
         if laid.place.role in _FUSED and not laid.fused and laid.place.param != "bias"
     ]
     if whole:
-        yield f"{len(whole)} fused tensors are left whole, nothing says how to split them (first: {whole[0]})"
+        reason = "are left whole, nothing says how to split them"
+        yield f"{len(whole)} fused tensors {reason} (first: {quoted(whole[0])})"
     turned = sum(laid.transposed for laid in checkpoint.laid.values())
     if turned:
         yield f"{turned} matrices are stored (in, out) and read as (out, in)"
     dtypes = {header.dtype for header in checkpoint.store.headers.values()}
     if len(dtypes) > 1:
         yield f"{len(dtypes)} dtypes"
+    yield from left_out(checkpoint.skipped)
+    yield from checkpoint.store.notes
+
+
+def left_out(skipped: Mapping[str, tuple[str, int]]) -> Iterator[str]:
+    """What is stored and not read, a sentence a reason."""
+    reasons: dict[str, list[str]] = {}
+    for tensor, (why, _) in skipped.items():
+        reasons.setdefault(why, []).append(tensor)
+    for why, tensors in reasons.items():
+        yield f"{len(tensors)} tensors are skipped: {why} (first: {quoted(tensors[0])})"
 
 
 def _matrix(checkpoint: Checkpoint, site: Site) -> bool:

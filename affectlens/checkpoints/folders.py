@@ -1,16 +1,21 @@
 """Find the files of a checkpoint in a folder: one or shards, safetensors or torch's, an adapter's."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from affectlens.checkpoints.bytes import LocalFile
 from affectlens.checkpoints.checkpoint import Store
+from affectlens.checkpoints.indexes import plain_name, weight_map
 from affectlens.checkpoints.joined import together
-from affectlens.checkpoints.safetensors import SafetensorsStore, read_json
-from affectlens.errors import CheckpointError
-from affectlens.files import ordinary
+from affectlens.checkpoints.parsing import Document, read_json
+from affectlens.checkpoints.safetensors import SafetensorsStore
+from affectlens.errors import CheckpointError, quoted
+from affectlens.html import plain
 
+_LONGEST = 80  # characters of the name of a file that is one of several
 ADAPTER = "adapter_config.json"
 # In the order in which transformers looks; a whole file goes before shards.
 _WHOLE = (
@@ -21,7 +26,9 @@ _WHOLE = (
 )
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _BESIDE = "non_lora_trainables.bin"  # what LLaVA's trainers save next to an adapter
+_TORCH = (".bin", ".pth", ".pt", ".ckpt")
 _OTHERS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
+_FOREIGN = ("*.gguf", "*.ckpt", "*.npz", "*.h5", "*.msgpack", "*.onnx")  # looked at to say what they are
 _NOT_WEIGHTS = (
     "training_args.bin",
     "optimizer.pt",
@@ -35,94 +42,130 @@ _NOT_WEIGHTS = (
 def open_store(path: Path, source: str) -> Store:
     """Open the store of a file or folder; `source` is what opens it again."""
     if not path.is_dir():
-        if path.name in _ADAPTERS and (path.parent / ADAPTER).exists():
+        if path.name in _ADAPTERS and _there(path.parent, ADAPTER):
             return _adapter(path.parent, source)
-        return _store(source, [ordinary(path)], read_json(path.parent / "config.json"))
-    config = read_json(path / "config.json")
+        return _store(source, [path], path.parent)
     for name in _WHOLE:
-        if not (path / name).exists():
-            continue
-        sharded = name.endswith(".index.json")
-        store = _sharded(path, source, name) if sharded else _store(source, [inside(path, name)], config)
-        if (path / ADAPTER).exists():
-            store.notes = (*store.notes, "an adapter lies in the same folder, and was not applied")
-        return store
-    if (path / ADAPTER).exists():
+        if _there(path, name):
+            store = _model(path, source, name)
+            index = f"{name}.index.json"
+            if _there(path, index):  # with other tensors, for all we know
+                store.notes = (*store.notes, f"{index} lies in the same folder, and was not read")
+            if _there(path, ADAPTER):
+                store.notes = (*store.notes, "an adapter lies in the same folder, and was not applied")
+            return store
+    if _there(path, ADAPTER):
         return _adapter(path, source)
-    return _store(source, [inside(path, _only(path))], config)
+    return _store(source, [inside(path, _only(path))], path)
 
 
 def is_adapter(path: Path) -> bool:
     """Whether a path is that of a PEFT adapter, and not of a whole model beside one."""
     if not path.is_dir():
-        return path.name in _ADAPTERS and (path.parent / ADAPTER).exists()
-    return (path / ADAPTER).exists() and not any((path / name).exists() for name in _WHOLE)
+        return path.name in _ADAPTERS and _there(path.parent, ADAPTER)
+    return _there(path, ADAPTER) and not any(_there(path, name) for name in _WHOLE)
+
+
+def adapter_config(path: Path) -> Mapping[str, Any]:
+    """The config of the adapter that a path is; empty where it is none. Raises `CheckpointError`."""
+    if not is_adapter(path):
+        return {}
+    file = inside(path if path.is_dir() else path.parent, ADAPTER)
+    return read_json(file).strict(file)
+
+
+def _there(folder: Path, name: str) -> bool:
+    # A link to nothing is there, and an error when it is read: without it another file would be taken.
+    return os.path.lexists(folder / name)
+
+
+def _model(folder: Path, source: str, name: str) -> Store:
+    if not name.endswith(".index.json"):
+        return _store(source, [inside(folder, name)], folder)
+    index, suffixes = inside(folder, name), (".safetensors",) if "safetensors" in name else _TORCH
+    weights = weight_map(read_json(index), str(index), suffixes=suffixes)
+    files = [inside(folder, file) for file in sorted(set(weights.values()))]
+    store = _store(source, files, folder, weights=weights)
+    for tensor in sorted(weights.keys() - store.headers.keys() - store.aliases.keys() - store.skipped.keys()):
+        raise CheckpointError(index, "no shard holds this tensor", key=tensor)
+    return store
 
 
 def _adapter(folder: Path, source: str) -> Store:
-    name = next((name for name in _ADAPTERS if (folder / name).exists()), None)
+    name = next((name for name in _ADAPTERS if _there(folder, name)), None)
     if name is None:
         raise CheckpointError(folder, f"an adapter without {' or '.join(_ADAPTERS)}")
-    store = _store(source, [inside(folder, name)], {})
-    if (folder / _BESIDE).exists():
-        return together(store, _store(source, [inside(folder, _BESIDE)], {}))
+    store = _store(source, [inside(folder, name)], None)
+    if _there(folder, _BESIDE):
+        return together(store, _store(source, [inside(folder, _BESIDE)], None))
     return store
 
 
 def _only(folder: Path) -> str:
-    found = sorted(
-        file.name
-        for pattern in _OTHERS
-        for file in folder.glob(pattern)
-        if not any(file.match(other) for other in _NOT_WEIGHTS)
-    )
-    if len(found) == 1:
-        return found[0]
-    there = sorted(file.name for file in folder.iterdir())[:6]
+    try:
+        there = sorted(file.name for file in folder.iterdir())
+    except OSError as error:
+        raise CheckpointError(folder, f"can't be read ({error.strerror})") from None
+    found = [name for name in _matching(there, _OTHERS) if not _matching([name], _NOT_WEIGHTS)]
+    foreign = _matching(there, _FOREIGN)
+    if len(found) == 1 or (foreign and not found):
+        return (found or foreign)[0]
     if found:
         reason = f"{len(found)} files of weights and no index, so which one is meant is not known"
-        raise CheckpointError(folder, reason, fix=f"Name one of {', '.join(found[:6])}")
+        raise CheckpointError(folder, reason, fix=f"Name one of {_listed(found)}")
     reason = f"no checkpoint here: neither {_WHOLE[0]} nor {_WHOLE[1]}, nor torch's or an adapter's files"
-    raise CheckpointError(folder, reason, fix=f"In it: {', '.join(there) or 'nothing'}")
+    raise CheckpointError(folder, reason, fix=f"In it: {_listed(there) or 'nothing'}")
 
 
-def _store(source: str, paths: list[Path], config: Mapping[str, Any]) -> Store:
+def _matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(plain(name, _LONGEST) for name in names[:6])
+
+
+def _store(
+    source: str, paths: list[Path], folder: Path | None, *, weights: Mapping[str, str] | None = None
+) -> Store:
+    """The store of some files, with the config of the folder that they are the model of."""
+    config = _config(folder) if folder else Document({})
     above = (folder.name for folder in paths[0].parents if folder.parent.name == "snapshots")
     revision = next(above, "")  # the hub cache files a repository under its commit
-    if paths[0].suffix in (".bin", ".pth", ".pt", ".ckpt"):
+    if paths[0].suffix in _TORCH:
         from affectlens.checkpoints.pickles import open_pickle
 
-        return open_pickle(paths, source, config=config, revision=revision)
-    return SafetensorsStore(source, [LocalFile(path) for path in paths], config=config, revision=revision)
-
-
-def _sharded(folder: Path, source: str, index: str) -> Store:
-    weights = read_json(folder / index).get("weight_map")
-    if not isinstance(weights, dict) or not all(isinstance(f, str) for f in weights.values()):
-        raise CheckpointError(folder / index, "the index has no weight_map from tensors to files")
-    files = [inside(folder, file) for file in sorted(set(weights.values()))]
-    store = _store(source, files, read_json(folder / "config.json"))
-    for tensor in sorted(weights.keys() - store.headers.keys() - store.aliases.keys()):
-        raise CheckpointError(folder / index, "no shard holds this tensor", key=tensor)
+        store: Store = open_pickle(paths, source, config=config.content, revision=revision, weights=weights)
+    else:
+        files = [LocalFile(path) for path in paths]
+        store = SafetensorsStore(source, files, config=config.content, revision=revision, weights=weights)
+    store.notes = (*store.notes, *config.notes("config.json"))
     return store
+
+
+def _config(folder: Path) -> Document:
+    return read_json(inside(folder, "config.json")) if _there(folder, "config.json") else Document({})
 
 
 def inside(folder: Path, file: str) -> Path:
     """The path of a file that an index names; raises `CheckpointError` if that lies elsewhere."""
     # An index comes from strangers: `../other.safetensors` or a link must not read a file elsewhere.
     path = folder / file
-    if Path(file).name != file:
-        raise CheckpointError(folder, f"names a file outside the folder: {file!r}")
-    roots = [folder.resolve(), _blobs(folder)]
-    if not any(path.resolve().is_relative_to(root) for root in roots):
+    if not plain_name(file):
+        raise CheckpointError(folder, f"names a file outside the folder: {quoted(file)}")
+    try:
+        real = Path(os.path.realpath(path))
+    except (OSError, ValueError):
+        raise CheckpointError(folder, f"names a file that can't be: {quoted(file)}") from None
+    if not any(real.is_relative_to(root) for root in (Path(os.path.realpath(folder)), _blobs(folder))):
         raise CheckpointError(path, "links to a file outside the folder")
-    if not path.exists():
+    if not _there(folder, file):
         raise CheckpointError(path, "the index names this shard, but it is missing")
-    return ordinary(path)
+    return path
 
 
 def _blobs(folder: Path) -> Path:
     # The hub cache keeps files in <repo>/blobs and links to them from <repo>/snapshots/<revision>/….
-    real = folder.resolve()
+    real = Path(os.path.realpath(folder))
     cached = next((above for above in real.parents if above.name == "snapshots"), None)
-    return cached.parent / "blobs" if cached else real
+    return cached.parent / "blobs" if cached and "--" in cached.parent.name else real

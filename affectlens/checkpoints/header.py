@@ -1,36 +1,56 @@
 """Read a safetensors header strictly: two readers of one file must never see different tensors."""
 
 import hashlib
-import json
 import math
 import struct
 from typing import Any, NamedTuple
 
 from affectlens.checkpoints.bytes import Bytes, Span
 from affectlens.checkpoints.checkpoint import Header
-from affectlens.checkpoints.impostors import refuse_impostors
-from affectlens.errors import CheckpointError
+from affectlens.checkpoints.impostors import AGAIN, FIRST, refuse_impostors
+from affectlens.checkpoints.parsing import Doubled, parse
+from affectlens.errors import CheckpointError, quoted
 
 _LIMIT = 100_000_000  # bytes, the format's own
+MOST = 200_000  # tensors; no model has so many, and a diff of them takes a minute
+_DIMENSIONS = 64  # what torch can have
+_ELEMENTS = 2**63  # the same
 _DTYPES = {
-    "F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2),
-    "F8_E4M3": ("float8_e4m3fn", 1), "F8_E5M2": ("float8_e5m2", 1), "F8_E8M0": ("float8_e8m0fnu", 1),
-    "I64": ("int64", 8), "I32": ("int32", 4), "I16": ("int16", 2), "I8": ("int8", 1),
-    "U64": ("uint64", 8), "U32": ("uint32", 4), "U16": ("uint16", 2), "U8": ("uint8", 1),
-    "BOOL": ("bool", 1), "C64": ("complex64", 8),
+    "F64": ("float64", 64), "F32": ("float32", 32), "F16": ("float16", 16), "BF16": ("bfloat16", 16),
+    "F8_E4M3": ("float8_e4m3fn", 8), "F8_E5M2": ("float8_e5m2", 8), "F8_E8M0": ("float8_e8m0fnu", 8),
+    "F8_E4M3FNUZ": ("float8_e4m3fnuz", 8), "F8_E5M2FNUZ": ("float8_e5m2fnuz", 8),
+    "I64": ("int64", 64), "I32": ("int32", 32), "I16": ("int16", 16), "I8": ("int8", 8),
+    "U64": ("uint64", 64), "U32": ("uint32", 32), "U16": ("uint16", 16), "U8": ("uint8", 8),
+    "BOOL": ("bool", 8), "C64": ("complex64", 64),
 }  # fmt: skip
-
 _IMPOSTORS = (
+    (rb"PK\x03\x04.{26}[^/]{1,80}\.npy", "this is a NumPy .npz archive", "Use the PyTorch checkpoint"),
     (rb"PK\x03\x04", "this is a zip archive, probably a torch .pth", "Rename it to .pth"),
-    (rb"\x80\x02", "this is a pickle", "Convert it to safetensors"),
+    (rb"\x80[\x02-\x05]", "this is a pickle", "Convert it to safetensors"),
+    (rb"[\t\n\r -~]{8}", "this is text, probably an error message", AGAIN),
 )
+_PACKED = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}  # bits; torch has no dtype of less than a byte
+
+
+class Entry(NamedTuple):
+    """What a header says of a tensor."""
+
+    header: Header
+    start: int
+    stop: int
+
+    @property
+    def packed(self) -> bool:
+        """Whether it has a dtype that can't be read."""
+        return self.header.dtype in _PACKED
 
 
 class FileHeader(NamedTuple):
-    """The tensors of one file and where they lie in it, and the hash of its header."""
+    """The tensors of one file and where they lie in it, those that can't be read, and its header's hash."""
 
     tensors: dict[str, Header]
     spans: dict[str, Span]
+    skipped: dict[str, tuple[str, int]]
     digest: str
 
 
@@ -41,70 +61,94 @@ def read_header(file: Bytes) -> FileHeader:
     names a tensor twice, or whose tensors overlap, leave holes or do not fit their shapes.
     """
     path, size = file.name, file.size
-    first = Span(file, 0, min(32, size)).read()
-    refuse_impostors(path, bytes(first), others=_IMPOSTORS)
+    raw = _raw(file)
+    entries = _entries(path, raw)
+    if len(entries) > MOST:
+        raise CheckpointError(path, f"the header names more than {MOST:,} tensors")
+    found = {name: _entry(path, name, entry) for name, entry in entries.items()}
+    _check_cover(path, found, size - 8 - len(raw))
+    data = Span(file, 8 + len(raw), size)
+    return FileHeader(
+        {name: entry.header for name, entry in found.items() if not entry.packed},
+        {name: data.part(entry.start, entry.stop) for name, entry in found.items() if not entry.packed},
+        {name: _unread(entry.header) for name, entry in found.items() if entry.packed},
+        hashlib.sha256(raw).hexdigest(),
+    )
+
+
+def _raw(file: Bytes) -> bytes:
+    """The bytes of the header, if there is one."""
+    path, size = file.name, file.size
+    first = bytes(Span(file, 0, min(FIRST, size)).read())
+    length = struct.unpack("<Q", first[:8])[0] if len(first) >= 8 else 0
+    # A length may happen to be the mark of another format: that of pickles is 640.
+    if length > size - 8 or first[8:9] != b"{":
+        refuse_impostors(path, first, others=_IMPOSTORS)
     if len(first) < 8:
-        raise CheckpointError(path, f"only {size} bytes long, too short for a header")
-    (length,) = struct.unpack("<Q", first[:8])
-    if length > min(_LIMIT, size - 8):
+        reason = f"only {size} bytes long, too short for a header" if size else "this file is empty"
+        raise CheckpointError(path, reason, fix=AGAIN)
+    if length > size - 8:
         reason = f"the header claims {length:,} bytes, the file has {size:,}"
         raise CheckpointError(path, reason, fix="Is the file complete, and is it safetensors?")
+    if length > _LIMIT:
+        raise CheckpointError(path, f"the header has {length:,} bytes, the format allows {_LIMIT:,}")
     raw = bytes(Span(file, 8, 8 + length).read())
-    entries = _entries(path, raw)
-    entries.pop("__metadata__", None)
-    found = [_entry(path, name, entry) for name, entry in entries.items()]
-    _check_cover(path, found, size - 8 - length)
-    tensors = {name: header for name, header, _, _ in found}
-    data = Span(file, 8 + length, size)
-    spans = {name: data.part(start, stop) for name, _, start, stop in found}
-    return FileHeader(tensors, spans, hashlib.sha256(raw).hexdigest())
+    if not raw.startswith(b"{"):
+        raise CheckpointError(path, "the header is not a JSON object")
+    return raw
 
 
 def _entries(path: str, raw: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        entries = dict(pairs)
-        if len(entries) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise CheckpointError(path, "named twice in the header", key=twice)
-        return entries
-
-    try:
-        entries = json.loads(raw, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(path, "the header is not valid JSON") from None
-    if not isinstance(entries, dict):
-        raise CheckpointError(path, "the header is not a JSON object")
+    entries = parse(raw, path, what="the header ").content
+    if isinstance(entries, Doubled):
+        raise CheckpointError(path, "named twice in the header", key=entries.twice)
+    about = entries.pop("__metadata__", None) or {}
+    if isinstance(about, Doubled):
+        raise CheckpointError(path, f"the header's __metadata__ has the key {quoted(about.twice)} twice")
+    if not isinstance(about, dict) or not all(isinstance(value, str) for value in about.values()):
+        raise CheckpointError(path, "the header's __metadata__ is not of strings")
     return entries
 
 
-def _entry(path: str, name: str, entry: Any) -> tuple[str, Header, int, int]:
+def _entry(path: str, name: str, entry: Any) -> Entry:
     try:
+        name.encode()  # half a surrogate pair is no text, and can't be printed
         kind, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    except UnicodeEncodeError:
+        raise CheckpointError(path, "its name is not valid Unicode", key=name) from None
     except (KeyError, TypeError, ValueError):
         reason = "its header entry lacks dtype, shape or data_offsets"
         raise CheckpointError(path, reason, key=name) from None
-    if kind not in _DTYPES:
-        raise CheckpointError(path, f"unknown dtype {kind!r}", key=name)
+    if isinstance(entry, Doubled):
+        raise CheckpointError(path, f"its header entry has the key {quoted(entry.twice)} twice", key=name)
+    if not isinstance(kind, str) or kind not in (*_DTYPES, *_PACKED):
+        raise CheckpointError(path, f"unknown dtype {quoted(kind)}", key=name)
     integers = [*shape, start, stop] if isinstance(shape, list) else [None]
     if not all(type(value) is int and 0 <= value < 2**63 for value in integers):
         raise CheckpointError(path, "shape and offsets must be whole numbers ≥ 0", key=name)
-    dtype, width = _DTYPES[kind]
-    if stop - start != math.prod(shape) * width:
+    # Counted before they are multiplied: a million dimensions would take minutes. Zeros are left out, since
+    # others multiply in the order of the dimensions, and overflow before they come to one.
+    if len(shape) > _DIMENSIONS or math.prod(filter(None, shape)) >= _ELEMENTS:
+        raise CheckpointError(path, "more dimensions or elements than a tensor can have", key=name)
+    dtype, bits = _DTYPES.get(kind) or (kind, _PACKED[kind])
+    if 8 * (stop - start) != math.prod(shape) * bits:
         reason = f"{stop - start} bytes for shape {tuple(shape)} of {dtype}"
         raise CheckpointError(path, reason, key=name)
-    return name, Header(tuple(shape), dtype), start, stop
+    return Entry(Header(tuple(shape), dtype), start, stop)
 
 
-def _check_cover(path: str, spans: list[tuple[str, Header, int, int]], size: int) -> None:
+def _unread(header: Header) -> tuple[str, int]:
+    reason = f"its dtype {header.dtype} has less than a byte for an element, and is not read"
+    return reason, math.prod(header.shape)
+
+
+def _check_cover(path: str, entries: dict[str, Entry], size: int) -> None:
     end = 0
-    for name, _, start, stop in sorted(spans, key=lambda span: span[2:]):
-        if start != end:
-            kind = "overlaps another tensor" if start < end else "leaves a hole before it"
+    for name, entry in sorted(entries.items(), key=lambda item: item[1][1:3]):
+        if entry.start != end:
+            kind = "overlaps another tensor" if entry.start < end else "leaves a hole before it"
             raise CheckpointError(path, kind, key=name)
-        end = stop
+        end = entry.stop
     if end != size:
         reason = f"the tensors need {end:,} bytes of data, the file holds {size:,}"
-        raise CheckpointError(path, reason, fix="Download it again")
+        raise CheckpointError(path, reason, fix=AGAIN)

@@ -6,19 +6,26 @@ The revision is turned into a commit once, and all that follows is asked of that
 can't mix two versions. What the hub's own cache holds whole is for `cached` to find.
 """
 
-import json
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
+from affectlens.checkpoints.asking import ask
 from affectlens.checkpoints.bytes import Span
-from affectlens.checkpoints.remote import BUSY, Patience, RemoteFile, failures, offline, refusal, said
-from affectlens.checkpoints.safetensors import INDEX, JSON_LIMIT, SafetensorsStore, read_json
-from affectlens.errors import CheckpointError
+from affectlens.checkpoints.indexes import weight_map
+from affectlens.checkpoints.parsing import JSON_LIMIT, Document, parse, read_json
+from affectlens.checkpoints.remote import RemoteFile
+from affectlens.checkpoints.safetensors import INDEX, SafetensorsStore
+from affectlens.errors import CheckpointError, quoted
 
 _SINGLE = "model.safetensors"
 _ADAPTER = "adapter_config.json"
+_HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+_SHARDS = 5000  # no checkpoint has as many, and each costs a request
+_TORCH = re.compile(r"pytorch_model[^/]*\.bin(\.index\.json)?")
 _AT_ONCE = 8  # shards whose headers are fetched together
 
 
@@ -45,17 +52,12 @@ class HubListing(NamedTuple):
 
 def hub_files(hub_id: str) -> HubListing:
     """List a repository's files at `owner/name` or `owner/name@revision`. Raises `CheckpointError`."""
-    repository, _, revision = hub_id.partition("@")
-    info = _asked(hub_id, repository, revision or None)
-    files = {}
-    for file in info.siblings or ():
-        lfs = file.lfs
-        size = file.size if lfs is None else lfs.size
-        if size is not None:
-            files[file.rfilename] = HubFile(size, None if lfs is None else lfs.sha256, file.blob_id or "")
-    if not info.sha:
+    found = _asked(hub_id)
+    commit, entries = found.get("sha"), found.get("siblings")
+    if not isinstance(commit, str) or not _HASH.fullmatch(commit):
         raise CheckpointError(hub_id, "the hub does not tell the commit")
-    return HubListing(repository, info.sha, files)
+    files = map(_file, entries if isinstance(entries, list) else ())
+    return HubListing(hub_id.partition("@")[0], commit, dict(filter(None, files)))
 
 
 def open_hub(hub_id: str, *, listing: HubListing | None = None) -> SafetensorsStore:
@@ -65,18 +67,32 @@ def open_hub(hub_id: str, *, listing: HubListing | None = None) -> SafetensorsSt
     opens it again reads the same. Raises `CheckpointError`.
     """
     listing = listing or hub_files(hub_id)
-    config = _json(listing, "config.json") if "config.json" in listing.files else {}
+    config = _json(listing, "config.json") if "config.json" in listing.files else Document({})
     weights = _weight_map(listing)
     names = sorted(set(weights.values())) or [_single(hub_id, listing)]
+    if len(names) > _SHARDS:
+        raise CheckpointError(f"{listing.source}/{INDEX}", f"names {len(names):,} shards")
     files = [remote_file(listing, name) for name in names]
     _read_ahead(files)
-    store = SafetensorsStore(listing.source, files, config=config, revision=listing.commit)
+    store = SafetensorsStore(
+        listing.source, files, config=config.content, revision=listing.commit, weights=weights
+    )
+    store.notes = (*store.notes, *config.notes("config.json"))
     store.name = hub_id  # the commit stands beside it, as the revision
     for file in files:
         file.forget()
-    for tensor in sorted(weights.keys() - store.headers.keys()):
+    for tensor in sorted(weights.keys() - store.headers.keys() - store.skipped.keys()):
         raise CheckpointError(f"{listing.source}/{INDEX}", "no shard holds this tensor", key=tensor)
     return store
+
+
+def weight_files(listing: HubListing) -> list[str]:
+    """The files of a repository's weights, as transformers takes them. Raises `CheckpointError`."""
+    shards = sorted(set(_weight_map(listing).values()))
+    torch = [name for name in listing.files if _TORCH.fullmatch(name)]
+    if shards or not torch or any(name.endswith(".safetensors") for name in listing.files):
+        return [INDEX, *shards] if shards else [_single(listing.source, listing)]
+    return torch
 
 
 def remote_file(listing: HubListing, filename: str) -> RemoteFile:
@@ -110,33 +126,43 @@ def cached(hub_id: str) -> Path | None:
 def _whole(snapshot: Path) -> bool:
     # The cache links a file only when it has come as a whole, so to be there is enough.
     there = {path.name for path in snapshot.iterdir() if path.is_file()}
-    if _SINGLE in there or INDEX not in there:
-        return _SINGLE in there or {_ADAPTER, "adapter_model.safetensors"} <= there
-    weights = read_json(snapshot / INDEX).get("weight_map")
-    return isinstance(weights, dict) and all(str(name) in there for name in weights.values())
+    if {_ADAPTER, "adapter_model.safetensors"} <= there:
+        return True
+    for single in (_SINGLE, "pytorch_model.bin"):
+        if single in there:
+            return True
+        if (index := f"{single}.index.json") in there:
+            weights = read_json(snapshot / index).content.get("weight_map")
+            return isinstance(weights, dict) and all(str(name) in there for name in weights.values())
+    return False
 
 
-def _asked(hub_id: str, repository: str, revision: str | None) -> Any:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+def _asked(hub_id: str) -> dict[str, Any]:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import build_hf_headers, validate_repo_id
 
-    api, patience = HfApi(library_name="affectlens"), Patience(hub_id)
-    while True:
-        timeout = patience.timeout
-        try:
-            return api.model_info(repository, revision=revision, files_metadata=True, timeout=timeout)
-        except OfflineModeIsEnabled:
-            raise offline(hub_id) from None
-        except HfHubHTTPError as error:
-            if error.response.status_code not in BUSY:
-                raise refusal(hub_id, error.response) from None
-            patience.retry(f"HTTP {error.response.status_code}")
-        except failures() as error:
-            patience.retry(said(error))
-        except HFValidationError:
-            raise CheckpointError(hub_id, "is no hub id", fix="Write owner/name@revision") from None
-        except (KeyError, TypeError, ValueError):
-            raise CheckpointError(hub_id, f"{api.endpoint} answers, but not as a hub does") from None
+    repository, _, revision = hub_id.partition("@")
+    try:
+        validate_repo_id(repository)
+    except HFValidationError:
+        raise CheckpointError(hub_id, "is no hub id", fix="Write owner/name@revision") from None
+    url = f"{constants.ENDPOINT}/api/models/{repository}"
+    url += f"/revision/{quote(revision, safe='')}" if revision else ""
+    return ask(hub_id, f"{url}?blobs=true", headers=build_hf_headers(library_name="affectlens"))
+
+
+def _file(entry: Any) -> tuple[str, HubFile] | None:
+    """One entry of a listing; None for what has no name or size, or lies outside the repository."""
+    entry = entry if isinstance(entry, dict) else {}
+    lfs = entry["lfs"] if isinstance(entry.get("lfs"), dict) else {}
+    name, size, sha256 = entry.get("rfilename"), lfs.get("size", entry.get("size")), lfs.get("sha256")
+    parts = PurePosixPath(name).parts if isinstance(name, str) else ()
+    if not parts or {"..", "/"} & {*parts} or not name.isprintable() or type(size) is not int or size < 0:
+        return None
+    blob = entry.get("blobId")
+    known = sha256 if isinstance(sha256, str) and _HASH.fullmatch(sha256) else None
+    return name, HubFile(size, known, blob if isinstance(blob, str) and _HASH.fullmatch(blob) else "")
 
 
 def _weight_map(listing: HubListing) -> dict[str, str]:
@@ -145,15 +171,10 @@ def _weight_map(listing: HubListing) -> dict[str, str]:
     if _SINGLE in listing.files or INDEX not in listing.files:
         return {}
     index = f"{listing.source}/{INDEX}"
-    weights = _json(listing, INDEX).get("weight_map")
-    if not isinstance(weights, dict) or not all(isinstance(file, str) for file in weights.values()):
-        raise CheckpointError(index, "the index has no weight_map from tensors to files")
-    # An index comes from strangers: it may name any path, or none.
+    weights = weight_map(_json(listing, INDEX), index, suffixes=(".safetensors",))
     for name in sorted(set(weights.values())):
-        if Path(name).name != name:
-            raise CheckpointError(index, f"names a file outside the folder: {name!r}")
         if name not in listing.files:
-            raise CheckpointError(index, f"names a shard that is missing: {name!r}")
+            raise CheckpointError(index, f"names a shard that is missing: {quoted(name)}")
     return weights
 
 
@@ -171,17 +192,11 @@ def _single(hub_id: str, listing: HubListing) -> str:
     raise CheckpointError(hub_id, reason, fix=fix)
 
 
-def _json(listing: HubListing, filename: str) -> dict[str, Any]:
+def _json(listing: HubListing, filename: str) -> Document:
     file = remote_file(listing, filename)
     if file.size > JSON_LIMIT:
         raise CheckpointError(file.name, f"larger than {JSON_LIMIT:,} bytes")
-    try:
-        found = json.loads(Span(file, 0, file.size).read())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        raise CheckpointError(file.name, "is not valid JSON") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(file.name, "is not a JSON object")
-    return found
+    return parse(bytes(Span(file, 0, file.size).read()), file.name)
 
 
 def _read_ahead(files: list[RemoteFile]) -> None:

@@ -10,6 +10,7 @@ from affectlens.checkpoints.checkpoint import Checkpoint
 from affectlens.checkpoints.describing import describe
 from affectlens.checkpoints.factors import FACTOR
 from affectlens.checkpoints.opening import Source, open_checkpoint, stored
+from affectlens.checkpoints.quantized import unpacked
 from affectlens.sites import Site, drawn, nodes, record
 
 
@@ -45,4 +46,5 @@ def look(source: Source) -> Look:
         store, config = stored(source)
         if config or any(FACTOR.search(name) for name in store.headers):
             return Look(Adapter(store, config))
+        return Look(Checkpoint(unpacked(store)))
     return Look(open_checkpoint(source))

@@ -55,8 +55,9 @@ class LowRank:
         if self.pair.embedding:
             a, b = b.mT, a.mT
         b, a = b.reshape(len(b), -1), a.reshape(len(a), -1)
-        if not torch.isfinite(a.sum() + b.sum()):
-            raise CheckpointError(self.store.name, "NaN or infinity in a LoRA factor", key=self.pair.a)
+        for name, factor in ((self.pair.a, a), (self.pair.b, b)):
+            if not torch.isfinite(factor).all():
+                raise CheckpointError(self.store.name, "NaN or infinity in a LoRA factor", key=name)
         cut = self.where.cut
         if cut is not None:
             across = (cut.dim == 0) == self.where.transposed  # the stored matrix may be turned

@@ -1,5 +1,6 @@
 """Open whatever a user names: a folder, a file, a hub id, a live module, or a checkpoint already open."""
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -9,11 +10,10 @@ from typing import TYPE_CHECKING, Any, Union
 from affectlens.checkpoints.adapting import adapted
 from affectlens.checkpoints.checkpoint import Checkpoint, Store
 from affectlens.checkpoints.factors import FACTOR, Sorted, sort
-from affectlens.checkpoints.folders import ADAPTER, is_adapter, open_store
+from affectlens.checkpoints.folders import ADAPTER, adapter_config, open_store
 from affectlens.checkpoints.joined import JoinedStore
 from affectlens.checkpoints.quantized import unpacked
 from affectlens.checkpoints.recipes import preset_of, recipe
-from affectlens.checkpoints.safetensors import read_json
 from affectlens.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 Source = Union[str, Path, Checkpoint, "nn.Module"]
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_SMALL = [ADAPTER, "adapter_model.*", "non_lora_trainables.bin", "config.json"]
+# As the hub has it; what its client refuses would be an error of its own.
+_HUB_ID = re.compile(r"(?![^@]*(?:--|\.\.|\.git(?:@|$)))\b[\w.-]+\b/\b[\w.-]{1,96}\b(@[\w./-]+)?", re.ASCII)
+_CONFIGS = (ADAPTER, "config.json", "pytorch_model.bin.index.json")
+_SMALL = re.compile(r"adapter_config\.json|adapter_model\.[^/]+|non_lora_trainables\.bin|config\.json")
 
 
 def open_checkpoint(
@@ -58,19 +60,8 @@ def open_checkpoint(
     return adapted(factors, own, recipe=rule)
 
 
-def download(hub_id: str, patterns: list[str] | None = None) -> Path:
-    """Fetch a hub repository's files (`owner/name@revision`) into the hub's own cache."""
-    from huggingface_hub import snapshot_download
-
-    name, _, revision = hub_id.partition("@")
-    try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
-    except Exception as error:  # the hub's client raises errors of several libraries
-        reason = "no such file or folder here, and the hub did not give it"
-        raise CheckpointError(hub_id, f"{reason} ({type(error).__name__})") from error
-
-
-def _hub_id(source: str | Path) -> str:
+def named_on_hub(source: str | Path) -> str:
+    """The hub id that a source is; raises `CheckpointError` for what can be neither that nor is here."""
     if not _HUB_ID.fullmatch(str(source)):
         raise CheckpointError(source, "there is no such file or folder")
     return str(source)
@@ -78,11 +69,12 @@ def _hub_id(source: str | Path) -> str:
 
 def stored(source: str | Path) -> tuple[Store, Mapping[str, Any]]:
     """The store of a path or hub id, and the config of the adapter that it is, if it is one."""
-    if str(source) and Path(source).exists():
-        return _here(Path(source), str(Path(source).resolve()))
+    if str(source) and os.path.lexists(source):
+        return _here(Path(source), os.path.realpath(source))
+    from affectlens.checkpoints.downloading import download
     from affectlens.checkpoints.hub import cached, hub_files, open_hub
 
-    hub_id = _hub_id(source)
+    hub_id = named_on_hub(source)
     try:
         listing = hub_files(hub_id)
     except CheckpointError:
@@ -95,10 +87,13 @@ def stored(source: str | Path) -> tuple[Store, Mapping[str, Any]]:
         return _here(here, hub_id)
     weights = [name for name in listing.files if name.endswith(".safetensors") and "/" not in name]
     if ADAPTER in listing.files and not any(name.startswith("model") for name in weights):
-        return _here(download(listing.source, _SMALL), hub_id)
-    if not weights:
-        return _here(download(listing.source, [*_torch_files(hub_id, listing.files), "*.json"]), hub_id)
-    return open_hub(hub_id, listing=listing), {}
+        wanted = [name for name in listing.files if _SMALL.fullmatch(name)]
+    elif not weights:
+        configs = [name for name in listing.files if name in _CONFIGS]
+        wanted = [*_torch_files(hub_id, listing.files), *configs]
+    else:
+        return open_hub(hub_id, listing=listing), {}
+    return _here(download(listing, wanted, revision=hub_id.partition("@")[2]), hub_id)
 
 
 def _torch_files(hub_id: str, files: Iterable[str]) -> list[str]:
@@ -115,8 +110,7 @@ def _torch_files(hub_id: str, files: Iterable[str]) -> list[str]:
 
 
 def _here(path: Path, source: str) -> tuple[Store, Mapping[str, Any]]:
-    folder = path if path.is_dir() else path.parent
-    return open_store(path, source), read_json(folder / ADAPTER) if is_adapter(path) else {}
+    return open_store(path, source), adapter_config(path)
 
 
 def _holds_base(found: Sorted) -> bool:

@@ -5,8 +5,9 @@ from typing import Any
 
 from affectlens.checkpoints.checkpoint import Checkpoint
 from affectlens.checkpoints.configs import differing
-from affectlens.errors import NothingToCompare
-from affectlens.sites import Site, Sites
+from affectlens.errors import NothingToCompare, quoted
+from affectlens.html import plain
+from affectlens.sites import Site, Sites, model_type
 
 _REASONS = 4  # that a note has room for
 VOCABULARY = ("embed_tokens", "lm_head")
@@ -14,7 +15,10 @@ VOCABULARY = ("embed_tokens", "lm_head")
 
 @dataclass(frozen=True)
 class Pairing:
-    """Sort the sites of two checkpoints: to compare, of another shape, and on one side only."""
+    """Sort the sites of two checkpoints: to compare, of another shape, and on one side only.
+
+    A parameter whose shape makes it another role's is of another shape too: each side has its own site then.
+    """
 
     base: Checkpoint
     tuned: Checkpoint
@@ -58,7 +62,7 @@ class Pairing:
         rows = [
             {
                 "state": state,
-                "sites": len(sites),
+                "sites": self._number(sites),
                 "base_parameters": _count(self.base, sites),
                 "tuned_parameters": _count(self.tuned, sites),
                 "note": note,
@@ -97,7 +101,16 @@ class Pairing:
             (self.only_base, "are stored in base alone"),
         ):
             if sites:
-                found.append(f"{len(sites)} parameters {words} (first: {sites[0].parameter}).")
+                found.append(f"{self._number(sites)} parameters {words} (first: {sites[0].parameter}).")
+        found += [
+            f"{tower} has {one} layers in base and {two} in tuned."
+            for tower, (one, two) in self._layers().items()
+            if one != two
+        ]
+        if recast := self._recast():
+            kinds = " → ".join(side.dtype(recast[0]) for side in (self.base, self.tuned))
+            first = f"first: {recast[0].parameter}, {kinds}"
+            found.append(f"{len(recast)} compared parameters have another dtype on the two sides ({first}).")
         if self._ties():
             found.append("The output embedding is tied to the input embedding on one side only.")
         for name, side in (("base", self.base), ("tuned", self.tuned)):
@@ -107,6 +120,24 @@ class Pairing:
         if settings:
             found.append(f"The configs differ in {', '.join(settings)}.")
         return tuple(found)
+
+    def _number(self, sites: Sites) -> int:
+        """How many these are; one that is another on each side counts once."""
+        return max(sum(site in side.storage for site in sites) for side in (self.base, self.tuned))
+
+    def _layers(self) -> dict[str, tuple[int, int]]:
+        """How many layers each side has, where both have any, by tower and stack."""
+        counts = [_layers(side) for side in (self.base, self.tuned)]
+        return {name: (counts[0][name], counts[1][name]) for name in counts[0].keys() & counts[1].keys()}
+
+    def _recast(self) -> list[Site]:
+        """The compared sites that are stored in different dtypes; what factors change is of none."""
+        changed = self.base.factors.keys() | self.tuned.factors.keys()
+        return [
+            site
+            for site in self.compared
+            if site not in changed and self.base.dtype(site) != self.tuned.dtype(site)
+        ]
 
     def _ties(self) -> bool:
         return self.base.tied != self.tuned.tied
@@ -123,18 +154,46 @@ def pair(base: Checkpoint, tuned: Checkpoint) -> Pairing:
     comparable = Sites(site for site in both if base.shape(site) == tuned.shape(site))
     # Norms of equal width pair by chance between unrelated models; only matrices show kinship.
     if not any(len(base.shape(site)) >= 2 for site in comparable):
-        kinds = [str(side.config.get("model_type", "unknown type")) for side in (base, tuned)]
-        first = next((site.parameter for site in tuned.sites), "none")
-        raise NothingToCompare(
-            f"none of the {len(tuned.sites)} parameters of {tuned.store.name} ({kinds[1]}) has a partner of "
-            f"its shape in {base.store.name} ({kinds[0]}); first: {first!r}. Is this the right base?"
-        )
-    return Pairing(
-        base, tuned, comparable, both - comparable, base.sites - tuned.sites, tuned.sites - base.sites
+        raise _nothing(base, tuned)
+    lone = base.sites - tuned.sites, tuned.sites - base.sites
+    names = [{_name(side, site) for site in sites} for side, sites in zip((base, tuned), lone, strict=True)]
+    apart = [
+        Sites(site for site in sites if _name(side, site) in names[0] & names[1])
+        for side, sites in zip((base, tuned), lone, strict=True)
+    ]
+    reshaped = (both - comparable) | apart[0] | apart[1]
+    return Pairing(base, tuned, comparable, reshaped, lone[0] - apart[0], lone[1] - apart[1])
+
+
+def _nothing(base: Checkpoint, tuned: Checkpoint) -> NothingToCompare:
+    named = [
+        f"{plain(side.store.name)} ({model_type(side.config) or 'unknown type'})" for side in (base, tuned)
+    ]
+    first = next((site.parameter for site in tuned.sites), "none")
+    reasons = dict.fromkeys(why for side in (base, tuned) for why, _ in side.skipped.values())
+    skipped = f" Tensors were skipped: {'; '.join(list(reasons)[:_REASONS])}." if reasons else ""
+    return NothingToCompare(
+        f"none of the {len(tuned.sites)} parameters of {named[1]} has a partner of its shape in {named[0]}; "
+        f"first: {quoted(first)}. Is this the right base?{skipped}"
     )
 
 
+def _name(side: Checkpoint, site: Site) -> str:
+    """The canonical name of the tensor that a site is in."""
+    return side.laid[side.storage[site].tensor].name
+
+
+def _layers(side: Checkpoint) -> dict[str, int]:
+    found: dict[str, set[int]] = {}
+    for site in side.sites:
+        if site.layer is not None:
+            found.setdefault(f"{site.tower} {site.stack or ''}".strip(), set()).add(site.layer)
+    return {name: len(layers) for name, layers in sorted(found.items())}
+
+
 def _rows_alone(base: Checkpoint, tuned: Checkpoint, site: Site) -> bool:
+    if site not in base.storage or site not in tuned.storage:
+        return False
     one, two = base.shape(site), tuned.shape(site)
     return len(one) == len(two) > 0 and one[1:] == two[1:]
 

@@ -4,14 +4,14 @@ PEFT writes it into `adapter_config.json`. Checkpoints that hold bare trainables
 code alone; for those known in the field there is a preset.
 """
 
-import json
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from affectlens.errors import CheckpointError, near
+from affectlens.checkpoints.matching import matched
+from affectlens.errors import CheckpointError, near, quoted
+from affectlens.html import plain
 
 # Alpha and rank as hard-coded by the training code of each.
 PRESETS: Mapping[str, tuple[float, int]] = {
@@ -26,7 +26,7 @@ PLAIN_PRESETS = ("blsp-emo", "emotion-qwen", "humanomni", "omni-thinker")
 _RESIDUAL = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # Variants of LoRA whose change is not scale · B·A.
 _VARIANTS = ("kasa_config", "use_bdlora", "monteclora_config", "velora_config", "use_qalora", "arrow_config")
-_LONGEST, _MOST_STARS = 200, 4
+_MOST = 1e9  # of any number in a config; beyond it lies a mistake, or malice
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,35 @@ class Recipe:
     rank: int | None = None  # that the factors must have, where it is known
     rooted: bool = False  # rank-stabilised: alpha/√r (arXiv 2312.03732)
     alphas: Mapping[str, float] = field(default_factory=dict)  # by pattern of module names
+    ranks: Mapping[str, float] = field(default_factory=dict)  # the same
     dora: bool = False  # weight-decomposed (arXiv 2402.09353)
     note: str = ""  # what the caller should hear
     base: str = ""  # that the adapter names; it is compared, and never opened
     bare: frozenset[str] = frozenset()  # modules whose parameters are adapted without a module of their own
 
-    def scale(self, module: str, rank: int) -> float | None:
-        """The scale of one module; None where alpha is known to nobody."""
-        matched = (a for pattern, a in self.alphas.items() if re.match(rf"(.*\.)?({pattern})$", module))
-        alpha = next(matched, self.alpha)
-        if alpha is None:
+    def of(self, modules: Iterable[str], source: str) -> dict[str, "Rule"]:
+        """What holds for each module; raises `CheckpointError` for patterns that can't be matched."""
+        names = list(modules)
+        alphas = matched(self.alphas, names, source=source, what="alpha_pattern")
+        ranks = matched(self.ranks, names, source=source, what="rank_pattern")
+        return {
+            name: Rule(alphas.get(name, self.alpha), ranks.get(name, self.rank), self.rooted)
+            for name in names
+        }
+
+
+class Rule(NamedTuple):
+    """What holds for one module."""
+
+    alpha: float | None
+    rank: float | None
+    rooted: bool
+
+    def scale(self, rank: int) -> float | None:
+        """The scale of factors of this rank; None where alpha is known to nobody."""
+        if self.alpha is None:
             return None
-        return alpha / (math.sqrt(rank) if self.rooted else rank)
+        return self.alpha / (math.sqrt(rank) if self.rooted else rank)
 
 
 def recipe(name: str, config: Mapping[str, Any], *, preset: str | None, alpha: float | None) -> Recipe:
@@ -61,15 +78,14 @@ def recipe(name: str, config: Mapping[str, Any], *, preset: str | None, alpha: f
         known = Recipe(alpha=_finite(name, "alpha", alpha), rank=known.rank)
     if not config:
         return known
-    kind = str(config.get("peft_type", "LORA")).rpartition(".")[2]
-    if kind != "LORA":
-        raise CheckpointError(
-            name, f"a {kind[:40]} adapter, not LoRA", fix="Merge it into its base with PEFT first"
-        )
+    kind = config.get("peft_type", "LORA")
+    if not isinstance(kind, str) or kind.rpartition(".")[2] != "LORA":
+        reason = f"a {quoted(kind)} adapter, not LoRA"
+        raise CheckpointError(name, reason, fix="Merge it into its base with PEFT first")
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_RESIDUAL):
         fix = "Save it with path_initial_model_for_weight_conversion, which turns it into plain LoRA"
-        raise CheckpointError(name, f"{start[:40]} moved part of the base into the factors", fix=fix)
+        raise CheckpointError(name, f"{quoted(start)} moved part of the base into the factors", fix=fix)
     if config.get("layer_replication"):
         raise CheckpointError(name, "layer_replication: its layers are not those of the base")
     for variant in _VARIANTS:
@@ -81,8 +97,10 @@ def recipe(name: str, config: Mapping[str, Any], *, preset: str | None, alpha: f
     ignored = stated is not None and alpha is not None and stated != alpha
     return Recipe(
         alpha=known.alpha if stated is None else stated,
+        rank=_rank(name, config.get("r"), known.rank),
         rooted=bool(config.get("use_rslora")),
-        alphas=_patterns(name, config.get("alpha_pattern")),
+        alphas=_patterns(name, "alpha_pattern", config),
+        ranks=_patterns(name, "rank_pattern", config),
         dora=bool(config.get("use_dora")),
         bare=_bare(config.get("target_parameters")),
         base=str(config.get("base_model_name_or_path") or ""),
@@ -109,28 +127,26 @@ def preset_of(name: str, preset: str | None) -> Recipe:
 def _finite(name: str, what: str, value: Any) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
-        raise CheckpointError(name, f"{what} is {json.dumps(value, default=str)[:40]}, not a number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _MOST:
+        raise CheckpointError(name, f"{what} is {_shown(value)}, not a number")
     return float(value)
 
 
-def _patterns(name: str, stated: Any) -> dict[str, float]:
-    """PEFT matches these as regular expressions; from a stranger one may take for ever."""
-    found = {}
+def _rank(name: str, stated: Any, known: int | None) -> int | None:
+    if stated is None:
+        return known
+    if type(stated) is not int or not 0 < stated < _MOST:
+        raise CheckpointError(name, f"its config says r {_shown(stated)}, which is no rank")
+    return stated
+
+
+def _shown(value: Any) -> str:
+    return quoted(value) if isinstance(value, str) else plain(value, 40)
+
+
+def _patterns(name: str, what: str, config: Mapping[str, Any]) -> dict[str, float]:
+    stated = config.get(what)
     if stated and not isinstance(stated, Mapping):
-        raise CheckpointError(name, f"alpha_pattern is a {type(stated).__name__}, not patterns and numbers")
-    for pattern, alpha in (stated or {}).items():
-        try:
-            re.compile(pattern)
-            repeated = re.search(r"\)\s*[*+{?]", pattern) is not None
-            unsafe = repeated or len(pattern) > _LONGEST or len(re.findall(r"[*+{]", pattern)) > _MOST_STARS
-        except (re.error, TypeError):
-            unsafe = True
-        if unsafe:
-            raise CheckpointError(
-                name, f"alpha_pattern {str(pattern)[:60]!r} is not a pattern that is safe to match"
-            )
-        value = _finite(name, f"alpha_pattern {pattern!r}", alpha)
-        if value is not None:
-            found[pattern] = value
-    return found
+        raise CheckpointError(name, f"{what} is a {type(stated).__name__}, not patterns and numbers")
+    found = {pattern: _finite(name, what, value) for pattern, value in (stated or {}).items()}
+    return {pattern: value for pattern, value in found.items() if value is not None}

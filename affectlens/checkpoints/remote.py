@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
+from affectlens.checkpoints.refusing import BUSY, DOWNLOAD, Busy, failures, offline, refusal, said
 from affectlens.errors import CheckpointError
 
 PATIENCE = 25.0  # seconds without progress until it is given up
@@ -23,23 +24,9 @@ BACKOFF = 0.5  # seconds before the second try; doubled for each after it
 FIRST = 256 * 1024  # bytes that are read ahead: most headers are shorter
 
 _PROGRESS = 64 * 1024  # bytes; a line that trickles would otherwise never be given up
-_HOPS = 5
+HOPS = 5
 _UNTOLD = sys.maxsize  # a size that the server does not tell
-BUSY = (408, 425, 429, 500, 502, 503, 504)
 _GONE = (401, 403, 404, 410)  # what a CDN says to an address that has expired
-_DOWNLOAD = "Download it first with `hf download OWNER/NAME`"
-_LOGIN = "Log in with `hf auth login`, or set HF_TOKEN"
-
-# What the hub says, as a code in a header or as a status → what it means, what to do.
-_REFUSALS = {
-    "GatedRepo": ("the repository is gated", f"Ask for access on its page. {_LOGIN}"),
-    "RepoNotFound": ("the hub knows no such repository, or it is private", f"Is the name right? {_LOGIN}"),
-    "RevisionNotFound": ("the repository has no such revision", "Its page lists branches, tags and commits"),
-    "EntryNotFound": ("the repository has no such file at this revision", "Its page lists the files"),
-    "401": ("private, gated or not there: the hub gives it to no one unknown", _LOGIN),
-    "403": ("the hub refuses: gated, private, or the token may not read it", f"Ask for access. {_LOGIN}"),
-    "404": ("the hub knows no such repository, revision or file", "Is the name right?"),
-}
 
 
 class Patience:
@@ -50,9 +37,14 @@ class Patience:
         self._begin()
 
     @property
+    def left(self) -> float:
+        """Seconds until it is given up."""
+        return max(0.01, self._until - time.monotonic())
+
+    @property
     def timeout(self) -> float:
         """Seconds that the next read may take."""
-        return max(0.01, min(ATTEMPT, self._until - time.monotonic()))
+        return min(ATTEMPT, self.left)
 
     def heard(self, count: int) -> None:
         """Count bytes that came; enough of them and the clock starts again. Raises `CheckpointError`."""
@@ -61,6 +53,12 @@ class Patience:
             self._begin()
         elif time.monotonic() > self._until:
             raise self._given_up(f"only {self._bytes:,} bytes")
+
+    def drain(self, response: Any) -> None:
+        """Read the short rest of an answer: a line is used again only when its answer was read."""
+        if number(response.headers.get("content-length")) < _PROGRESS:
+            for chunk in response.iter_raw():  # as it came: unpacked it could be of any size
+                self.heard(len(chunk))
 
     def retry(self, why: str, *, after: float = 0.0) -> None:
         """Wait before the next try, or raise `CheckpointError` where none is left."""
@@ -76,7 +74,7 @@ class Patience:
     def _given_up(self, why: str) -> CheckpointError:
         passed = PATIENCE - (self._until - time.monotonic())
         reason = f"the hub gives nothing ({why}); given up after {passed:.0f} s"
-        return CheckpointError(self._name, reason, fix=f"Check the network and run it again. {_DOWNLOAD}")
+        return CheckpointError(self._name, reason, fix=f"Check the network and run it again. {DOWNLOAD}")
 
 
 class RemoteFile:
@@ -97,7 +95,7 @@ class RemoteFile:
         etag: str = "",
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        self.size, self.name = size, _origin(url) + urlsplit(url).path  # for people: no password, no query
+        self.size, self.name = size, origin(url) + urlsplit(url).path  # for people: no password, no query
         self.fetched = 0  # bytes received
         self._url, self._sha256, self._etag, self._headers = url, sha256, etag, dict(headers or {})
         self._address = url
@@ -110,7 +108,7 @@ class RemoteFile:
         """The hash of the content, where the hub tells it: equal in every repository that holds it."""
         if self._sha256:
             return "sha256", self._sha256
-        return "etag", _origin(self._url), self._etag or self._url
+        return "etag", origin(self._url), self._etag or self._url
 
     def fetch(self, start: int, stop: int, *, into: memoryview) -> memoryview:
         """Read into the buffer, from the hub."""
@@ -153,10 +151,10 @@ class RemoteFile:
                         reached = max(done, reached)
             except _Expired as expired:
                 if renewed:
-                    raise CheckpointError(self.name, str(expired), fix=_DOWNLOAD) from None
+                    raise CheckpointError(self.name, str(expired), fix=DOWNLOAD) from None
                 renewed = True
                 continue
-            except _Busy as busy:
+            except Busy as busy:
                 why, after = str(busy), busy.after
             except OfflineModeIsEnabled:
                 raise offline(self.name) from None
@@ -180,43 +178,35 @@ class RemoteFile:
         self, address: str, part: tuple[int, int], *, whole: bool, patience: Patience
     ) -> Iterator[Any]:
         """The answer whose body holds a part of the file, redirects followed."""
-        from huggingface_hub import get_session
-
         start, stop = part
-        for _ in range(_HOPS):
+        for _ in range(HOPS):
             # Compressed, the bytes would no longer lie where the header says.
             headers = {"accept-encoding": "identity", "range": f"bytes={start}-{stop - 1}"}
-            if _origin(address) == _origin(self._url):
+            if origin(address) == origin(self._url):
                 headers = {**self._headers, **headers}
-            sent: dict[str, Any] = {"headers": headers, "timeout": patience.timeout}
-            with get_session().stream("GET", address, follow_redirects=False, **sent) as response:
+            with asked(address, headers=headers, patience=patience) as response:
                 if response.has_redirect_location:
                     address = self._redirected(address, response)
+                    patience.drain(response)
                     continue
                 self._accept(response, address, start, whole=whole)
                 self._address = address
                 yield response
                 return
-        raise CheckpointError(self.name, f"more than {_HOPS} redirects", fix=_DOWNLOAD)
+        raise CheckpointError(self.name, f"more than {HOPS} redirects", fix=DOWNLOAD)
 
     def _redirected(self, address: str, response: Any) -> str:
         told = response.headers.get("x-linked-etag", "").strip('"')
         if self._sha256 and told and told != self._sha256:
             raise self._changed("the hub tells another hash")
-        target: str = urljoin(address, response.headers["location"])
-        allowed = ("https",) if address.startswith("https:") else ("http", "https")
-        if urlsplit(target).scheme not in allowed:
-            raise CheckpointError(self.name, "redirected to what is no web address", fix=_DOWNLOAD)
-        if _number(response.headers.get("content-length")) < _PROGRESS:
-            response.read()  # a line is used again only when its answer was read
-        return target
+        return redirected(self.name, address, response=response)
 
     def _accept(self, response: Any, address: str, start: int, *, whole: bool) -> None:
         """Raise where the body is not the bytes that were asked for."""
         status, headers = response.status_code, response.headers
         if status in BUSY:
-            raise _Busy(status, headers.get("retry-after"))
-        if status in _GONE and _origin(address) != _origin(self._url):
+            raise Busy(response)
+        if status in _GONE and origin(address) != origin(self._url):
             self._address = self._url
             raise _Expired(f"{urlsplit(address).hostname} refuses what the hub sent us for (HTTP {status})")
         if status == 416:
@@ -225,19 +215,19 @@ class RemoteFile:
             raise refusal(self.name, response)
         if status == 200 and not whole:  # stop here rather than fetch all of it
             reason = f"{urlsplit(address).hostname} can't give a part of a file"
-            raise CheckpointError(self.name, reason, fix=_DOWNLOAD)
+            raise CheckpointError(self.name, reason, fix=DOWNLOAD)
         if headers.get("content-encoding", "identity") != "identity":
-            raise CheckpointError(self.name, "the answer came compressed", fix=_DOWNLOAD)
-        self._same(response, _origin(address), start)
+            raise CheckpointError(self.name, "the answer came compressed", fix=DOWNLOAD)
+        self._same(response, origin(address), start)
 
     def _same(self, response: Any, host: str, start: int) -> None:
         headers = response.headers
-        size, place = _number(headers.get("content-length")), start
+        size, place = number(headers.get("content-length")), start
         if response.status_code == 206:
             found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("content-range", ""))
             if not found:
-                raise CheckpointError(self.name, "a part came without its place in the file", fix=_DOWNLOAD)
-            place, size = int(found[1]), _number(found[2])
+                raise CheckpointError(self.name, "a part came without its place in the file", fix=DOWNLOAD)
+            place, size = number(found[1]), number(found[2])
         if place != start:
             raise CheckpointError(self.name, f"byte {start:,} was asked for, byte {place:,} came")
         if size not in (self.size, _UNTOLD):
@@ -254,44 +244,39 @@ class _Expired(Exception):
     pass
 
 
-class _Busy(Exception):
-    def __init__(self, status: int, after: str | None) -> None:
-        self.after = float(after) if after and after.isdecimal() else 0.0
-        Exception.__init__(self, f"HTTP {status}" + (f", ask in {after} s" if self.after else ""))
+@contextmanager
+def asked(address: str, *, headers: Mapping[str, str], patience: Patience) -> Iterator[Any]:
+    """The answer of an address, its body still to be read; no redirect is followed."""
+    from huggingface_hub import close_session, get_session
+
+    # The timeout is that of a read: headers that come byte by byte would never end.
+    watch = threading.Timer(patience.left, close_session)
+    watch.daemon = True
+    watch.start()
+    sent: dict[str, Any] = {"headers": headers, "timeout": patience.timeout, "follow_redirects": False}
+    try:
+        with get_session().stream("GET", address, **sent) as response:
+            watch.cancel()
+            yield response
+    finally:
+        watch.cancel()
 
 
-def refusal(name: str, response: Any) -> CheckpointError:
-    """What an answer of the hub means that gives nothing."""
-    code, status = response.headers.get("x-error-code", ""), str(response.status_code)
-    reason, fix = _REFUSALS.get(code) or _REFUSALS.get(status) or (f"HTTP {status}", _DOWNLOAD)
-    return CheckpointError(name, reason, fix=fix)
+def redirected(name: str, address: str, *, response: Any) -> str:
+    """The address an answer sends us to. Raises `CheckpointError` for no web address, or a less safe one."""
+    target: str = urljoin(address, response.headers["location"])
+    allowed = ("https",) if address.startswith("https:") else ("http", "https")
+    if urlsplit(target).scheme not in allowed:
+        raise CheckpointError(name, "redirected to what is no web address", fix=DOWNLOAD)
+    return target
 
 
-def offline(name: str) -> CheckpointError:
-    """The error for what is asked of a hub that is switched off."""
-    reason = "no such file or folder here, nor in the hub's cache, and HF_HUB_OFFLINE forbids asking the hub"
-    return CheckpointError(name, reason, fix="Unset HF_HUB_OFFLINE, or download it first with `hf download`")
+def number(told: str | None) -> int:
+    """A number in a header; a very large one where there is none."""
+    return int(told) if told and told.isdecimal() and len(told) < 19 else _UNTOLD
 
 
-def failures() -> tuple[type[Exception], ...]:
-    """What a line raises when it breaks, or is closed under us by another user of the session."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    # huggingface_hub speaks through httpx, since 2.0 through httpx2; its errors tell which.
-    base = next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
-    library = sys.modules[base.__module__.partition(".")[0]]
-    return base, library.InvalidURL, RuntimeError
-
-
-def said(error: Exception) -> str:
-    """The first line of what a failure says, or its name."""
-    return str(error).partition("\n")[0] or type(error).__name__
-
-
-def _number(told: str | None) -> int:
-    return int(told) if told and told.isdecimal() else _UNTOLD
-
-
-def _origin(url: str) -> str:
+def origin(url: str) -> str:
+    """The scheme and host of an address, no password: who gets the token."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".lower()

@@ -1,27 +1,29 @@
 """The store over safetensors files: one, or shards listed by an index."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from affectlens.checkpoints.bytes import Bytes, LocalFile, Span
 from affectlens.checkpoints.checkpoint import Header
-from affectlens.checkpoints.header import read_header
+from affectlens.checkpoints.header import MOST, FileHeader, read_header
+from affectlens.checkpoints.indexes import counting, elsewhere
 from affectlens.errors import CheckpointError
-from affectlens.files import ordinary
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
 HASHED = 64_000_000  # bytes; hashing more would cost as much as the diff
-JSON_LIMIT = 64_000_000  # bytes; a config or index beyond this is no config or index
 
 
 class SafetensorsStore:
-    """Read tensors from safetensors files, here or on a hub; opening reads their headers only."""
+    """Read tensors from safetensors files, here or on a hub; opening reads their headers only.
+
+    `weights` is the index: the file of each tensor, which decides where two files hold one.
+    """
 
     format = "safetensors"
 
@@ -32,27 +34,23 @@ class SafetensorsStore:
         *,
         config: Mapping[str, Any],
         revision: str = "",
+        weights: Mapping[str, str] | None = None,
     ) -> None:
         self.source, self.config, self.revision = source, config, revision
         self.name = Path(source).name if Path(source).exists() else source
         self.files = sorted(files, key=lambda file: file.name)
-        self._digests: list[str] = []
-        self._spans: dict[str, Span] = {}
-        headers: dict[str, Header] = {}
-        for file in self.files:
-            header = read_header(file)
-            for tensor in sorted(header.tensors.keys() & headers.keys()):
-                other = Path(self._spans[tensor].of.name).name
-                raise CheckpointError(file.name, f"also stored in {other}", key=tensor)
-            headers |= header.tensors
-            self._spans |= header.spans
-            self._digests.append(header.digest)
-        self.headers: Mapping[str, Header] = headers
-        self.skipped: Mapping[str, tuple[str, int]] = {}
         self.aliases: Mapping[str, str] = {}
-        self.notes: tuple[str, ...] = ()
-        if not headers:
-            raise CheckpointError(source, "holds no tensor")
+        found = {_name(file): read_header(file) for file in self.files}
+        where, self.skipped = _sorted_out(found, weights or {}, source)
+        self.headers: Mapping[str, Header] = {name: found[file].tensors[name] for name, file in where.items()}
+        self._spans = {name: found[file].spans[name] for name, file in where.items()}
+        self._digests = [header.digest for header in found.values()]
+        self.notes: tuple[str, ...] = elsewhere(weights or {}, where)
+        if len(where) > MOST:
+            raise CheckpointError(source, f"holds more than {MOST:,} tensors")
+        if not where:
+            reason = "holds no tensor that can be read" if self.skipped else "holds no tensor"
+            raise CheckpointError(self.files[0].name if len(self.files) == 1 else source, reason)
 
     def span(self, tensor: str) -> Span:
         """Where the bytes of a tensor are."""
@@ -86,6 +84,7 @@ class SafetensorsStore:
             found["revision"] = self.revision
         if size <= HASHED and all(isinstance(file, LocalFile) for file in self.files):
             found["content_sha256"] = _sha256(Span(file, 0, file.size).read() for file in self.files)
+            self.check()
         return found
 
 
@@ -96,16 +95,16 @@ def _sha256(parts: Iterable[bytes | bytearray]) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; empty where there is no such file. Raises `CheckpointError`."""
-    if not path.exists():
-        return {}
-    if ordinary(path).stat().st_size > JSON_LIMIT:
-        raise CheckpointError(path, f"larger than {JSON_LIMIT:,} bytes")
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError):
-        raise CheckpointError(path, "is not valid JSON") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(path, "is not a JSON object")
-    return found
+def _name(file: Bytes) -> str:
+    name = Path(file.name).name
+    return unquote(name) if file.remote else name
+
+
+def _sorted_out(
+    found: Mapping[str, FileHeader], weights: Mapping[str, str], source: str
+) -> tuple[dict[str, str], dict[str, tuple[str, int]]]:
+    """The file that counts of each tensor, and what is not read: why, and its elements."""
+    shapes = {file: {name: h.shape for name, h in header.tensors.items()} for file, header in found.items()}
+    where, copies = counting(shapes, weights, source=source)
+    skipped = {name: why for header in found.values() for name, why in header.skipped.items()}
+    return where, skipped | copies

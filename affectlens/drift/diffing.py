@@ -120,7 +120,11 @@ def _origin(
 ) -> dict[str, Any]:
     identical = frozenset(strip.site for strip, sums in found.items() if sums.identical)
     sides = {"base": pairing.base, "tuned": pairing.tuned, **({"control": control} if control else {})}
-    notes = [f"{name}: {note}" for name, side in sides.items() for note in side.store.notes]
+    remarks: dict[str, list[str]] = {}
+    for name, side in sides.items():
+        for remark in (*side.remarks, *side.store.notes):
+            remarks.setdefault(remark, []).append(name)
+    notes = [f"{' and '.join(names)}: {remark}" for remark, names in remarks.items()]
     return {
         "sources": {name: side.identity for name, side in sides.items()},
         **provenance(),

@@ -33,6 +33,7 @@ def findings(frame: pd.DataFrame, found: Collection[Sums]) -> Iterator[str]:
         yield f"{rounded} of {moved} parameters that moved did so by rounding to another dtype alone."
     if unrelated(frame):
         yield "This is probably not the base: no weight matrix of tuned resembles its partner (cosine ≈ 0)."
+    yield from _zeros(frame)
     yield from _casting(frame)
     if "control_frobenius" in frame:
         yield from _control(frame)
@@ -43,6 +44,16 @@ def findings(frame: pd.DataFrame, found: Collection[Sums]) -> Iterator[str]:
 def _moved(frame: pd.DataFrame) -> bool:
     columns = frame[["frobenius", "changed", "nonfinite"]].fillna(0)
     return bool(columns.to_numpy(float).any())
+
+
+def _zeros(frame: pd.DataFrame) -> Iterator[str]:
+    """Where a side has nothing but zeros: weights that were never saved, or lost on the way."""
+    weights = frame[(frame["frobenius"] > 0) & (frame["param"] == "weight") & (frame["role"] != "norm")]
+    for side in ("base", "tuned"):
+        zero = weights[weights[f"{side}_norm"] == 0]
+        if len(zero):
+            first = f"first: {zero['parameter'].iloc[0]}"
+            yield f"{len(zero)} weights of {side} are zero in every value, unlike their partners ({first})."
 
 
 def _casting(frame: pd.DataFrame) -> Iterator[str]:

@@ -48,6 +48,13 @@ def only_rounded(base: Tensor, tuned: Tensor) -> bool:
     return same_bits(base.to(tuned.dtype), tuned) or same_bits(base, tuned.to(base.dtype))
 
 
+def alike(sides: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The sides as they are, or all of them as complex numbers where one is of these."""
+    if not any(side.is_complex() for side in sides):
+        return sides
+    return tuple(side.to(torch.complex128) for side in sides)
+
+
 def values(block: Tensor) -> Tensor:
     """The numbers of a block as float32, or as float64 where that would lose digits."""
     if block.is_complex():
@@ -104,6 +111,9 @@ def squares(base: Tensor, tuned: Tensor, *, dim: int) -> NDArray[np.float64]:
 
     Elements that are not finite on both sides are left out.
     """
+    if base.is_complex():
+        (b, i), (t, j) = (torch.view_as_real(side.to(torch.complex128)).unbind(-1) for side in (base, tuned))
+        return squares(b, t, dim=dim) + squares(i, j, dim=dim)
     b, t = values(base), values(tuned)
     d = t - b
     found = torch.stack([(x * x).sum(1 - dim, dtype=torch.float64) for x in (d, b)])

@@ -98,7 +98,9 @@ def strips(pairing: Pairing, control: Checkpoint | None, *, detail: Detail) -> I
 
 
 def parts(strip: Strip) -> Iterator[Part]:
-    """Cut a strip; one that can't be read by rows stays whole."""
+    """Cut a strip; one that can't be read by rows stays whole, and one without elements has no part."""
+    if not strip.size:
+        return  # it may have any number of rows
     step = max(1, PART // max(strip.width * WIDTHS.get(strip.dtype, 4), 1))
     if strip.spans is None and not all(side.by_rows(strip.site) for side in strip.sides):
         step = max(strip.rows, 1)

@@ -14,6 +14,7 @@ from affectlens.drift.sums import Sums
 from affectlens.sites import Site
 
 LARGEST = 1 << 28  # elements of a matrix; a float32 copy of it and of base must fit the memory
+_GREATEST = 1e36  # ‖·‖² beyond which float32 can't hold what a spectrum is made of
 _QUICK = 1024  # the smaller side up to which every singular value is computed without being asked for
 
 
@@ -28,6 +29,10 @@ def spectral(
     rows = {}
     for strip, sums in show(list(found.items()), "matrix"):
         if len(strip.sides[0].shape(strip.site)) != 2 or not sums["dd"] or sums.nonfinite:
+            continue
+        complex_ = any("complex" in side.dtype(strip.site) for side in strip.sides)
+        if complex_ or max(sums["dd"], sums["bb"]) > _GREATEST:
+            tell(f"{strip.site.parameter} holds complex or very large numbers, so it has no spectrum.")
             continue
         if strip.size > LARGEST:
             tell(f"{strip.site.parameter} has {strip.size:,} elements, too many for its spectrum.")

@@ -160,7 +160,7 @@ def _blocks(part: Part) -> Iterator[Block]:
     read = [_reader(strip, number) for number in range(len(sides))]
     for start in range(part.start, part.stop, step):
         stop = min(start + step, part.stop)
-        yield start, stop, tuple(side(start, stop) for side in read)
+        yield start, stop, measuring.alike(tuple(side(start, stop) for side in read))
 
 
 def _reader(strip: Strip, number: int) -> Callable[[int, int], Tensor]:
@@ -168,7 +168,7 @@ def _reader(strip: Strip, number: int) -> Callable[[int, int], Tensor]:
     if strip.spans is not None:
         span, row = strip.spans[number], strip.width * WIDTHS[strip.dtype]
         kind: torch.dtype = getattr(torch, strip.dtype)
-        shape = (-1, strip.width) if strip.width > 1 else (-1,)
+        shape = (-1, strip.width) if strip.units or strip.width > 1 else (-1,)
         return lambda start, stop: (
             torch.frombuffer(span.part(start * row, stop * row).read(), dtype=torch.uint8)
             .view(kind)

@@ -6,7 +6,7 @@ computes. Where a pair is an ordinary fine-tune nothing is found, and the two dr
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from affectlens.checkpoints import Pairing
@@ -22,7 +22,7 @@ def symmetric(pairing: Pairing, *, tell: Callable[[str], Any], show: Show) -> di
     """`aligned_frobenius` and `aligned_relative` of gate, up and down of each gated MLP."""
     rows: dict[Site, dict[str, Any]] = {}
     strangers = loud = count = 0
-    for sites in show(_mlps(pairing.comparable), "MLP"):
+    for sites in show(_mlps(pairing), "MLP"):
         count += 1
         base, tuned = (
             Mlp(*(side.read(site).cpu().float() for site in sites)) for side in (pairing.base, pairing.tuned)
@@ -50,17 +50,19 @@ def symmetric(pairing: Pairing, *, tell: Callable[[str], Any], show: Show) -> di
     return rows
 
 
-def _mlps(sites: Iterable[Site]) -> list[tuple[Site, Site, Site]]:
-    """The gate, up and down of each MLP that has all three."""
+def _mlps(pairing: Pairing) -> list[tuple[Site, Site, Site]]:
+    """The gate, up and down of each MLP that has all three, and whose shapes make one."""
     found: dict[tuple[Any, ...], dict[str, Site]] = defaultdict(dict)
-    for site in sites:
-        if site.role in _ROLES and site.param == "weight":
+    for site in pairing.comparable:
+        real = "complex" not in pairing.base.dtype(site) + pairing.tuned.dtype(site)
+        if real and site.role in _ROLES and site.param == "weight":
             found[(site.tower, site.stack, site.layer, site.expert, site.label)][site.role] = site
-    return [
-        (mlp["gate_proj"], mlp["up_proj"], mlp["down_proj"])
-        for mlp in found.values()
-        if len(mlp) == len(_ROLES)
-    ]
+    whole = [tuple(mlp[role] for role in _ROLES) for mlp in found.values() if len(mlp) == len(_ROLES)]
+    return [(gate, up, down) for gate, up, down in whole if _fit(*map(pairing.base.shape, (gate, up, down)))]
+
+
+def _fit(gate: tuple[int, ...], up: tuple[int, ...], down: tuple[int, ...]) -> bool:
+    return len(gate) == 2 and gate == up == down[::-1] and math.prod(gate) > 0
 
 
 def _total(base: Mlp, tuned: Mlp) -> float:

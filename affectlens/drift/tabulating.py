@@ -53,5 +53,5 @@ def _units(strip: Strip, sums: Sums) -> dict[str, Any]:
     """Norms by head or neuron, as arrays: a cell holds thousands of numbers and no object for each."""
     if strip.units is None or sums.units is None:
         return {}
-    delta, base = np.sqrt(sums.units).astype(np.float32)
+    delta, base = np.sqrt(sums.units).clip(max=np.finfo(np.float32).max).astype(np.float32)
     return {"unit": strip.units.kind, "unit_frobenius": delta, "unit_base_norm": base}

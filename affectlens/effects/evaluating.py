@@ -14,7 +14,7 @@ from torch import Tensor
 from affectlens.effects.fingerprinting import combined, fingerprint
 from affectlens.effects.fitting import fitting
 from affectlens.errors import LensError, TaskError, near
-from affectlens.lens import Lens
+from affectlens.lens import Lens, told
 from affectlens.table import provenance
 from affectlens.tasks import Scores, Task
 from affectlens.tasks.answers import read_answer
@@ -85,7 +85,8 @@ def prepare_task(lens: Lens, task: Task, *, batch_size: int = 32) -> Prepared:
         lens.prepare(*task.examples[start : start + batch_size], prompt=task.prompt)
         for start in range(0, len(task), batch_size)
     )
-    labels = tuple(_label_ids(lens, label) for label in task.labels)
+    with told(f"{_named(task)}: its labels can't be tokenized"):
+        labels = tuple(_label_ids(lens, label) for label in task.labels)
     _check_labels(task, labels)
     return Prepared(task, batches, labels)
 

@@ -9,6 +9,7 @@ from affectlens.lens.intervening import Intervention
 from affectlens.lens.lens import Lens
 from affectlens.lens.loading import load
 from affectlens.lens.remembering import remembering_senses
+from affectlens.lens.telling import told
 from affectlens.lens.verifying import Claim, Verification
 
-__all__ = ["Claim", "Intervention", "Lens", "Verification", "load", "remembering_senses"]
+__all__ = ["Claim", "Intervention", "Lens", "Verification", "load", "remembering_senses", "told"]

@@ -9,10 +9,10 @@ Neither torch nor transformers is needed to say where a parameter belongs.
 from affectlens.sites.laying import Laid, lay_out
 from affectlens.sites.locating import locate, sites_of
 from affectlens.sites.mlps import MLP
-from affectlens.sites.naming import bare_name, canonical
+from affectlens.sites.naming import bare_name, canonical, recognised
 from affectlens.sites.records import record
 from affectlens.sites.roles import ATTENTION
-from affectlens.sites.sections import heads, section
+from affectlens.sites.sections import heads, model_type, sections
 from affectlens.sites.site import Site
 from affectlens.sites.sites import Sites
 from affectlens.sites.storage import Cut, Storage
@@ -35,9 +35,11 @@ __all__ = [
     "lay_out",
     "layers",
     "locate",
+    "model_type",
     "nodes",
+    "recognised",
     "record",
-    "section",
+    "sections",
     "sites_of",
     "units",
 ]

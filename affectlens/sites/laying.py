@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 from affectlens.sites.fusing import Setting, fused, glu_in_fc1
 from affectlens.sites.naming import canonical, stacked
+from affectlens.sites.patterns import INDEX
 from affectlens.sites.placing import WRAPPED, Place, places
-from affectlens.sites.sections import section
+from affectlens.sites.sections import model_type, sections
 from affectlens.sites.storage import Fused, Shape
 from affectlens.sites.towers import TOWERS
 
-_EXPERT = re.compile(r"(?:^|\.)experts\.(?:expert_)?(\d+)(?=\.)")
+_EXPERT = re.compile(rf"(?:^|\.)experts\.(?:expert_)?({INDEX})(?=\.)")
+_END_TO_END = re.compile(r"(?:^|\.)experts\.mlp\.")  # DBRX has them in one matrix
 _SHARED = re.compile(r"(?:^|\.)shared_(?:experts?|mlp)(?=\.)")
 _MOST_EXPERTS = 4096  # a header of a few bytes may claim any number
 _WHOLE = {
@@ -52,8 +54,8 @@ def lay_out(
     config = config or {}
     names = canonical([*shapes, *(context or {})], config)
     known = {names[tensor]: shape for tensor, shape in {**(context or {}), **shapes}.items()}
-    sections = {tower: section(config, tower) for tower in TOWERS}
-    where = _with_glu(places(known, str(config.get("model_type") or "")), known, sections)
+    settings = sections(config, TOWERS)
+    where = _with_glu(places(known, model_type(config)), known, settings)
     beside = _beside(where, known)
     conv1d = _conv1d(where, known)
     laid = {}
@@ -62,8 +64,8 @@ def lay_out(
         place = where[name]
         near = beside[_block(place)]
         tower = place.position.tower
-        kind = str(sections[tower]["model_type"])
-        setting = Setting(kind, tower, place.module.removesuffix("_bias"), tensor, near, sections[tower])
+        kind = str(settings[tower]["model_type"])
+        setting = Setting(kind, tower, place.module.removesuffix("_bias"), tensor, near, settings[tower])
         parts = fused(place.role, shape, setting=setting)
         expert, block = _expert(place, shape)
         if expert == "stacked" and parts and parts.dim == 0:
@@ -89,7 +91,7 @@ def _stacked(name: str, role: str, model_type: str) -> str:
 
 
 def _with_glu(
-    where: dict[str, Place], shapes: Mapping[str, Shape], sections: Mapping[str, Mapping[str, Any]]
+    where: dict[str, Place], shapes: Mapping[str, Shape], settings: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Place]:
     """Recognise a gate fused into the first matrix of a plain-looking MLP: it is twice too wide."""
     last = {_block(p): shapes[name] for name, p in where.items() if p.role == "fc2" and p.param != "bias"}
@@ -102,7 +104,7 @@ def _with_glu(
             and len(first) == len(second) == 2
             and first[0] == 2 * second[1]
         ):
-            kind = str(sections[place.position.tower]["model_type"])
+            kind = str(settings[place.position.tower]["model_type"])
             if glu_in_fc1(place.module, kind):
                 gated.add(_block(place))
     new = {"fc1": "gate_up_proj", "fc2": "down_proj"}
@@ -154,9 +156,8 @@ def _expert(place: Place, shape: Shape) -> tuple[int | str | None, str | None]:
         return int(match[1]), "expert"
     if place.role in _IN_EXPERT:
         bias = place.param == "bias" or place.module.endswith("_bias")
-        if (len(shape) == (2 if bias else 3) and shape[0] <= _MOST_EXPERTS) or re.search(
-            r"(?:^|\.)experts\.mlp\.", local
-        ):
+        stack = len(shape) == (2 if bias else 3)
+        if shape[0] <= _MOST_EXPERTS if stack else _END_TO_END.search(local):
             return "stacked", "expert"
     return None, None
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from affectlens.errors import CheckpointError
 from affectlens.sites.laying import Laid, lay_out
+from affectlens.sites.patterns import INDEX
 from affectlens.sites.site import Site
 from affectlens.sites.storage import Cut, Shape, Storage, stored
 
@@ -15,7 +16,7 @@ _OWN = re.compile(
     r"|(?:(?:self_attn|attn|attention|self_attention|mlp|feed_forward|ffn|ff|block_sparse_moe|moe|mixer"
     r"|intermediate|output|attention\.(?:self|attention|output|attn|self_attention))(?:\.experts)?(?:\.mlp)?)"
 )
-_EXPERT = re.compile(r"(?:^|(?<=\.))experts(?:\.(?:expert_)?\d+)?(?:\.|$)")
+_EXPERT = re.compile(rf"(?:^|(?<=\.))experts(?:\.(?:expert_)?{INDEX})?(?:\.|$)")
 _SHARED = frozenset(
     {"norm", "other", "learned_token", "proj", "fc1", "fc2", "conv", "conv_pw", "scale", "pos_embed"}
 )
@@ -23,6 +24,9 @@ _PREFIXES = re.compile(
     r"^(?:(?:thinker|model|language_model|llm)\.)+"
 )  # where towers hang differs by release
 _ALONE = ("embed_tokens", "lm_head")
+_MOST = (
+    500_000  # sites; the largest models have a fifth of it, and a header of a few bytes may claim any number
+)
 
 
 def locate(
@@ -55,6 +59,9 @@ def sites_of(laid: Mapping[str, Laid], source: str = "these names") -> dict[Site
                 reason = f"names the same parameter as {sites[found].tensor!r} ({found})"
                 raise CheckpointError(source, reason, key=tensor)
             sites[found] = storage
+            if len(sites) > _MOST:
+                reason = f"more than {_MOST:,} parameters, with experts counted one by one"
+                raise CheckpointError(source, reason)
     return dict(sorted(sites.items(), key=lambda item: item[0]))
 
 

@@ -108,9 +108,9 @@ def _plain(module: Module) -> str | None:
 
 def _numbered(module: Module) -> str | None:
     # `mlp.0`, `mlp.2`: the two matrices of a sequence; norms have none, activations no weights at all.
-    if "adapter" in module.parents:
+    if "adapter" in module.parents or not module.leaf.isdecimal() or vector(module):
         return None
     matrices = sorted(int(n) for n, shape in module.siblings.items() if n.isdecimal() and len(shape) >= 2)
-    if not module.leaf.isdecimal() or vector(module) or len(matrices) != 2:
+    if len(matrices) != 2:
         return None
     return ("fc1", "fc2")[matrices.index(int(module.leaf))] if int(module.leaf) in matrices else None

@@ -20,7 +20,7 @@ _WRAPPED = re.compile(
     r"|base_layer|(?:modules_to_save|original_module)(?:\.default)?)\."
 )
 _PARTS = r"(?:visual|vision_tower|audio_tower|multi_modal_projector|language_model)\."
-LONGEST = 400  # characters; a name beyond it is no name, and patterns take too long over it
+_LONGEST, _DEEPEST = 400, 40  # characters, parts
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _MULTIMODAL = re.compile(rf"^(?:model\.)?{_PARTS}")
 
@@ -84,16 +84,21 @@ def canonical(names: Iterable[str], config: Mapping[str, Any] | None = None) -> 
         return {name: _in_memory(stripped) if multimodal else stripped for name, stripped in bare.items()}
     active = [r for r in known.rules if r.guard is None or any(map(r.guard.search, bare.values()))]
     for name, stripped in bare.items():
-        if len(name) <= LONGEST and NUMBER.sub("N", stripped) not in known.kept:
+        if is_name(name) and NUMBER.sub("N", stripped) not in known.kept:
             for rule in active:
                 stripped = rule.rename(stripped)
             bare[name] = stripped
     return bare
 
 
+def is_name(name: str) -> bool:
+    """Whether this can be the name of a parameter: over what is longer, patterns take too long."""
+    return len(name) <= _LONGEST and name.count(".") < _DEEPEST
+
+
 def bare_name(name: str) -> str:
     """A name without what wrappers put before or into it."""
-    if len(name) > LONGEST:
+    if not is_name(name):
         return name
     before = None
     while before != name:  # wrappers wrap wrappers
@@ -110,6 +115,11 @@ def _in_memory(name: str) -> str:
 def stacked(model_type: str) -> frozenset[str]:
     """The tensors that hold all experts of a layer when transformers has a model of this type in memory."""
     return frozenset(_table()["stacked"].get(model_type, ()))
+
+
+def recognised(config: Mapping[str, Any]) -> bool:
+    """Whether transformers has a model of this config's type, so that its names have one meaning."""
+    return _known(config) is not None
 
 
 def _known(config: Mapping[str, Any]) -> Known | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from affectlens.sites.module import Module
-from affectlens.sites.naming import LONGEST
+from affectlens.sites.naming import is_name
 from affectlens.sites.roles import role
 from affectlens.sites.towers import Position, positions
 
@@ -19,9 +19,9 @@ WRAPPED = re.compile(r"(?<=[a-z0-9])\.(?:linear)$|(?<=fc1)\.proj$|\.w_in(?=\.w_[
 _TABLE_OF_TOKENS = re.compile(
     r"(?:embed_tokens|wte|word_embeddings?|tok(?:en)?_embeddings?|embed_in|shared|embed)$"
 )
-
-
 _LAYER = re.compile(r"\.\d+\.$")
+_MOST = 1000  # names beside each other; the experts of a layer are 512 at most
+_MOST_SIBLINGS = 256  # a longer list is no block, and to ask each of all the others would take hours
 
 
 class Place(NamedTuple):
@@ -35,7 +35,7 @@ class Place(NamedTuple):
 
 def places(shapes: Mapping[str, Shape], model_type: str = "") -> dict[str, Place]:
     """Place every parameter, given canonical names."""
-    split = {name: _split(name) for name in shapes if len(name) <= LONGEST}
+    split = {name: _split(name) for name in shapes if is_name(name)}
     params: dict[str, dict[str, Shape]] = defaultdict(dict)
     for name, (module, param) in split.items():
         params[module].setdefault(param, shapes[name])
@@ -69,12 +69,14 @@ def _split(name: str) -> tuple[str, str]:
 class Siblings:
     """The names beside each module, over all layers of its list: one shard of a split layer must not mislead.
 
-    Shapes are those of the module's own layer, since layers may differ in width.
+    Shapes are those of the module's own layer, since layers may differ in width. A thousand names side by
+    side are a list, and say nothing of each other.
     """
 
     def __init__(self, where: Mapping[str, Position], weights: Mapping[str, Shape]) -> None:
         self._names: dict[tuple[str, str], dict[str, Shape]] = defaultdict(dict)
         self._shapes: dict[str, dict[str, Shape]] = defaultdict(dict)
+        self._known: dict[tuple[str, str], Mapping[str, Shape]] = {}
         for module, at in where.items():
             local, shape = WRAPPED.sub("", at.local), weights[module]
             above = module.removesuffix(at.local)
@@ -87,4 +89,7 @@ class Siblings:
     def of(self, module: str, at: Position) -> Mapping[str, Shape]:
         """The names beside a module, with the shapes of their weights where its layer has them."""
         above, parent = module.removesuffix(at.local), WRAPPED.sub("", at.local).rpartition(".")[0]
-        return self._names[_LAYER.sub("", above), parent] | self._shapes[above + parent]
+        if (above, parent) not in self._known:
+            names = self._names[_LAYER.sub("", above), parent]
+            self._known[above, parent] = names | self._shapes[above + parent] if len(names) <= _MOST else {}
+        return self._known[above, parent]

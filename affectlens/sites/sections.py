@@ -1,7 +1,7 @@
 """The part of a config that speaks of a tower."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 _KEYS = {
@@ -11,17 +11,31 @@ _KEYS = {
     "qformer": r"qformer_config|speech_qformer_config",
     "talker": r"talker_config",
 }
+_LONGEST = 100  # characters of a type
+_TOWER = re.compile("|".join(f"(?P<{tower}>{names})" for tower, names in _KEYS.items()))
 
 
-def section(config: Mapping[str, Any], tower: str) -> Mapping[str, Any]:
-    """Find the settings of a tower; those at the top where it has none of its own.
+def sections(config: Mapping[str, Any], towers: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+    """Find the settings of towers; those at the top for one that has none of its own.
 
-    >>> section({"model_type": "llava", "text_config": {"num_attention_heads": 8}}, "language")
-    {'num_attention_heads': 8, 'model_type': 'llava'}
+    >>> sections({"model_type": "llava", "text_config": {"num_attention_heads": 8}}, ["language"])
+    {'language': {'num_attention_heads': 8, 'model_type': 'llava'}}
     """
-    pattern = re.compile(_KEYS.get(tower, r"(?!)"))
-    own: Mapping[str, Any] = next((part for key, part in _parts(config) if pattern.fullmatch(key)), config)
-    return {**own, "model_type": str(own.get("model_type") or config.get("model_type") or "")}
+    own: dict[str | None, Mapping[str, Any]] = {}
+    for key, part in _parts(config):
+        match = _TOWER.fullmatch(key)
+        if match:
+            own.setdefault(match.lastgroup, part)
+    found = {tower: own.get(tower, config) for tower in towers}
+    return {
+        tower: {**part, "model_type": model_type(part) or model_type(config)} for tower, part in found.items()
+    }
+
+
+def model_type(config: Mapping[str, Any]) -> str:
+    """The type that a config names; empty where it names none, or something that is none."""
+    stated = config.get("model_type")
+    return stated if isinstance(stated, str) and len(stated) <= _LONGEST else ""
 
 
 def number(config: Mapping[str, Any], *keys: str) -> int | None:

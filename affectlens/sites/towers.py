@@ -7,11 +7,11 @@ channels they see, over anything else they hear.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import zip_longest
 from typing import NamedTuple
 
-from affectlens.sites.patterns import words
+from affectlens.sites.patterns import INDEX, words
 
 Shape = tuple[int, ...]
 
@@ -74,8 +74,10 @@ _LISTS = words(
     r"(?:\w+_)?(?:layers|blocks) layer block h resblocks encoders decoders conformer attentions ffns "
     r"self_attends"
 )
-_INDEXED = re.compile(rf"(?:^|\.)(?P<list>{_LISTS})\.(?P<n>\d+)(?=\.)")
-_INDEXED_NORM = re.compile(r"(?:^|\.)(?P<local>layer_norm[12])\.(?P<n>\d+)$")  # XLM keeps its norms in lists
+_INDEXED = re.compile(rf"(?:^|\.)(?P<list>{_LISTS})\.(?P<n>{INDEX})(?=\.)")
+_INDEXED_NORM = re.compile(
+    rf"(?:^|\.)(?P<local>layer_norm[12])\.(?P<n>{INDEX})$"
+)  # XLM keeps its norms in lists
 _SUBLISTS = frozenset(("attentions", "ffns", "layer_norm1", "layer_norm2"))  # each has a part of every layer
 _NO_LAYERS = re.compile(r"conv_(?:layers|blocks)|(?:up|down)(?:sample_)?(?:blocks|layers)|deconv_layers")
 _NO_LAYERS_BELOW = re.compile(r"pos_conv_embed|subsampl\w*|feature_extractor")
@@ -106,7 +108,9 @@ class Position(NamedTuple):
 
 def positions(modules: Mapping[str, Shape], model_type: str = "") -> dict[str, Position]:
     """Place each module, given the shape of its weight; `model_type` helps where nothing else tells."""
-    named = {module: _named(_above_layer(module)) for module in modules}
+    above = {module: _above_layer(module) for module in modules}
+    towers = {path: _named(path) for path in {*above.values()}}
+    named = {module: towers[path] for module, path in above.items()}
     split = _split_stacks(modules)
     unnamed = {m: shape for m, shape in modules.items() if named[m] is None}
     senses = _senses(unnamed, split, named=set(named.values()), model_type=model_type)
@@ -119,9 +123,10 @@ def positions(modules: Mapping[str, Shape], model_type: str = "") -> dict[str, P
         found[module] = Position(tower, stack, layer, local)
         if layer is not None and stack is None:
             lists[tower].add(_list(module, local))
+    apart = {tower: _apart(paths) for tower, paths in lists.items()}
     for module, at in found.items():
-        if at.layer is not None and at.stack is None and len(lists[at.tower]) > 1:
-            found[module] = at._replace(stack=_apart(_list(module, at.local), lists[at.tower]))
+        if at.layer is not None and at.stack is None:
+            found[module] = at._replace(stack=apart[at.tower][_list(module, at.local)])
     return found
 
 
@@ -139,15 +144,17 @@ def _list(module: str, local: str) -> tuple[str, ...]:
     return tuple(part for part in parts if part not in _SUBLISTS)
 
 
-def _apart(path: tuple[str, ...], paths: Iterable[tuple[str, ...]]) -> str | None:
-    """What tells a list of layers from the other lists of its tower, e.g. `image_tower`."""
-    if _PLAIN.issuperset(path):
-        return None
-    others = list(paths)
-    start = next(i for i, parts in enumerate(zip_longest(*others)) if len(set(parts)) > 1)
-    ends = zip_longest(*(other[start:][::-1] for other in others))
+def _apart(paths: Collection[tuple[str, ...]]) -> dict[tuple[str, ...], str | None]:
+    """What tells each list of layers from the other lists of its tower, e.g. `image_tower`."""
+    if len(paths) < 2:
+        return dict.fromkeys(paths)
+    start = next(i for i, parts in enumerate(zip_longest(*paths)) if len(set(parts)) > 1)
+    ends = zip_longest(*(path[start:][::-1] for path in paths))
     stop = next((i for i, parts in enumerate(ends) if len(set(parts)) > 1), 0)
-    return ".".join(path[start : len(path) - stop]) or None
+    return {
+        path: None if _PLAIN.issuperset(path) else ".".join(path[start : len(path) - stop]) or None
+        for path in paths
+    }
 
 
 def _above_layer(module: str) -> str:

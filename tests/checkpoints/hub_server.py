@@ -14,8 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+from huggingface_hub import close_session, constants
+
+from affectlens.checkpoints import remote
 
 
 class Request(NamedTuple):
@@ -43,6 +49,11 @@ class Fault:
     times: int = 1
     after: int = 0
 
+    @property
+    def answered(self) -> bool:
+        """Whether there is nothing more to say."""
+        return self.kind.isdecimal() or self.kind == "crawl"
+
 
 @dataclass
 class Hub:
@@ -53,6 +64,7 @@ class Hub:
     faults: list[Fault] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=dict)  # bytes of the bodies, by file
+    listings: dict[str, bytes] = field(default_factory=dict)  # said instead of what is there
     signature: int = 0  # links signed with another one have expired
     lock: threading.Lock = field(default_factory=threading.Lock)
     closing: threading.Event = field(default_factory=threading.Event)
@@ -86,11 +98,18 @@ class Hub:
         return [request for request in self.requests if request.at == at]
 
 
+class Server(ThreadingHTTPServer):
+    """A server that says nothing of readers who hang up."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing."""
+
+
 @contextmanager
 def serving() -> Iterator[Hub]:
     """Run a hub and its CDN until the block ends."""
     hub = Hub()
-    servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler(hub, kind)) for kind in (HubAnswer, CdnAnswer)]
+    servers = [Server(("127.0.0.1", 0), handler(hub, kind)) for kind in (HubAnswer, CdnAnswer)]
     hub.endpoint, hub.cdn = (f"http://127.0.0.1:{server.server_port}" for server in servers)
     threads = [threading.Thread(target=server.serve_forever, args=(0.02,)) for server in servers]
     for thread in threads:
@@ -103,6 +122,29 @@ def serving() -> Iterator[Hub]:
             server.shutdown()
             server.server_close()
             thread.join()
+
+
+@contextmanager
+def posing(monkeypatch: pytest.MonkeyPatch, *, cache: Path) -> Iterator[Hub]:
+    """Run a hub that huggingface_hub takes for the hub; a dead line is noticed soon.
+
+    `tests/conftest.py` has set HF_HUB_OFFLINE before huggingface_hub read it into its constants, and the
+    endpoint is such a constant too; so the constants are set. The session is dropped before and after, lest
+    a line to one test's hub serve another.
+    """
+    with serving() as hub:
+        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setattr(remote, "BACKOFF", 0.01)
+        monkeypatch.setattr(remote, "ATTEMPT", 0.3)
+        close_session()
+        yield hub
+        close_session()
 
 
 def handler(hub: Hub, kind: "type[Answer]") -> "type[Answer]":
@@ -135,9 +177,19 @@ class Answer(BaseHTTPRequestHandler):
         with self.hub.lock:
             self.hub.requests.append(asked)
         fault = self.hub.fault(at)
+        if fault.kind == "crawl":
+            self.crawl()
         if fault.kind.isdecimal():
             self.reply(int(fault.kind), {"retry-after": str(fault.after)} if fault.after else {})
         return fault
+
+    def crawl(self) -> None:
+        """Send headers that don't end, a byte at a time."""
+        for byte in b"HTTP/1.1 200 OK\r\nx-more: " + b"x" * 10_000:
+            if self.hub.closing.wait(0.02) or self.close_connection:
+                break
+            self.write("headers", bytes([byte]))
+        self.close_connection = True
 
     def reply(self, status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
         """Answer whole."""
@@ -155,9 +207,12 @@ class Answer(BaseHTTPRequestHandler):
             start, stop = 0, len(content)
         if fault.kind == "etag":
             headers = {**headers, "etag": '"another"'}
+        if fault.kind == "gzip":
+            headers = {**headers, "content-encoding": "gzip"}
         partial = (start, stop) != (0, len(content)) or ("range" in self.headers and fault.kind != "whole")
         self.send_response(206 if partial else 200)
-        for key, value in {**headers, "content-length": str(stop - start)}.items():
+        more = b"more" if fault.kind == "more" else b""
+        for key, value in {**headers, "content-length": str(stop - start + len(more))}.items():
             self.send_header(key, value)
         if partial:
             size = len(content) + (8 if fault.kind == "size" else 0)
@@ -165,7 +220,8 @@ class Answer(BaseHTTPRequestHandler):
             self.send_header("content-range", f"bytes {first}-{stop - 1}/{size}")
         self.end_headers()
         if self.command != "HEAD":
-            self.send_body(name, content[start:stop], fault)
+            turned = content[::-1] if fault.kind == "turned" else content
+            self.send_body(name, turned[start:stop] + more, fault)
 
     def part(self, size: int) -> tuple[int, int]:
         """The range asked for; all where there is none."""
@@ -212,7 +268,7 @@ class HubAnswer(Answer):
         resolved = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         found = listed or resolved
         fault = self.note("api" if listed else "resolve")
-        if fault.kind.isdecimal():
+        if fault.answered:
             return None
         commits = self.hub.repositories.get(found[1] if found else "")
         commit = (commits or {}).get((found[2] if found else "") or "main")
@@ -221,12 +277,12 @@ class HubAnswer(Answer):
         if commit is None:
             return self.reply(404, {"x-error-code": "RevisionNotFound"})
         if listed:
-            return self.list(found[1], commit)
+            return self.list(found[1], commit, fault)
         if found[1] in self.hub.gated and "authorization" not in self.headers:
             return self.reply(403, {"x-error-code": "GatedRepo"})
         return self.resolve(commit, found[3], fault)
 
-    def list(self, name: str, commit: Commit) -> None:
+    def list(self, name: str, commit: Commit, fault: Fault) -> None:
         """Say the commit and its files, as `model_info(files_metadata=True)` reads them."""
         files = []
         for file, content in commit.files.items():
@@ -236,7 +292,10 @@ class HubAnswer(Answer):
                 entry["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 134}
             files.append(entry)
         body = {"_id": "0", "id": name, "modelId": name, "sha": commit.oid, "siblings": files, "tags": []}
-        self.reply(200, {"content-type": "application/json"}, json.dumps(body).encode())
+        content = self.hub.listings.get(name) or json.dumps(body).encode()
+        if fault.kind == "moved":
+            return self.reply(307, {"location": f"{self.hub.cdn}/api/models/{name}"})
+        return self.give(name, content, {"content-type": "application/json"}, fault=fault)
 
     def resolve(self, commit: Commit, file: str, fault: Fault) -> None:
         """Give a small file, send on to the CDN for a large one."""
@@ -247,8 +306,10 @@ class HubAnswer(Answer):
             headers = {"x-repo-commit": commit.oid, "etag": f'"{git_oid(content)}"'}
             return self.give(file, content, headers, fault=fault)
         sha256 = "0" * 64 if fault.kind == "hash" else hashlib.sha256(content).hexdigest()
+        places = {"file": "file:///etc/passwd", "round": self.path}
+        place = f"{self.hub.cdn}/{commit.oid}/{file}?Signature={self.hub.signature}"
         headers = {
-            "location": f"{self.hub.cdn}/{commit.oid}/{file}?Signature={self.hub.signature}",
+            "location": places.get(fault.kind, place),
             "x-repo-commit": commit.oid,
             "x-linked-etag": f'"{sha256}"',
             "x-linked-size": str(len(content)),
@@ -262,7 +323,7 @@ class CdnAnswer(Answer):
     def do_GET(self) -> None:
         """Answer `/{commit}/{file}?Signature=…`."""
         fault = self.note("cdn")
-        if fault.kind.isdecimal():
+        if fault.answered:
             return None
         parts = urlsplit(self.path)
         if parse_qs(parts.query).get("Signature") != [str(self.hub.signature)]:

@@ -202,7 +202,7 @@ def test_presets_know_alpha_and_rank(
     base, adapter, _ = saved("lora")
     torch.save({"model": bare(adapter, "llama_model.base_model.model.")}, tmp_path / "c.pth")
 
-    with pytest.raises(CheckpointError, match="has rank 4, the preset 16"):
+    with pytest.raises(CheckpointError, match="have rank 4, and 16 is what"):
         al.diff(base, tmp_path / "c.pth", preset="affectgpt", progress=False)
     with pytest.raises(CheckpointError, match="Did you mean 'salmonn'"):
         al.diff(base, tmp_path / "c.pth", preset="salmon", progress=False)
@@ -257,12 +257,16 @@ def broken(tensors: dict[str, torch.Tensor], config: dict[str, Any], what: str) 
         tensors[first][0, 0] = math.nan
     elif what == "no magnitude":
         config["use_dora"] = True
+    elif what == "short magnitude":
+        tensors[first.replace("lora_A.weight", "lora_magnitude_vector")] = torch.ones(3)
     elif what == "two adapters":
         tensors[first.replace("lora_A", "lora_A.other")] = tensors[first].clone()
     else:
         config |= {
             "NaN alpha": {"lora_alpha": math.nan},
-            "catastrophic pattern": {"alpha_pattern": {"(a+)+$": 3}},
+            "catastrophic pattern": {"alpha_pattern": {r"([a-z._0-9]|[a-z]|\w)+[0-9]": 3}},
+            "another rank": {"r": 5},
+            "no rank": {"r": 0},
             "not LoRA": {"peft_type": "IA3"},
             "part of the base moved": {"init_lora_weights": "pissa_niter_4"},
             "layers replicated": {"layer_replication": [[0, 2]]},
@@ -280,9 +284,12 @@ def broken(tensors: dict[str, torch.Tensor], config: dict[str, Any], what: str) 
         ("NaN in a factor", "NaN or infinity"),
         ("no magnitude", "DoRA without its magnitude"),
         ("two adapters", "several adapters"),
-        ("NaN alpha", "lora_alpha is NaN"),
-        ("catastrophic pattern", "not a pattern that is safe"),
-        ("not LoRA", "a IA3 adapter"),
+        ("NaN alpha", "lora_alpha is nan"),
+        ("catastrophic pattern", "takes too long to match"),
+        ("another rank", "have rank 4, and 5 is what"),
+        ("no rank", "r 0, which is no rank"),
+        ("short magnitude", r"magnitudes of shape \(3,\) for"),
+        ("not LoRA", "a 'IA3' adapter"),
         ("part of the base moved", "moved part of the base"),
         ("layers replicated", "layer_replication"),
     ],

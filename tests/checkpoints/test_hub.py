@@ -1,8 +1,6 @@
 """A hub repository read where it lies: few bytes, one commit, and a clear end to every fault.
 
-The tests ask a hub of their own (`hub_server.py`). `tests/conftest.py` has set HF_HUB_OFFLINE before
-huggingface_hub read it into its constants, and the endpoint is such a constant too; so the fixture `hub`
-sets the constants, and drops the session before and after, lest a line to one test's hub serve another.
+The tests ask a hub of their own (`hub_server.py`).
 """
 
 import hashlib
@@ -15,15 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import close_session, constants, hf_hub_download
+from huggingface_hub import constants, hf_hub_download
 from safetensors.torch import save
 
-from affectlens.checkpoints import remote
-from affectlens.checkpoints.hub import cached, hub_files, open_hub, remote_file
+from affectlens.checkpoints import asking, remote
+from affectlens.checkpoints.hub import HubFile, cached, hub_files, open_hub, remote_file
 from affectlens.checkpoints.remote import RemoteFile
 from affectlens.checkpoints.safetensors import INDEX
 from affectlens.errors import CheckpointError
-from tests.checkpoints.hub_server import Hub, git_oid, serving
+from tests.checkpoints.hub_server import Hub, git_oid, posing
 
 CONFIG = b'{"model_type": "llama"}'
 TENSORS = {
@@ -63,7 +61,36 @@ FATAL = (
     ("etag", "cdn", 1, 0, "changed while it was read: its ETag is another"),
     ("hash", "resolve", 1, 0, "changed while it was read: the hub tells another hash"),
     ("404", "resolve", 1, 0, "the hub knows no such repository, revision or file"),
+    ("crawl", "cdn", 99, 0, "given up after"),
+    ("crawl", "resolve", 99, 0, "given up after"),
+    ("more", "cdn", 1, 0, "changed while it was read: more came than the hub lists"),
+    ("gzip", "cdn", 1, 0, "the answer came compressed"),
+    ("file", "resolve", 1, 0, "redirected to what is no web address"),
+    ("round", "resolve", 99, 0, "more than 5 redirects"),
 )  # fmt: skip
+
+# what goes wrong with a listing → what is said
+UNLISTED = (
+    ("stall", "given up after"),
+    ("trickle", "given up after"),
+    ("crawl", "given up after"),
+    ("reset", "given up after"),
+    ("500", "HTTP 500"),
+    ("gzip", "the answer came compressed"),
+    ("moved", "private, gated or not there|the hub refuses"),
+)
+
+# what a hub may say instead of a listing → what is said
+NO_LISTINGS = (
+    (b"<html>", "answers, but not as a hub does"),
+    (b"[]", "answers, but not as a hub does"),
+    (b"[" * 100_000, "answers, but not as a hub does"),
+    (b'{"sha": "../../etc"}', "does not tell the commit"),
+    (b'{"sha": 7, "siblings": []}', "does not tell the commit"),
+    (b'{"sha": "%s", "siblings": 7}' % (b"a" * 40), "no checkpoint here.*In it: nothing"),
+)
+COMMIT = "a" * 40
+ODD_NAMES = ("../up.json", "/etc/passwd", "a/../../b.json", "", "nul\0.json", ".")
 
 # files of a repository that is no checkpoint → what is said
 NO_CHECKPOINTS = (
@@ -83,20 +110,9 @@ NO_CHECKPOINTS = (
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A hub of our own, which huggingface_hub takes for the hub; a dead line is noticed soon."""
-    with serving() as server:
-        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN", "hf_secret")
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.setattr(remote, "BACKOFF", 0.01)
-        monkeypatch.setattr(remote, "ATTEMPT", 0.3)
-        close_session()
+    with posing(monkeypatch, cache=tmp_path / "cache") as server:
         server.push("lab/tiny", {"config.json": CONFIG, "model.safetensors": WEIGHTS, "README.md": b"#"})
         yield server
-        close_session()
 
 
 @pytest.fixture
@@ -255,7 +271,7 @@ def test_faults_that_stay(
     with pytest.raises(CheckpointError, match=message) as caught:
         read(file, 800_000, 1_200_000)
     assert 3 > time.monotonic() - began
-    assert f"{hub.endpoint}/lab/tiny/resolve/" in str(caught.value)
+    assert "/lab/tiny/resolve/" in str(caught.value)
     assert "Signature" not in str(caught.value)
     assert "hf_secret" not in str(caught.value)
 
@@ -314,6 +330,72 @@ def test_what_the_hub_does_not_give(hub: Hub, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere")
     with pytest.raises(CheckpointError, match=r"the repository is gated.*hf auth login"):
         open_hub("lab/tiny")
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(("kind", "message"), UNLISTED)
+def test_listings_that_fail(hub: Hub, kind: str, message: str) -> None:
+    """A listing that stalls, trickles, breaks or comes packed ends in time; the token stays with the hub."""
+    hub.fail(kind, at="api", times=99, after=10)
+    began = time.monotonic()
+
+    with pytest.raises(CheckpointError, match=message):
+        hub_files("lab/tiny")
+    assert 3 > time.monotonic() - began
+    assert not any(request.authorized for request in hub.asked("cdn"))
+
+
+@pytest.mark.parametrize(("body", "message"), NO_LISTINGS)
+def test_what_is_no_listing(hub: Hub, body: bytes, message: str) -> None:
+    """A hub may say anything; what is no listing is an error, and no commit names a folder elsewhere."""
+    hub.listings["lab/tiny"] = body
+
+    with pytest.raises(CheckpointError, match=message):
+        open_hub("lab/tiny")
+
+
+def test_a_listing_has_an_end(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listing that does not end is not read to its end."""
+    monkeypatch.setattr(asking, "JSON_LIMIT", 100_000)
+    hub.listings["lab/tiny"] = b" " * 50_000_000
+
+    with pytest.raises(CheckpointError, match="the hub's answer is larger than 100,000 bytes"):
+        hub_files("lab/tiny")
+
+
+def test_names_outside_the_repository_are_not_listed(hub: Hub) -> None:
+    """What lies above a repository, or nowhere, is no file of it; nor is one without a size."""
+    entries: list[object] = [{"rfilename": name, "size": 1, "blobId": COMMIT} for name in ODD_NAMES]
+    entries += [{"rfilename": "a.json", "size": size} for size in (-1, "1", None)]
+    entries += [7, {}, {"rfilename": 7, "size": 1}, {"rfilename": "good.json", "size": 1, "blobId": "../x"}]
+    hub.listings["lab/tiny"] = json.dumps({"sha": COMMIT, "siblings": entries}).encode()
+
+    assert {"good.json": HubFile(1, None, "")} == hub_files("lab/tiny").files
+
+
+def test_an_index_of_too_many_shards(hub: Hub) -> None:
+    """No checkpoint has a hundred thousand shards; none of them is asked for."""
+    shards = [f"{n}.safetensors" for n in range(100_000)]
+    index = json.dumps({"weight_map": {f"t{n}": shard for n, shard in enumerate(shards)}}).encode()
+    hub.push("lab/many", {INDEX: index})
+    entries: list[object] = [{"rfilename": shard, "size": 9, "blobId": COMMIT} for shard in shards]
+    entries.append({"rfilename": INDEX, "size": len(index), "blobId": COMMIT})
+    commit = hub.repositories["lab/many"]["main"].oid
+    hub.listings["lab/many"] = json.dumps({"sha": commit, "siblings": entries}).encode()
+
+    with pytest.raises(CheckpointError, match="names 100,000 shards"):
+        open_hub("lab/many")
+    assert [] == hub.asked("cdn")
+
+
+def test_a_config_of_ten_gigabytes(hub: Hub) -> None:
+    """What is too large by the hub's own word is not fetched."""
+    entries = [{"rfilename": "config.json", "size": 10**10, "blobId": COMMIT}]
+    hub.listings["lab/tiny"] = json.dumps({"sha": COMMIT, "siblings": entries}).encode()
+
+    with pytest.raises(CheckpointError, match=r"config.json: larger than 64,000,000 bytes"):
+        open_hub("lab/tiny")
+    assert [] == hub.asked("resolve")
 
 
 def test_offline(hub: Hub, file: RemoteFile, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from affectlens.checkpoints import Checkpoint, envelopes, pickles
+from affectlens.checkpoints import Checkpoint, archives
 from affectlens.checkpoints.bytes import LocalFile
 from affectlens.checkpoints.pickles import PickleStore, open_pickle
 from affectlens.errors import CheckpointError
@@ -78,7 +77,7 @@ WITHOUT_MODEL: tuple[tuple[Any, str], ...] = (
     ({1: BASE}, "holds no model weights"),
     ({"s": torch.eye(3).to_sparse()}, "all 1 tensors are sparse"),
     ([BASE], "holds a list"),
-    (BASE, "holds a Tensor"),
+    (BASE, "holds a tensor"),
 )
 
 
@@ -159,7 +158,7 @@ def rezipped(path: Path, change: Callable[[str, bytes], tuple[str, bytes]], **ho
 def test_every_kind_of_value_is_read_as_torch_reads_it(opened: Save, path: Path, legacy: bool) -> None:
     """Values and spans equal what torch.load returns, bit by bit."""
     saved = {**KINDS, **STRIDED}
-    if legacy:  # torch's restricted reader knows no float8 in these
+    if legacy:  # torch's reader knows no float8 in these
         del saved["float8"]
     store = opened(saved, _use_new_zipfile_serialization=not legacy)
     expected = torch.load(path, weights_only=True)
@@ -202,7 +201,7 @@ def test_opening_reads_no_values(opened: Save, path: Path, monkeypatch: pytest.M
     tracemalloc.stop()
 
     assert 48_000_000 < path.stat().st_size
-    assert 2_000 > sum(fetched)
+    assert 20_000 > sum(fetched)
     assert 2_000_000 > peak
     assert 12 == len(store.headers)
 
@@ -223,27 +222,6 @@ def test_a_strip_of_a_transposed_matrix_is_fetched_alone(
     store.read("w", slice(0, 2048))
 
     assert [2048 * 4] * 16 == fetched
-
-
-def test_older_torch_reads_no_values_either(opened: Save, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fake mode finds the same places."""
-    known = opened({"model": KINDS})
-    monkeypatch.setattr(pickles, "_valueless", FakeTensorMode)
-    found = opened({"model": KINDS})
-
-    assert known.headers == found.headers
-    for name, tensor in KINDS.items():
-        assert same(tensor, found.read(name)), name
-
-
-def test_without_torchs_offsets_values_are_held(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A torch that tells no offsets reads the file into memory, and the values are the same."""
-    torch.save({**KINDS, **STRIDED}, path)
-    monkeypatch.setattr(pickles, "_from_archive", lambda file: pickles._from_memory(file, mapped=True))
-    store = open_pickle([path], str(path), config={})
-
-    for name, tensor in (KINDS | STRIDED).items():
-        assert same(tensor, store.read(name)), name
 
 
 def test_tied_weights_appear_once(opened: Save) -> None:
@@ -397,18 +375,6 @@ def test_no_code_runs(path: Path, tmp_path: Path, legacy: bool) -> None:
     assert "Convert it to safetensors where you trust it" in message
 
 
-def test_what_the_user_allowed_stays_allowed(opened: Save) -> None:
-    """Opening changes nothing of what torch's reader allows."""
-    before = set(torch.serialization.get_safe_globals())
-    opened({"w": BASE})
-
-    assert before == set(torch.serialization.get_safe_globals())
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        opened({"w": BASE})
-
-        assert argparse.Namespace in torch.serialization.get_safe_globals()
-
-
 def test_a_whole_module_is_refused(path: Path) -> None:
     """A pickled module needs its code."""
     torch.save(nn.Linear(2, 3), path)
@@ -516,17 +482,9 @@ def test_overlapping_members_are_refused(path: Path) -> None:
 def test_a_huge_pickle_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pickle beyond the limit is not read."""
     torch.save({"w": BASE}, path)
-    monkeypatch.setattr(envelopes, "_PICKLE_LIMIT", 10)
+    monkeypatch.setattr(archives, "_PICKLE", 10)
 
-    assert "data.pkl is larger than 10 bytes" in refused(path)
-
-
-def test_what_is_held_is_limited(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An old file beyond the limit is not read into memory."""
-    torch.save({"w": BASE}, path, _use_new_zipfile_serialization=False)
-    monkeypatch.setattr(pickles, "_HELD", 10)
-
-    assert "too large" in refused(path)
+    assert "its list of tensors is larger than 10 bytes" in refused(path)
 
 
 def test_other_archives_are_named(path: Path) -> None:
@@ -597,7 +555,7 @@ def test_shards_are_one_store(tmp_path: Path) -> None:
     assert (2, "abc") == (store.facts["files"], store.facts["revision"])
     assert {"x": (0, 0)} == store.ignored
     torch.save({"a": BASE}, paths[1])
-    with pytest.raises(CheckpointError, match="'a': also stored in another shard"):
+    with pytest.raises(CheckpointError, match=r"'a': stored in 'pytorch_model-00001-of-00002.bin' and"):
         open_pickle(paths, "owner/name", config={})
 
 

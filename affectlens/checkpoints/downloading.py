@@ -1,0 +1,141 @@
+"""Fetch files of a hub into the hub's own cache, where every tool of the hub finds them.
+
+    HubListing ──▶ RemoteFile, a piece at a time ──▶ blobs/<hash> ◀── snapshots/<commit>/<name>
+
+A file gets its name in the cache only when all of it is there and its hash is the one that the hub lists.
+"""
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from affectlens.checkpoints.hub import HubListing, cached, hub_files, remote_file, weight_files
+from affectlens.errors import CheckpointError, WriteError
+from affectlens.files import whole
+
+_PIECE = 2**24  # bytes asked for at once
+_AT_ONCE = 4  # files
+
+
+def download(listing: HubListing, names: Iterable[str], *, revision: str = "") -> Path:
+    """Fetch files of one commit, as far as the cache lacks them; returns the folder that holds them.
+
+    `revision` is the branch or tag that led to the commit, by which the cache finds it again. Raises
+    `CheckpointError` or `WriteError`; then nothing half fetched is left.
+    """
+    cache = _cache(listing.repository)
+    folder = cache / "snapshots" / listing.commit
+    lacking = [name for name in names if not (folder / name).exists()]
+    size = sum(listing.files[name].size for name in lacking)
+    shown = {"unit": "B", "unit_scale": True, "desc": listing.repository, "leave": False}
+    try:
+        with tqdm(total=size, disable=None if lacking else True, **shown) as bar:
+            for name, blob in _blobs(listing, lacking, into=cache / "blobs", told=bar.update):
+                _link(folder / name, blob)
+        _remember(cache / "refs", revision or "main", commit=listing.commit)
+    except OSError as error:
+        if isinstance(error, WriteError):
+            raise
+        raise WriteError(f"{cache}: can't be written to ({error.strerror})") from None
+    return folder
+
+
+def _cache(repository: str) -> Path:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder: str = repo_folder_name(repo_id=repository, repo_type="model")
+    return Path(constants.HF_HUB_CACHE) / folder
+
+
+def _blobs(
+    listing: HubListing, names: list[str], *, into: Path, told: Callable[[int], object]
+) -> Iterator[tuple[str, Path]]:
+    """Fetch several files at a time; the first that fails stops the others at their next piece."""
+    pool, failures = ThreadPoolExecutor(_AT_ONCE), list[BaseException]()
+
+    def arrived(count: int) -> None:
+        told(count)
+        for failure in failures[:1]:
+            raise failure
+
+    def fetch(name: str) -> Path:
+        try:
+            arrived(0)
+            return _blob(listing, name, into=into, told=arrived)
+        except BaseException as error:
+            failures.append(error)  # before this thread takes the next file
+            raise
+
+    try:
+        jobs = {pool.submit(fetch, name): name for name in names}
+        for job in as_completed(jobs):
+            arrived(0)
+            yield jobs[job], job.result()
+    except BaseException as error:
+        failures.append(error)
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _blob(listing: HubListing, name: str, *, into: Path, told: Callable[[int], object]) -> Path:
+    """Fetch a file under the hash of its content: git's own, or that of a file too large for git."""
+    known, file = listing.files[name], remote_file(listing, name)
+    blob = into / (known.sha256 or known.etag)
+    if blob == into:
+        raise CheckpointError(file.name, "the hub tells no hash that this could be held to")
+    if blob.exists():
+        told(file.size)
+        return blob
+    digest = hashlib.sha256() if known.sha256 else hashlib.sha1(b"blob %d\0" % file.size)
+    buffer = memoryview(bytearray(min(_PIECE, file.size)))
+    with whole(blob) as partial:
+        with open(partial, "wb") as stream:
+            for start in range(0, file.size, _PIECE):
+                piece = file.fetch(start, min(start + _PIECE, file.size), into=buffer)
+                digest.update(piece)
+                stream.write(piece)
+                told(len(piece))
+        if digest.hexdigest() != blob.name:
+            reason = "what came is not what the hub lists: its hash is another"
+            raise CheckpointError(file.name, reason, fix="Run it again")
+    return blob
+
+
+def _link(place: Path, blob: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    # Another process may be making the same link: a new one takes its place in one step.
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as folder:
+        link = Path(folder) / "link"
+        link.symlink_to(os.path.relpath(blob, place.parent))
+        os.replace(link, place)
+
+
+def _remember(refs: Path, revision: str, *, commit: str) -> None:
+    if revision != commit and not {"..", "/"} & {*PurePosixPath(revision).parts}:
+        with whole(refs / revision) as partial:
+            partial.write_text(commit, "utf-8")
+
+
+def fetched(hub_id: str, wanted: re.Pattern[str]) -> Path:
+    """The folder of a repository's weights and of the files whose paths are wanted; named after the commit.
+
+    Where the hub can't be asked, it is what the cache holds. Raises `CheckpointError`.
+    """
+    try:
+        listing = hub_files(hub_id)
+    except CheckpointError:
+        here = cached(hub_id)  # what a branch was when it was last downloaded
+        if here is None:
+            raise
+        return here
+    weights = weight_files(listing)
+    beside = [name for name in listing.files if wanted.fullmatch(name) and name not in weights]
+    return download(listing, [*weights, *beside], revision=hub_id.partition("@")[2])

@@ -1,0 +1,92 @@
+"""JSON as every reader of it must understand it: headers, indexes and configs come from strangers."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from affectlens.errors import CheckpointError, quoted
+from affectlens.files import opened
+
+JSON_LIMIT = 64_000_000  # bytes; a config or index beyond this is no config or index
+_VALUES = 2_000_000  # each takes up to a hundred bytes when it is parsed, and some microseconds
+_DEEPEST = 64  # a config has five levels
+
+
+class Doubled(dict[str, Any]):
+    """An object that has a key twice: most readers take the last, some the first."""
+
+    twice = ""  # that key
+
+
+class Document(NamedTuple):
+    """A JSON object, and the keys that stand twice in one of its objects, however deep."""
+
+    content: dict[str, Any]
+    twice: tuple[str, ...] = ()
+
+    def strict(self, path: str | Path) -> dict[str, Any]:
+        """The object; raises `CheckpointError` where a key stands twice."""
+        for key in self.twice:
+            raise CheckpointError(path, f"has the key {quoted(key)} twice")
+        return self.content
+
+    def notes(self, name: str) -> tuple[str, ...]:
+        """A remark where a key stands twice."""
+        first = f"{name} has the key {quoted(self.twice[0])} twice; the last counts." if self.twice else ""
+        return (first,) if first else ()
+
+
+def parse(raw: bytes, path: str | Path, *, what: str = "") -> Document:
+    """Parse a JSON object, which is `what` of the file.
+
+    Raises `CheckpointError` for what is no UTF-8, no JSON or no object.
+    """
+    if raw.count(b",") > _VALUES:
+        raise CheckpointError(path, f"{what}has more than {_VALUES:,} values")
+    twice: list[str] = []
+
+    def entries(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) == len(pairs):
+            return found
+        doubled, counts = Doubled(found), Counter(key for key, _ in pairs)
+        doubled.twice = next(key for key, count in counts.items() if count > 1)
+        twice.append(doubled.twice)
+        return doubled
+
+    try:
+        # Given bytes, Python would take UTF-16 as well, which no other reader of these files does.
+        content = json.loads(raw.decode("utf-8"), object_pairs_hook=entries)
+    except UnicodeDecodeError:
+        raise CheckpointError(path, f"{what}is not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise CheckpointError(
+            path, f"{what}is not valid JSON ({error.msg} at character {error.pos:,})"
+        ) from None
+    except (ValueError, RecursionError):  # a number of too many digits, brackets too deep
+        raise CheckpointError(path, f"{what}is not valid JSON that can be read") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(path, f"{what}is not a JSON object")
+    if _deeper(content, _DEEPEST):
+        raise CheckpointError(path, f"{what}is nested more than {_DEEPEST} deep")
+    return Document(content, tuple(twice))
+
+
+def _deeper(content: Any, most: int) -> bool:
+    """Whether something is nested deeper: to compare it, Python would need more of its stack than it has."""
+    level = [content]
+    for _ in range(most):
+        items = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [inner for inside in items for inner in inside if isinstance(inner, dict | list)]
+    return bool(level)
+
+
+def read_json(path: Path) -> Document:
+    """Read a file with a JSON object. Raises `CheckpointError`."""
+    with os.fdopen(opened(path), "rb") as stream:
+        raw = stream.read(JSON_LIMIT + 1)  # it may be longer than it says, or grow
+    if len(raw) > JSON_LIMIT:
+        raise CheckpointError(path, f"larger than {JSON_LIMIT:,} bytes")
+    return parse(raw, path)

@@ -1,0 +1,222 @@
+"""What the names in a torch file stand for, as plain records: storages, tensors, and the settings of a run.
+
+Each function has the name and the arguments of the one of torch's that it stands for, and computes nothing.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from affectlens.errors import CheckpointError
+from affectlens.html import plain
+
+CONVERT = "Convert it to safetensors where you trust it"
+CONSOLIDATE = "Consolidate DeepSpeed's shards with zero_to_fp32.py"
+# Bytes of an element.
+WIDTHS: Mapping[str, int] = {
+    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "complex128": 16, "complex64": 8, "complex32": 4,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint64": 8, "uint32": 4, "uint16": 2, "uint8": 1,
+    "bool": 1, "float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1,
+    "float8_e8m0fnu": 1, "quint8": 1, "qint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1,
+}  # fmt: skip
+_NUMBERS = {
+    "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Bool": "bool",
+    "ComplexDouble": "complex128", "ComplexFloat": "complex64", "Long": "int64", "Int": "int32",
+    "Short": "int16", "Char": "int8", "Byte": "uint8",
+}  # fmt: skip
+_QUANTIZED = {
+    "QUInt8": "quint8", "QInt8": "qint8", "QInt32": "qint32", "QUInt4x2": "quint4x2", "QUInt2x4": "quint2x4"
+}  # fmt: skip
+_STORAGES: Mapping[str, str] = {
+    **{f"torch.{kind}Storage": dtype for kind, dtype in (_NUMBERS | _QUANTIZED).items()},
+    **{f"torch.cuda.{kind}Storage": dtype for kind, dtype in _NUMBERS.items()},
+    "torch.storage.UntypedStorage": "uint8",
+}
+_SCHEMES = ("per_tensor_affine", "per_tensor_symmetric", "per_channel_affine", "per_channel_symmetric")
+_DIMENSIONS = 64  # torch's own limit
+_ARGUMENTS = 16  # of a call; torch's have ten at most
+PLAIN = (str, int, float, bytes, type(None))  # what a key may be
+# What is known of objects that are refused, by their names.
+_KNOWN = (
+    ("deepspeed.", "holds DeepSpeed's own objects", CONSOLIDATE),
+    (
+        "TrainingArguments",
+        "holds no model weights: settings of the training only",
+        "Name the file of the weights",
+    ),
+    ("omegaconf.", "refused, since it holds an OmegaConf object, which would run code", CONVERT),
+)
+
+
+class Named(NamedTuple):
+    """Something that a pickle names."""
+
+    name: str
+
+
+class Odd:
+    """A key that is neither text nor a number, such as a tuple."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __str__(self) -> str:
+        return f"a {self.kind}"
+
+
+class Settings:
+    """An `argparse.Namespace`, which holds attributes and has no code of its own."""
+
+    attributes: object = None
+
+
+class Storage(NamedTuple):
+    """Where a file keeps the elements of tensors: a name within the file, and the dtype of its class."""
+
+    key: str
+    dtype: str
+
+
+class Stored(NamedTuple):
+    """A tensor: its place in a storage, in elements."""
+
+    storage: Storage | None  # None for one that was saved without values
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+    kind: str = ""  # what keeps its bytes from being its values; empty where they are
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+
+def storage(identity: object) -> Storage:
+    """What a persistent id names: `("storage", class, key, device, elements)`; raises `ValueError`."""
+    # The last, of before torch 1.6, is of views of storages, which went with torch 0.2.
+    match identity:
+        case ("storage", Named(name=name), str(key), _, int()) if name in _STORAGES:
+            return Storage(key, _STORAGES[name])
+        case ("storage", Named(name=name), str(key), _, int(), None) if name in _STORAGES:
+            return Storage(key, _STORAGES[name])
+    raise ValueError("no storage of torch's")
+
+
+def refused(path: str, name: str) -> CheckpointError:
+    """The error for a pickle that names what could run code, or has instructions that torch's have not."""
+    shown = plain(name)
+    for known, reason, fix in _KNOWN:
+        if known in name:
+            return CheckpointError(path, f"{reason} ({shown})", fix=fix)
+    what = f"a whole module or another object ({shown})" if name else "objects or instructions"
+    reason = f"refused: it holds {what} beside tensors, and opening that could run code"
+    return CheckpointError(path, reason, fix=CONVERT)
+
+
+def called(function: Named, arguments: tuple[Any, ...]) -> Any:
+    """What a call in a pickle comes to; raises `LookupError` for a name that stands for no record."""
+    if len(arguments) > _ARGUMENTS:
+        raise ValueError("too many arguments")
+    return _CALLS[function.name](*arguments)
+
+
+def _tensor(held: Storage, offset: Any, shape: Any, strides: Any, *rest: Any) -> Stored:
+    """`_rebuild_tensor`, and `_rebuild_tensor_v2`, which adds `requires_grad, hooks, metadata`."""
+    return _stored(held, offset, shape, strides, held.dtype, _kind(rest[2:]))
+
+
+def _of_dtype(held: Storage, offset: Any, shape: Any, strides: Any, *rest: Any) -> Stored:
+    """`_rebuild_tensor_v3`, of a storage of bytes: `requires_grad, hooks, dtype, metadata`."""
+    return _stored(held, offset, shape, strides, _dtype(rest[2]), _kind(rest[3:]))
+
+
+def _stored(
+    held: Storage | None, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, kind: str
+) -> Stored:
+    if not len(shape) == len(strides) <= _DIMENSIONS or not isinstance(held, Storage | None):
+        raise ValueError("no tensor")
+    numbers = (offset, *shape, *strides)
+    if not all(type(n) is int and abs(n) < 2**63 for n in numbers) or min(shape, default=0) < 0:
+        raise ValueError("no shape, offset and strides")
+    # Torch multiplies in the order of the dimensions, and so before it comes to a zero.
+    if math.prod(filter(None, shape)) >= 2**63 or dtype not in WIDTHS:
+        raise ValueError("no size or dtype")
+    return Stored(held, offset, tuple(shape), tuple(strides), dtype, kind)
+
+
+def _kind(metadata: tuple[Any, ...]) -> str:
+    known = metadata[0] if metadata and isinstance(metadata[0], dict) else {}
+    return "conjugated or negated" if known.get("conj") or known.get("neg") else ""
+
+
+def _dtype(named: Named) -> str:
+    return named.name.removeprefix("torch.")
+
+
+def _quantized(held: Storage, offset: Any, shape: Any, strides: Any, *rest: Any) -> Stored:
+    return _stored(held, offset, shape, strides, held.dtype, f"quantized (torch.{held.dtype})")
+
+
+def _sparse(layout: Any, data: tuple[Any, ...]) -> Stored:
+    """Indices, values and the shape; then perhaps whether they are coalesced."""
+    shape = next(part for part in data[:4] if type(part) is tuple)
+    values = next(part for part in data[:4] if type(part) is Stored)
+    return _stored(values.storage, 0, shape, shape, values.dtype, "sparse")
+
+
+def _without_values(dtype: Named, shape: Any, strides: Any, *rest: Any) -> Stored:
+    return _stored(None, 0, shape, strides, _dtype(dtype), "")
+
+
+def _nested(buffer: Stored, *rest: Any) -> Stored:
+    return buffer._replace(kind="nested")
+
+
+def _typed(function: Named, kind: Named, arguments: tuple[Any, ...], state: Any) -> Stored:
+    """A tensor with attributes, or of a class of its own."""
+    found: Stored = called(function, arguments)
+    return found if kind.name in _CLASSES else found._replace(kind=kind.name)
+
+
+def _mapping(pairs: Any = ()) -> dict[Any, Any]:
+    if isinstance(pairs, dict):
+        return pairs
+    found = {key: value for key, value in pairs if isinstance(key, PLAIN)}
+    if pairs:
+        pairs.clear()  # as Python 2 wrote them; a short file could have a long list copied without end
+    return found
+
+
+def _first(*parts: Any) -> Any:
+    return parts[0] if parts else ()
+
+
+_CLASSES = ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
+_CALLS: Mapping[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _of_dtype,
+    "torch._utils._rebuild_parameter": _first,
+    "torch._utils._rebuild_parameter_with_state": _first,
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _first,
+    "torch.nn.parameter.Parameter": _first,
+    "torch._utils._rebuild_qtensor": _quantized,
+    "torch._utils._rebuild_sparse_tensor": _sparse,
+    "torch._utils._rebuild_meta_tensor_no_storage": _without_values,
+    "torch._utils._rebuild_nested_tensor": _nested,
+    "torch._tensor._rebuild_from_type_v2": _typed,
+    "collections.OrderedDict": _mapping,
+    "collections.Counter": _mapping,
+    "argparse.Namespace": Settings,
+    # Of these no value is needed, but a set may hold tensors.
+    "builtins.set": _first,
+    "builtins.bytearray": _first,
+    "builtins.complex": _first,
+    "_codecs.encode": _first,
+    "torch.Size": _first,
+    "torch.device": _first,
+    "torch.serialization._get_layout": _first,
+}
+ALLOWED = frozenset((*_CALLS, *_STORAGES, *_CLASSES, *(f"torch.{name}" for name in (*WIDTHS, *_SCHEMES))))

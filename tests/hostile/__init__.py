@@ -1,0 +1,1 @@
+"""Inputs that are broken or hostile, and what each must get."""

@@ -1,0 +1,51 @@
+"""Every hostile or broken input: a clear error or a clear warning, nothing executed, nothing else opened."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.case import Case
+from tests.hostile.corpus import CASES
+from tests.hostile.decoys import lay_decoys
+from tests.hostile.running import Ran, Server, run_installed
+
+_FIRST = {case.family: case for case in reversed(CASES)}  # one of each family
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_hostile_input_gets_what_it_must(case: Case, tmp_path: Path, server: Server) -> None:
+    """In a fork that notes what it opens and starts."""
+    lay_decoys(tmp_path)
+    argv = case.build(tmp_path)
+
+    found = server.run(argv, tmp_path.with_name(f"{tmp_path.name}-output"))
+
+    assert [] == found.strayed(tmp_path, argv)
+    _judge(case, found)
+
+
+@pytest.mark.parametrize("case", _FIRST.values(), ids=lambda case: case.family)
+def test_the_program_itself_does_the_same(case: Case, tmp_path: Path) -> None:
+    """`python -m affectlens`, from its start to its end, on one case a family."""
+    lay_decoys(tmp_path)
+
+    _judge(case, run_installed(case.build(tmp_path)))
+
+
+def test_no_two_cases_have_one_name() -> None:
+    """A name picks a case."""
+    names = [case.name for case in CASES]
+
+    assert sorted(set(names)) == sorted(names)
+
+
+def _judge(case: Case, found: Ran) -> None:
+    """Check how a run ended and what it printed: an error on standard error, a warning on the output."""
+    refused = case.outcome == "refused"
+    said = " ".join((found.err if refused else found.out).split())  # the terminal's line breaks are no matter
+
+    assert (False, int(refused)) == (found.late, found.code), found.err[-2000:]
+    assert [] == found.unfit, found.out + found.err
+    assert [] == [words for words in case.says if " ".join(words.split()) not in said], said
+    if refused:
+        assert 1 <= len(found.err.splitlines()) <= 3, found.err
