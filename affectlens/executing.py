@@ -93,7 +93,7 @@ class _Try(Generic[Job]):
         return _Try(self.job, self.number + 1)
 
 
-def _tried(work: Callable[[Job], Result], job: Job, number: int) -> Result:
+def _tried(job: Job, work: Callable[[Job], Result], number: int) -> Result:
     # By the number a scheduler that remembers calls (dask) knows the second try from the first.
     return work(job)
 
@@ -118,7 +118,7 @@ class _Pool:
         return 2 * workers if isinstance(workers, int) and workers > 0 else _MANY
 
     def submit(self, work: Callable[[Job], Result], one: "_Try[Job]") -> Any:
-        return self._now.submit(_tried, work, one.job, one.number)
+        return self._now.submit(_tried, one.job, work, one.number)
 
     def renew(self, why: BaseException) -> None:
         """Put another pool in the place of a broken one; raises what broke it where none can be made."""

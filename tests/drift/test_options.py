@@ -231,7 +231,7 @@ class Flaky(Executor):
 
     def submit(self, function: Callable[..., Any], /, *given: Any, **named: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        done = self.tries[given[1].sites] = self.tries.get(given[0].sites, 0) + 1
+        done = self.tries[given[0].sites] = self.tries.get(given[0].sites, 0) + 1
         if done <= self.failures:
             future.set_exception(OSError("the worker died"))
         else:
