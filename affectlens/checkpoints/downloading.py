@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from affectlens.checkpoints.hub import HubListing, cached, hub_files, remote_file, weight_files
+from affectlens.checkpoints.hub import HubListing, listed, remote_file, weight_files
 from affectlens.errors import CheckpointError, WriteError
 from affectlens.files import whole
 
@@ -129,13 +129,9 @@ def fetched(hub_id: str, wanted: re.Pattern[str]) -> Path:
 
     Where the hub can't be asked, it is what the cache holds. Raises `CheckpointError`.
     """
-    try:
-        listing = hub_files(hub_id)
-    except CheckpointError:
-        here = cached(hub_id)  # what a branch was when it was last downloaded
-        if here is None:
-            raise
-        return here
+    listing = listed(hub_id)
+    if isinstance(listing, Path):
+        return listing
     weights = weight_files(listing)
     beside = [name for name in listing.files if wanted.fullmatch(name) and name not in weights]
     return download(listing, [*weights, *beside], revision=hub_id.partition("@")[2])

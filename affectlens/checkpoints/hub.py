@@ -60,6 +60,20 @@ def hub_files(hub_id: str) -> HubListing:
     return HubListing(hub_id.partition("@")[0], commit, dict(filter(None, files)))
 
 
+def listed(hub_id: str) -> HubListing | Path:
+    """What a repository holds; where the hub can't be asked, the folder in its cache, if that is whole.
+
+    A branch is then what it was when it was last downloaded. Raises `CheckpointError`.
+    """
+    try:
+        return hub_files(hub_id)
+    except CheckpointError:
+        here = cached(hub_id)
+        if here is None:
+            raise
+        return here
+
+
 def open_hub(hub_id: str, *, listing: HubListing | None = None) -> SafetensorsStore:
     """Open a repository's safetensors files where they lie; their headers alone are read.
 

@@ -72,16 +72,12 @@ def stored(source: str | Path) -> tuple[Store, Mapping[str, Any]]:
     if str(source) and os.path.lexists(source):
         return _here(Path(source), os.path.realpath(source))
     from affectlens.checkpoints.downloading import download
-    from affectlens.checkpoints.hub import cached, hub_files, open_hub
+    from affectlens.checkpoints.hub import cached, listed, open_hub
 
     hub_id = named_on_hub(source)
-    try:
-        listing = hub_files(hub_id)
-    except CheckpointError:
-        here = cached(hub_id)  # what a branch was when it was last downloaded
-        if here is None:
-            raise
-        return _here(here, hub_id)
+    listing = listed(hub_id)
+    if isinstance(listing, Path):
+        return _here(listing, hub_id)
     here = cached(listing.source)
     if here is not None:
         return _here(here, hub_id)
