@@ -29,7 +29,7 @@ from affectlens.sites import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from affectlens.checkpoints.lowrank import LowRank
+    from affectlens.checkpoints.adapters.lowrank import LowRank
 
 
 Shapes = Mapping[str, tuple[int, ...]]

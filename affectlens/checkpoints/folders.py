@@ -133,7 +133,7 @@ def _store(
     above = (folder.name for folder in paths[0].parents if folder.parent.name == "snapshots")
     revision = next(above, "")  # the hub cache files a repository under its commit
     if paths[0].suffix in _TORCH:
-        from affectlens.checkpoints.pickles import open_pickle
+        from affectlens.checkpoints.pickles.store import open_pickle
 
         store: Store = open_pickle(paths, source, config=config.content, revision=revision, weights=weights)
     else:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from affectlens.checkpoints.adapters import Adapter
+from affectlens.checkpoints.adapters.adapter import Adapter
+from affectlens.checkpoints.adapters.factors import FACTOR
 from affectlens.checkpoints.checkpoint import Checkpoint
 from affectlens.checkpoints.describing import describe
-from affectlens.checkpoints.factors import FACTOR
 from affectlens.checkpoints.opening import Source, open_checkpoint, stored
 from affectlens.checkpoints.quantized import unpacked
 from affectlens.sites import Site, drawn, nodes, record

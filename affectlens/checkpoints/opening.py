@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from affectlens.checkpoints.adapting import adapted
+from affectlens.checkpoints.adapters.adapting import adapted
+from affectlens.checkpoints.adapters.factors import FACTOR, Sorted, sort
+from affectlens.checkpoints.adapters.recipes import preset_of, recipe
 from affectlens.checkpoints.checkpoint import Checkpoint, Store
-from affectlens.checkpoints.factors import FACTOR, Sorted, sort
 from affectlens.checkpoints.folders import ADAPTER, adapter_config, open_store
 from affectlens.checkpoints.joined import JoinedStore
 from affectlens.checkpoints.quantized import unpacked
-from affectlens.checkpoints.recipes import preset_of, recipe
 from affectlens.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def open_checkpoint(
     file of bare trainables, a hub id (`owner/name`, or `owner/name@revision`; read where it lies), a live
     `nn.Module`, or a `Checkpoint`, which is returned as it is. Adapters need the `base` they were trained
     on, and are read as effective weights; where no file says LoRA's alpha, `alpha` or the `preset` of a
-    known model does (see `affectlens.checkpoints.recipes.PRESETS`). Raises `CheckpointError`.
+    known model does (see `affectlens.checkpoints.adapters.recipes.PRESETS`). Raises `CheckpointError`.
     """
     if isinstance(source, Checkpoint):
         return source
@@ -71,8 +71,8 @@ def stored(source: str | Path) -> tuple[Store, Mapping[str, Any]]:
     """The store of a path or hub id, and the config of the adapter that it is, if it is one."""
     if str(source) and os.path.lexists(source):
         return _here(Path(source), os.path.realpath(source))
-    from affectlens.checkpoints.downloading import download
-    from affectlens.checkpoints.hub import cached, listed, open_hub
+    from affectlens.checkpoints.hub.downloading import download
+    from affectlens.checkpoints.hub.listing import cached, listed, open_hub
 
     hub_id = named_on_hub(source)
     listing = listed(hub_id)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from affectlens.checkpoints.lowrank import LowRank
+from affectlens.checkpoints.adapters.lowrank import LowRank
 from affectlens.drift.measuring import squares, values
 from affectlens.drift.planning import Part
 from affectlens.drift.sums import BESIDE, FIELDS, Sums

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from affectlens.checkpoints import Checkpoint, Pairing
+from affectlens.checkpoints.adapters.lowrank import LowRank
 from affectlens.checkpoints.bytes import Span
-from affectlens.checkpoints.lowrank import LowRank
 from affectlens.checkpoints.pairing import VOCABULARY
 from affectlens.errors import TableError, near
 from affectlens.sites import Site, Units

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from affectlens.checkpoints import Checkpoint, open_checkpoint
-from affectlens.checkpoints.downloading import fetched
 from affectlens.checkpoints.folders import open_store
+from affectlens.checkpoints.hub.downloading import fetched
 from affectlens.checkpoints.opening import named_on_hub
 from affectlens.checkpoints.quantized import unpacked
 from affectlens.errors import AffectlensError, CheckpointError, LensError, quoted

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from affectlens.checkpoints.factors import Pair
-from affectlens.checkpoints.lowrank import LowRank
+from affectlens.checkpoints.adapters.factors import Pair
+from affectlens.checkpoints.adapters.lowrank import LowRank
 from affectlens.drift.factoring import _lines, _product
 from affectlens.drift.planning import PART
 from affectlens.sites import Storage

@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 from huggingface_hub import close_session, constants
 
-from affectlens.checkpoints import remote
+from affectlens.checkpoints.hub import remote
 
 
 class Request(NamedTuple):

@@ -9,9 +9,10 @@ import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from safetensors.torch import save
 
-from affectlens.checkpoints import open_checkpoint, remote
-from affectlens.checkpoints.downloading import download
-from affectlens.checkpoints.hub import cached, hub_files
+from affectlens.checkpoints import open_checkpoint
+from affectlens.checkpoints.hub import remote
+from affectlens.checkpoints.hub.downloading import download
+from affectlens.checkpoints.hub.listing import cached, hub_files
 from affectlens.errors import CheckpointError, WriteError
 from tests.checkpoints.hub_server import Hub, posing
 

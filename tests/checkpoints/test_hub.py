@@ -16,9 +16,9 @@ import torch
 from huggingface_hub import constants, hf_hub_download
 from safetensors.torch import save
 
-from affectlens.checkpoints import asking, remote
-from affectlens.checkpoints.hub import HubFile, cached, hub_files, open_hub, remote_file
-from affectlens.checkpoints.remote import RemoteFile
+from affectlens.checkpoints.hub import asking, remote
+from affectlens.checkpoints.hub.listing import HubFile, cached, hub_files, open_hub, remote_file
+from affectlens.checkpoints.hub.remote import RemoteFile
 from affectlens.checkpoints.safetensors import INDEX
 from affectlens.errors import CheckpointError
 from tests.checkpoints.hub_server import Hub, git_oid, posing

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from affectlens.checkpoints import Checkpoint, archives
 from affectlens.checkpoints.bytes import LocalFile
-from affectlens.checkpoints.pickles import PickleStore, open_pickle
+from affectlens.checkpoints.pickles.store import PickleStore, open_pickle
 from affectlens.errors import CheckpointError
 
 BASE = torch.arange(24.0).reshape(4, 6)

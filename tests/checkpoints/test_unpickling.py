@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch._weights_only_unpickler import _get_allowed_globals
 
 from affectlens.checkpoints import unpickling
-from affectlens.checkpoints.rebuilding import ALLOWED, Named, Odd, Settings, Storage, Stored
-from affectlens.checkpoints.unpickling import Unpickler
+from affectlens.checkpoints.pickles.rebuilding import ALLOWED, Named, Odd, Settings, Storage, Stored
+from affectlens.checkpoints.pickles.unpickling import Unpickler
 from affectlens.errors import CheckpointError
 from tests.hostile.pickling import call, mapping, named, numbers, program, tensor, text
 

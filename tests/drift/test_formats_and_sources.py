@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
 import affectlens as al
-from affectlens.checkpoints import remote
+from affectlens.checkpoints.hub import remote
 from affectlens.checkpoints.safetensors import INDEX
 from affectlens.errors import CheckpointError, NothingToCompare
 from tests.checkpoints.hub_server import Hub, git_oid, serving

@@ -47,8 +47,8 @@ def _warm() -> None:
     import transformers  # noqa: F401  a live model costs seconds otherwise
 
     import affectlens as al
-    import affectlens.checkpoints.hub
-    import affectlens.checkpoints.pickles
+    import affectlens.checkpoints.hub.listing
+    import affectlens.checkpoints.pickles.store
     import affectlens.lens
     from affectlens.cli import main
 

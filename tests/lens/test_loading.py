@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import affectlens as al
-from affectlens.checkpoints import remote
+from affectlens.checkpoints.hub import remote
 from affectlens.errors import CheckpointError, LensError
 from affectlens.lens import rendering
 from affectlens.lens.isolating import cleaned

@@ -6,7 +6,7 @@ open_torch_file ──▶ mappings ── unwrap ──▶ tensors by their name
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from affectlens.checkpoints.rebuilding import CONSOLIDATE, Settings, Stored
+from affectlens.checkpoints.pickles.rebuilding import CONSOLIDATE, Settings, Stored
 from affectlens.errors import CheckpointError
 from affectlens.html import plain
 

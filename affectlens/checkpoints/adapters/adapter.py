@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from affectlens import html
+from affectlens.checkpoints.adapters.factors import FACTOR, owner_of
 from affectlens.checkpoints.checkpoint import Header, Store
 from affectlens.checkpoints.describing import left_out
-from affectlens.checkpoints.factors import FACTOR, owner_of
 from affectlens.sites import Laid, Sites, drawn, lay_out, nodes, record, sites_of
 
 

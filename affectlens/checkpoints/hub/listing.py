@@ -13,11 +13,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from affectlens.checkpoints.asking import ask
 from affectlens.checkpoints.bytes import Span
+from affectlens.checkpoints.hub.asking import ask
+from affectlens.checkpoints.hub.remote import RemoteFile
 from affectlens.checkpoints.indexes import weight_map
 from affectlens.checkpoints.parsing import JSON_LIMIT, Document, parse, read_json
-from affectlens.checkpoints.remote import RemoteFile
 from affectlens.checkpoints.safetensors import INDEX, SafetensorsStore
 from affectlens.errors import CheckpointError, quoted
 

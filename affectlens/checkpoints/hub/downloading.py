@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from affectlens.checkpoints.hub import HubListing, listed, remote_file, weight_files
+from affectlens.checkpoints.hub.listing import HubListing, listed, remote_file, weight_files
 from affectlens.errors import CheckpointError, WriteError
 from affectlens.files import whole
 

@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 
 from affectlens.checkpoints.bytes import LocalFile, Span
 from affectlens.checkpoints.impostors import AGAIN, FIRST, refuse_impostors
-from affectlens.checkpoints.rebuilding import CONSOLIDATE, CONVERT, WIDTHS
-from affectlens.checkpoints.unpickling import Unpickler
+from affectlens.checkpoints.pickles.rebuilding import CONSOLIDATE, CONVERT, WIDTHS
+from affectlens.checkpoints.pickles.unpickling import Unpickler
 from affectlens.errors import CheckpointError
 from affectlens.html import plain
 

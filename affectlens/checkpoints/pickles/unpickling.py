@@ -14,7 +14,7 @@ from collections.abc import Callable
 from io import BufferedIOBase
 from typing import Any
 
-from affectlens.checkpoints.rebuilding import (
+from affectlens.checkpoints.pickles.rebuilding import (
     ALLOWED,
     PLAIN,
     Named,

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from affectlens.checkpoints.hub.refusing import BUSY, DOWNLOAD, Busy, failures, offline, refusal, said
+from affectlens.checkpoints.hub.remote import HOPS, Patience, asked, origin, redirected
 from affectlens.checkpoints.parsing import JSON_LIMIT, parse
-from affectlens.checkpoints.refusing import BUSY, DOWNLOAD, Busy, failures, offline, refusal, said
-from affectlens.checkpoints.remote import HOPS, Patience, asked, origin, redirected
 from affectlens.errors import CheckpointError
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from affectlens.checkpoints.matching import matched
+from affectlens.checkpoints.adapters.matching import matched
 from affectlens.errors import CheckpointError, near, quoted
 from affectlens.html import plain
 

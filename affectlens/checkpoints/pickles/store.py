@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from affectlens.checkpoints.archives import open_torch_file
 from affectlens.checkpoints.bytes import LocalFile, Span
 from affectlens.checkpoints.checkpoint import Header
-from affectlens.checkpoints.envelopes import Contents, unwrap
 from affectlens.checkpoints.indexes import counting, elsewhere
-from affectlens.checkpoints.rebuilding import WIDTHS, Stored
+from affectlens.checkpoints.pickles.archives import open_torch_file
+from affectlens.checkpoints.pickles.envelopes import Contents, unwrap
+from affectlens.checkpoints.pickles.rebuilding import WIDTHS, Stored
 from affectlens.checkpoints.safetensors import HASHED
 from affectlens.errors import CheckpointError, quoted
 from affectlens.html import plain

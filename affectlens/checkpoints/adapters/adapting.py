@@ -8,15 +8,15 @@ import math
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from affectlens.checkpoints.adapters.factors import Pair, Sorted, sort
+from affectlens.checkpoints.adapters.recipes import Recipe
 from affectlens.checkpoints.checkpoint import Change, Checkpoint, Header, Store, context_of
-from affectlens.checkpoints.factors import Pair, Sorted, sort
 from affectlens.checkpoints.joined import JoinedStore
-from affectlens.checkpoints.recipes import Recipe
 from affectlens.errors import CheckpointError, NothingToCompare
 from affectlens.sites import Site, Storage, bare_name, canonical, lay_out, sites_of
 
 if TYPE_CHECKING:
-    from affectlens.checkpoints.lowrank import LowRank
+    from affectlens.checkpoints.adapters.lowrank import LowRank
 
 Shape = tuple[int, ...]
 _MOST = 4096  # of a rank: a matrix of rank × rank numbers is held in memory
@@ -67,7 +67,7 @@ def _other_base(named: str, root: Checkpoint) -> str:
 def _factors(
     store: Store, root: Checkpoint, found: Sorted, recipe: Recipe
 ) -> tuple[dict[Site, "LowRank"], dict[str, tuple[str, int]]]:
-    from affectlens.checkpoints.lowrank import LowRank
+    from affectlens.checkpoints.adapters.lowrank import LowRank
 
     names = canonical([*found.pairs, *context_of(root)], root.config)
     at = {laid.name: tensor for tensor, laid in root.laid.items()}

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from affectlens.checkpoints.adapters.factors import Pair
 from affectlens.checkpoints.checkpoint import Store
-from affectlens.checkpoints.factors import Pair
 from affectlens.errors import CheckpointError
 from affectlens.sites import Cut, Storage
 
