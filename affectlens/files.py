@@ -15,9 +15,12 @@ def whole(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path` that takes its place only if the block succeeds.
 
     An earlier file stays readable until then, and after an error nothing is left behind. Raises
-    `WriteError` where the folder, the disk or the block's own writing fails.
+    `WriteError` where the folder, the disk or the block's own writing fails, and for what is no ordinary
+    file: a device would be replaced by one. Through a link, what it points to is written.
     """
-    final = Path(path)
+    final = Path(os.path.realpath(path))
+    if final.exists() and not final.is_file():
+        raise WriteError(f"{path}: can't be written (this is not an ordinary file)")
     # Writers go by the ending; the rest of a name may be too long for one beside it to be made of it.
     partial = final.parent / f".{secrets.token_hex(8)}{final.suffix}"
     try:
@@ -33,7 +36,7 @@ def whole(path: str | Path) -> Iterator[Path]:
         if isinstance(error, AffectlensError):
             raise
         reason = os.strerror(error.errno) if error.errno else error
-        raise WriteError(f"{final}: can't be written ({reason})") from error
+        raise WriteError(f"{path}: can't be written ({reason})") from error
     with suppress(OSError):  # not every system can, and the file is in its place already
         _settle(final.parent)
 

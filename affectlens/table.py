@@ -48,7 +48,8 @@ def writable(path: str | Path) -> Path:
     _known(final)
     try:
         folder = _existing(final.parent)
-        fits = not final.is_dir() and folder.is_dir() and os.access(folder, os.W_OK)
+        free = final.is_file() or not final.exists()
+        fits = free and folder.is_dir() and os.access(folder, os.W_OK)
     except OSError:  # a name that is too long
         fits = False
     if not fits:

@@ -168,3 +168,18 @@ def test_a_killed_writer_leaves_a_whole_file(moment: float, tmp_path: Path) -> N
     text = path.read_text()
     assert (1 << 20, 1) == (len(text), len(set(text)))
     assert [] == [other for other in tmp_path.iterdir() if other != path and not other.name.startswith(".")]
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    """A device, a pipe or a folder stays what it is; a link stays one, and what it points to is written."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.txt").symlink_to(tmp_path / "real.txt")
+    for name in ("pipe", "folder"):
+        with pytest.raises(WriteError, match="not an ordinary file"):
+            write_text(tmp_path / name, "new")
+    write_text(tmp_path / "link.txt", "new")
+
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link.txt").is_symlink()
+    assert "new" == (tmp_path / "real.txt").read_text()

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from affectlens.checkpoints import Checkpoint, archives
+from affectlens.checkpoints import Checkpoint
 from affectlens.checkpoints.bytes import LocalFile
+from affectlens.checkpoints.pickles import archives
 from affectlens.checkpoints.pickles.store import PickleStore, open_pickle
 from affectlens.errors import CheckpointError
 

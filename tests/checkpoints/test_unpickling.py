@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._weights_only_unpickler import _get_allowed_globals
 
-from affectlens.checkpoints import unpickling
+from affectlens.checkpoints.pickles import unpickling
 from affectlens.checkpoints.pickles.rebuilding import ALLOWED, Named, Odd, Settings, Storage, Stored
 from affectlens.checkpoints.pickles.unpickling import Unpickler
 from affectlens.errors import CheckpointError

@@ -218,12 +218,11 @@ def _tied(placed: Mapping[str, Placed]) -> dict[str, str]:
     for name, where in placed.items():
         if where.extent:
             groups.setdefault((*where[1:], where.storage.key), []).append(name)
-    kept = {
-        name: next((name for name in names if "embed" in name), names[0])
-        for names in groups.values()
-        for name in names
-    }
-    return {name: other for name, other in kept.items() if name != other}
+    tied = {}
+    for names in groups.values():
+        kept = next((name for name in names if "embed" in name), names[0])
+        tied |= {name: kept for name in names if name != kept}
+    return tied
 
 
 def _gathered(where: Placed) -> "Tensor":
