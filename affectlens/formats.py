@@ -18,6 +18,7 @@ import pandas as pd
 
 from affectlens import html
 
+MOST = 50_000_000  # cells that are read from a Parquet file
 Read = tuple[pd.DataFrame, str, dict[str, Any]]  # frame, schema, origin
 
 # A spreadsheet runs what begins with one of these as a formula, at times past what is blank before it. It may
@@ -68,6 +69,10 @@ def _to_parquet(frame: pd.DataFrame, head: str, path: Path) -> None:
 def _from_parquet(path: Path) -> Read:
     import pyarrow.parquet as pq
 
+    stated = pq.read_metadata(path)
+    rows_stated = sum(stated.row_group(at).num_rows for at in range(stated.num_row_groups))
+    if rows_stated * stated.num_columns > MOST:  # a few bytes can state a billion equal cells
+        raise ValueError(f"it states {rows_stated:,} rows")
     rows = pq.read_table(path)
     head = json.loads((rows.schema.metadata or {})[b"affectlens"])
     return rows.to_pandas(), head["schema"], head["origin"]

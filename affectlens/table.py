@@ -22,11 +22,20 @@ from affectlens import html
 from affectlens.errors import NoSuchSite, TableError, near
 from affectlens.files import whole
 from affectlens.formats import READERS, WRITERS, flat, holds_arrays
+from affectlens.requiring import Columns, Shape, misshapen, required
 from affectlens.sites import Site, Sites
 
 _KEYS = ("tower", "stack", "layer", "role", "expert", "param", "label", "parameter")
 _FOLDER = re.compile(r"(?<![\w.~])/(?:[^/\s=]+/)*")  # the folders of an absolute path
 SHOWN = 12
+_SOURCE: Shape = {"parameters": int | None, "bytes": int | float | None}
+_ORIGIN: Shape = {  # what tables of every class may state
+    "sources": {...: _SOURCE},
+    "versions": {...: str},
+    "command": str | list | None,
+    "findings": [str],
+    "custom": [str],  # columns of the user's own measures
+}
 _WIDTH = 100  # of a sentence on a terminal
 
 
@@ -84,6 +93,8 @@ class Table:
     flags: ClassVar[tuple[str, ...]] = ()  # of these, the ones that are shown only if a row is false
     ranked: ClassVar[bool] = False  # whether a repr of many rows shows those that rank highest
     bars: ClassVar[tuple[str, ...]] = ()  # of these, the ones with a bar behind each number in a notebook
+    columns: ClassVar[tuple[Columns, ...]] = ({},)  # what has to be there, then groups of what may be
+    about: ClassVar[Mapping[str, Shape]] = {}  # what an origin looks like, beside what all tables state
 
     def where(self, **fields: Any) -> Self:
         """Keep the rows whose columns equal a value, lie in a collection or satisfy a function.
@@ -130,7 +141,10 @@ class Table:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read back what `save` wrote as Parquet, CSV or JSON; raises `TableError` for another kind."""
+        """Read back what `save` wrote as Parquet, CSV or JSON.
+
+        Raises `TableError` for another kind, and where a column or the origin is not what it has to be.
+        """
         final = Path(path)
         if final.suffix not in READERS:
             raise TableError(f"{final}: tables are read from {', '.join(READERS)}")
@@ -138,13 +152,20 @@ class Table:
             raise TableError(f"{final}: " + ("not an ordinary file" if final.exists() else "no such file"))
         try:
             frame, schema, origin = READERS[final.suffix](final)
-            origin = dict(origin)
+            if not isinstance(origin, dict):
+                raise TypeError("its origin is no mapping")
         except Exception as error:  # what parsers raise on a damaged file is theirs to choose
             why = html.plain(repr(error))
             raise TableError(f"{final}: this is not a table of affectlens ({why})") from None
         if schema != cls.schema:
             raise TableError(f"{final}: holds {html.plain(schema)}, not {cls.schema}")
-        return cls(frame, origin)
+        for wrong in misshapen(origin, {**_ORIGIN, **cls.about}):
+            raise TableError(f"{final}: {wrong}")
+        measured = {str(name): "number?" for name in origin.get("custom", ()) if name in frame}
+        try:
+            return cls(required(frame, (*cls.columns, measured)), origin)
+        except TableError as error:
+            raise TableError(f"{final}: {error}") from None
 
     @property
     def _head(self) -> str:

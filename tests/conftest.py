@@ -1,7 +1,8 @@
 """Tiny models with random weights, saved and live, and the embedded pair; nothing is downloaded."""
 
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -93,6 +94,15 @@ def nudge(model: nn.Module, fragment: str, *, scale: float = 0.01, seed: int = 1
             if fragment in name:
                 parameter += scale * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
     return model
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c() -> Iterator[None]:
+    """Undo what the command line, run in this process, does about Ctrl-C: it would end all the tests."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+    signal.set_wakeup_fd(-1)
 
 
 @pytest.fixture(scope="session")

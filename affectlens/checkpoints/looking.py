@@ -44,7 +44,8 @@ def look(source: Source) -> Look:
     """Look at a folder, file, hub id, adapter or live module. Raises `CheckpointError`."""
     if isinstance(source, str | Path):
         store, config = stored(source)
+        store = unpacked(store)
         if config or any(FACTOR.search(name) for name in store.headers):
             return Look(Adapter(store, config))
-        return Look(Checkpoint(unpacked(store)))
+        return Look(Checkpoint(store))
     return Look(open_checkpoint(source))

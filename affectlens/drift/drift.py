@@ -1,5 +1,6 @@
 """Drift: one row a site, a column a measure, and the ledger that accounts for every parameter."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,6 +20,7 @@ from affectlens.drift.aggregating import (
 )
 from affectlens.drift.contrasting import contrast
 from affectlens.errors import NoSuchSite, near
+from affectlens.requiring import Columns, Shape
 from affectlens.sites import Site
 from affectlens.table import Table, site_of
 
@@ -55,6 +57,29 @@ class Drift(Table):
     flags: ClassVar[tuple[str, ...]] = ("targeted",)
     ranked: ClassVar[bool] = True
     bars: ClassVar[tuple[str, ...]] = ("relative", "rms", "frobenius")
+    columns: ClassVar[tuple[Columns, ...]] = (
+        dict.fromkeys(("parameter", "tower", "role", "param"), "text")
+        | dict.fromkeys(("stack", "label", "dtype"), "text?")
+        | dict.fromkeys(("size", "nonfinite"), "count")
+        | dict.fromkeys(("layer", "expert", "changed", "sign_flips"), "count?")
+        | dict.fromkeys(("frobenius", "base_norm", "relative", "rms"), "number?")
+        | dict.fromkeys(("mean_abs", "max_abs", "cosine"), "number?")
+        | {"targeted": "boolean?"},
+        {"tuned_norm": "number?"},
+        {"rounding": "number?"},
+        dict.fromkeys((f"control_{name}" for name in ("frobenius", "relative", "rms", "cosine")), "number?"),
+        {"control_mean_abs": "number?", "control_max_abs": "number?"},
+        {"control_along": "number?", "control_residual": "number?"},
+        {"aligned_frobenius": "number?", "aligned_relative": "number?"},
+        {"unit": "text?"},
+        {"unit_frobenius": "array?", "unit_base_norm": "array?"},
+    )
+    about: ClassVar[Mapping[str, Shape]] = {
+        "ledger": [
+            {"state": str, "note": str | None}
+            | dict.fromkeys(("sites", "base_parameters", "tuned_parameters"), int | None)
+        ]
+    }
 
     @property
     def ledger(self) -> pd.DataFrame:

@@ -1,12 +1,15 @@
 """Effects: what each intervention did to each task, beside its nulls and within its interval."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import pandas as pd
 
 from affectlens.errors import TableError
+from affectlens.requiring import Columns, Shape
 from affectlens.table import Table
+from affectlens.tasks.scores import TASK
 
 
 @dataclass(frozen=True, repr=False)
@@ -29,6 +32,13 @@ class Effects(Table):
         "action", "sites", "task", "metric", "kind",
         "baseline", "value", "effect", "effect_low", "effect_high",
     )  # fmt: skip
+    columns: ClassVar[tuple[Columns, ...]] = (
+        dict.fromkeys(("action", "sites", "task", "metric", "kind"), "text")
+        | dict.fromkeys(("baseline", "value", "low", "high"), "number?")
+        | dict.fromkeys(("effect", "effect_low", "effect_high", "recovered"), "number?")
+        | {"null_of": "text?", "parameters": "count?", "n": "count"},
+    )
+    about: ClassVar[Mapping[str, Shape]] = {"tasks": {...: TASK}, "failed": [{}]}
 
     @property
     def failed(self) -> pd.DataFrame:

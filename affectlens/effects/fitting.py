@@ -7,10 +7,9 @@ from typing import TypeVar
 import torch
 
 from affectlens.errors import LensError
+from affectlens.lens.telling import out_of_memory
 
 Result = TypeVar("Result")
-
-_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
 
 def fitting(run: Callable[[int], Result], size: int, *, what: str) -> tuple[Result, int]:
@@ -22,7 +21,7 @@ def fitting(run: Callable[[int], Result], size: int, *, what: str) -> tuple[Resu
         try:
             return run(size), size
         except (MemoryError, RuntimeError) as error:
-            if not _is_memory(error):
+            if not out_of_memory(error):
                 raise
             if size == 1:
                 raise LensError(
@@ -31,12 +30,6 @@ def fitting(run: Callable[[int], Result], size: int, *, what: str) -> tuple[Resu
         # Only here, where the error and with it the frames of the failed run are gone.
         size //= 2
         _let_go()
-
-
-def _is_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return any(word in str(error) for word in _WORDS)
 
 
 def _let_go() -> None:

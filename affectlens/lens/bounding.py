@@ -17,16 +17,29 @@ from affectlens.checkpoints import Checkpoint
 from affectlens.errors import LensError, quoted
 
 _ONE_BY_ONE = re.compile(r"layer|depth|block|stage|label|expert|head|position|codebook|group", re.IGNORECASE)
+# Other settings may be negative: a layer from the end, a token that is none, a window without a limit.
+_COUNT = re.compile(
+    r"(?:num|n)_(?:\w*_)?(?:layers?|heads?|experts|blocks|channels|labels|embd)|d_model|depths?|head_dim"
+    r"|(?:\w*_)?(?:hidden|intermediate|vocab|patch)_size",
+    re.IGNORECASE,
+)
 _FEW, _MANY = 10_000, 100_000_000  # what is made in no time; what a table of positions may have
 _TIMES, _MORE = 4, 10_000_000  # a model may have tied and unsaved parameters beside those in its files
 _BUFFERS = 2_000_000_000  # elements that a model works out for itself: masks, tables of positions
 
 
 def refuse_unreasonable(checkpoint: Checkpoint) -> None:
-    """Raise `LensError` for a config with more layers, or other things made one by one, than tensors."""
+    """Raise `LensError` for a config with more layers, or other things made one by one, than tensors.
+
+    Nor can there be fewer than none of what is counted.
+    """
     name, tensors = checkpoint.store.name, len(checkpoint.store.headers)
     for path, value in _numbers(checkpoint.config, ""):
         key = path.rpartition(".")[2]
+        if _COUNT.fullmatch(key) and value < 0:
+            raise LensError(
+                f"{name}: config.json says {quoted(path)} = {value:,}, and less than none is no model"
+            )
         most = _MANY if "position" in key.lower() else max(_FEW, tensors)
         if _ONE_BY_ONE.search(key) and value > most:
             raise LensError(

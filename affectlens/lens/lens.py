@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from affectlens.checkpoints import Checkpoint, open_checkpoint
 from affectlens.errors import LensError
 from affectlens.lens.intervening import Intervening, Intervention
-from affectlens.lens.preparing import prepare
+from affectlens.lens.preparing import prepare, refuse_longer
+from affectlens.lens.telling import told
 from affectlens.lens.verifying import Verification, verify
 from affectlens.sites import Site, Sites
 from affectlens.tasks import Example
@@ -32,11 +33,13 @@ class Lens:
         *,
         source: Checkpoint | None = None,
         remote_code: Mapping[str, Any] | None = None,
+        unread: str = "",
     ) -> None:
         self.model = model.eval()
         self.processor = processor
         self.source = source  # the checkpoint the model was loaded from, if it was
         self.remote_code = remote_code  # the revision and files of the model's own code, if it ran any
+        self._unread = unread  # why there is no processor, where there are files of one
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -83,12 +86,14 @@ class Lens:
     def prepare(self, *examples: Example, prompt: str = "{text}") -> dict[str, Tensor]:
         """Turn examples into one batch of model input, padded on the left.
 
-        Raises `LensError` without a processor, or when the placeholders for media in the rendered
-        text are more or fewer than the media.
+        Raises `LensError` without a processor, when the placeholders for media in the rendered text are
+        more or fewer than the media, or when an example has more tokens than the model has positions.
         """
         if self.processor is None:
-            raise LensError("this lens has no processor, so it can't read examples: Lens(model, processor)")
+            why = self._unread or "this lens has no processor"
+            raise LensError(f"{why}, so it can't read examples: Lens(model, processor)")
         batch = prepare(self.processor, examples, prompt=prompt)
+        refuse_longer(batch, examples, config=getattr(self.model, "config", None))
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def logits(self, *examples: Example, prompt: str = "{text}") -> Float[Tensor, "batch vocabulary"]:
@@ -97,20 +102,26 @@ class Lens:
 
     @torch.inference_mode()
     def run(self, batch: Mapping[str, Tensor], *, last: int = 1) -> Float[Tensor, "batch last vocabulary"]:
-        """Run a prepared batch; returns the logits of the last `last` positions, in float32."""
+        """Run a prepared batch; returns the logits of the last `last` positions, in float32.
+
+        Raises `LensError` where the model can't.
+        """
         only = {"logits_to_keep": last} if self._keeps else {}
-        out = self.model(**self._typed(batch), use_cache=False, **only)
+        with told("the model can't run these examples"):
+            out = self.model(**self._typed(batch), use_cache=False, **only)
         logits: Tensor = out.logits
         return logits[:, -last:].float()
 
     @torch.inference_mode()
     def generate(self, *examples: Example, prompt: str = "{text}", max_new_tokens: int = 8) -> list[str]:
-        """Answer examples greedily; returns the new text of each."""
+        """Answer examples greedily; returns the new text of each. Raises `LensError` where it can't."""
         batch = self._typed(self.prepare(*examples, prompt=prompt))
         # A checkpoint's own generation settings may sample, search or punish repetition.
         settings: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
         settings |= {"no_repeat_ngram_size": 0, "max_new_tokens": max_new_tokens}
-        out = self.model.generate(**batch, **settings, pad_token_id=self.tokenizer.pad_token_id)  # type: ignore[operator]
+        settings["pad_token_id"] = self.tokenizer.pad_token_id
+        with told("the model can't answer these examples"):
+            out = self.model.generate(**batch, **settings)  # type: ignore[operator]
         new = out[:, batch["input_ids"].shape[1] :]
         texts: Sequence[str] = self.tokenizer.batch_decode(new, skip_special_tokens=True)
         return list(texts)

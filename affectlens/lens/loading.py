@@ -68,12 +68,12 @@ def load(
         else:
             refuse_untold(name, checkpoint.config)
         model = _built(room, checkpoint, dtype=wanted, device=device, code=ran is not None)
-        processor = _processor(room, name=name, code=ran is not None)
+        processor, unread = _processor(room, name=name, code=ran is not None)
     # What others go by who are given the model; the folder of copies is gone.
     for one in (getattr(model, "config", None), getattr(processor, "tokenizer", processor)):
         if one is not None:
             one.name_or_path = str(folder)
-    return Lens(model, processor, source=checkpoint, remote_code=ran)
+    return Lens(model, processor, source=checkpoint, remote_code=ran, unread=unread)
 
 
 def _dtype(asked: str | torch.dtype) -> torch.dtype | None:
@@ -155,8 +155,8 @@ def _built(
     raise failure
 
 
-def _processor(room: Path, *, name: str, code: bool) -> Any:
-    """The processor or tokenizer; None, and a warning where there are files of one that can't be read."""
+def _processor(room: Path, *, name: str, code: bool) -> tuple[Any, str]:
+    """The processor or tokenizer, or None; and why the files of one can't be read, which is warned of too."""
     from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
 
     why = ""
@@ -169,7 +169,9 @@ def _processor(room: Path, *, name: str, code: bool) -> Any:
             why = why or line(error).replace(str(room), room.name)
             continue
         if isinstance(getattr(found, "tokenizer", found), PreTrainedTokenizerBase):
-            return found
+            return found, ""
     if any("token" in file.name or "vocab" in file.name for file in room.iterdir()):
-        warnings.warn(f"{name}: its tokenizer can't be read ({why}), so it reads no examples", stacklevel=3)
-    return None
+        why = f"{name}: its tokenizer can't be read ({why})"
+        warnings.warn(f"{why}, so it reads no examples", stacklevel=3)
+        return None, why
+    return None, ""

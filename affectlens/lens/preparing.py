@@ -1,6 +1,6 @@
 """From examples to model input: chat template, pictures and text through the model's own processor."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -32,6 +32,28 @@ def prepare(processor: Any, examples: Sequence[Example], *, prompt: str) -> dict
         else:
             batch = tokenizer(texts, **settings)
     return {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+
+
+def refuse_longer(batch: Mapping[str, Tensor], examples: Sequence[Example], *, config: Any) -> None:
+    """Raise `LensError` for an example with more tokens than positions that the config gives its model.
+
+    Where positions are stretched, or those of a picture shared, a config's number is not the limit.
+    """
+    text = config.get_text_config() if config is not None else None
+    most = getattr(text, "max_position_embeddings", None)
+    rope = getattr(text, "rope_parameters", None) or {}
+    ropes = [rope, *(part for part in rope.values() if isinstance(part, Mapping))]  # one a kind of layer
+    if any(one.get("rope_type", "default") != "default" or "mrope_section" in one for one in ropes):
+        return
+    if type(most) is not int or most <= 0 or "attention_mask" not in batch:
+        return
+    lengths = batch["attention_mask"].sum(-1).tolist()
+    for example, length in zip(examples, lengths, strict=True):
+        if length > most:
+            raise LensError(
+                f"example {quoted(example.id)} has {length:,} tokens, and config.json gives the model "
+                f"{most:,} positions (max_position_embeddings)"
+            )
 
 
 def _template(processor: Any) -> bool:

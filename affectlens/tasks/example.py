@@ -18,6 +18,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "messages": list,
     "meta": dict,
 }
+_PARTS = ("text", "image")  # what a message may be made of
 _TEXT = 1_000_000  # characters; a model's context is far shorter, and its tokenizer would take minutes
 _PICTURES = 1000
 
@@ -96,6 +97,9 @@ def _check_message(message: Any, where: str) -> None:
     for part in [{"type": "text", "text": content}] if isinstance(content, str) else _parts(content, where):
         if not (isinstance(part, dict) and isinstance(part.get("type"), str)):
             raise TaskError(f"{where}: a message's content is text, or objects with a type")
+        if part["type"] not in _PARTS:
+            known = " or ".join(_PARTS)
+            raise TaskError(f"{where}: a message has a part of type {quoted(part['type'])}, not {known}")
         if part["type"] == "text" and not isinstance(part.get("text"), str):
             raise TaskError(f"{where}: a message has a part of type text without a text")
 

@@ -1,5 +1,6 @@
 """Scores: one row an example, so that every figure gets an interval and every comparison is paired."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,10 +9,18 @@ import pandas as pd
 from jaxtyping import Float
 
 from affectlens.errors import TableError, near
+from affectlens.requiring import Columns, Shape
 from affectlens.table import Table
 from affectlens.tasks.intervals import Interval, bootstrap, effective, wilson
 
 METRICS = {"accuracy": "correct", "margin": "margin"}  # metric → column; each metric is its mean
+TASK: Shape = {  # what a result's origin says of a task
+    "n": int | None,
+    "clusters": int | None,
+    "majority": int | float | None,
+    "kind": str | None,
+    "fit": bool | None,
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,6 +34,11 @@ class Scores(Table):
     schema: ClassVar[str] = "affectlens.scores/1"
     rank: ClassVar[str] = "margin"
     shown: ClassVar[tuple[str, ...]] = ("id", "label", "prediction", "margin")
+    columns: ClassVar[tuple[Columns, ...]] = (
+        {"id": "text", "cluster": "text", "label": "text?", "prediction": "text?", "correct": "number"},
+        {"logp": "number?", "margin": "number?"},
+    )
+    about: ClassVar[Mapping[str, Shape]] = {"task": TASK}
 
     def metric(self, name: str = "accuracy") -> Interval:
         """The mean of a metric with its 95 % interval, which knows of the clusters that examples share."""

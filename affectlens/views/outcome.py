@@ -180,7 +180,7 @@ def _change(row: dict[str, Any]) -> Change:
         low=_float(row.get("effect_low")),
         high=_float(row.get("effect_high")),
         recovered=_float(row.get("recovered")),
-        size=_float(row.get("parameters")),
+        size=_float(row.get("parameters")) or math.nan,  # of nothing there is no share
         null_of=_text(row.get("null_of")),
     )
 

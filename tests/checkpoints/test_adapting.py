@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import affectlens as al
+from affectlens.checkpoints.looking import look
 from affectlens.checkpoints.memory import from_module
 from affectlens.errors import CheckpointError, NothingToCompare
 from tests.tiny_models import tiny as tiny_of
@@ -259,6 +260,13 @@ def broken(tensors: dict[str, torch.Tensor], config: dict[str, Any], what: str) 
         config["use_dora"] = True
     elif what == "short magnitude":
         tensors[first.replace("lora_A.weight", "lora_magnitude_vector")] = torch.ones(3)
+    elif what == "two pairs":
+        for name in [name for name in tensors if name.startswith(first.partition(".lora_")[0])]:
+            tensors[name.removeprefix("base_model.model.")] = tensors[name].clone()
+    elif what == "whole numbers":
+        tensors[first] = tensors[first].int()
+    elif what == "floats of a byte":
+        tensors[first] = tensors[first].to(torch.float8_e4m3fn)
     elif what == "two adapters":
         tensors[first.replace("lora_A", "lora_A.other")] = tensors[first].clone()
     else:
@@ -267,6 +275,7 @@ def broken(tensors: dict[str, torch.Tensor], config: dict[str, Any], what: str) 
             "catastrophic pattern": {"alpha_pattern": {r"([a-z._0-9]|[a-z]|\w)+[0-9]": 3}},
             "another rank": {"r": 5},
             "no rank": {"r": 0},
+            "DoRA in words": {"use_dora": "false"},
             "not LoRA": {"peft_type": "IA3"},
             "part of the base moved": {"init_lora_weights": "pissa_niter_4"},
             "layers replicated": {"layer_replication": [[0, 2]]},
@@ -284,6 +293,10 @@ def broken(tensors: dict[str, torch.Tensor], config: dict[str, Any], what: str) 
         ("NaN in a factor", "NaN or infinity"),
         ("no magnitude", "DoRA without its magnitude"),
         ("two adapters", "several adapters"),
+        ("two pairs", "names the same parameter as"),
+        ("whole numbers", "a factor of int32"),
+        ("floats of a byte", "a factor of float8_e4m3fn"),
+        ("DoRA in words", "use_dora is 'false', neither true nor false"),
         ("NaN alpha", "lora_alpha is nan"),
         ("catastrophic pattern", "takes too long to match"),
         ("another rank", "have rank 4, and 5 is what"),
@@ -297,7 +310,7 @@ def broken(tensors: dict[str, torch.Tensor], config: dict[str, Any], what: str) 
 def test_a_broken_adapter_is_a_clear_error(
     what: str, message: str, saved: Callable[[str], tuple[Path, Path, nn.Module]], tmp_path: Path
 ) -> None:
-    """What PEFT would load in silence is refused, and named."""
+    """What PEFT would load in silence is refused, and named; without its base too where that says nothing."""
     base, adapter, _ = saved("lora")
     tensors = load_file(adapter / "adapter_model.safetensors")
     config = json.loads((adapter / "adapter_config.json").read_text())
@@ -309,6 +322,45 @@ def test_a_broken_adapter_is_a_clear_error(
 
     with pytest.raises((CheckpointError, NothingToCompare), match=message):
         al.diff(base, folder, progress=False)
+    if what not in ("another layer", "another width", "NaN in a factor"):
+        with pytest.raises(CheckpointError, match=message):
+            look(folder)
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_said_against_what_peft_saves(
+    kind: str, saved: Callable[[str], tuple[Path, Path, nn.Module]]
+) -> None:
+    """Looked at alone, a sound adapter of any kind has no note."""
+    _, adapter, _ = saved(kind)
+
+    assert [] == [line for line in look(adapter).lines() if line[0] == "beside"]
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+@pytest.mark.parametrize(
+    ("settings", "note"),
+    [
+        ({"target_modules": ["zorb"]}, "8 modules with factors are outside its target_modules"),
+        ({"layers_to_transform": [1]}, "4 modules with factors are outside its layers_to_transform"),
+        ({"lora_alpha": -6}, "alpha is -6, a negative one"),
+    ],
+)
+def test_a_config_that_contradicts_its_factors_is_told(
+    settings: dict[str, Any],
+    note: str,
+    saved: Callable[[str], tuple[Path, Path, nn.Module]],
+    tmp_path: Path,
+) -> None:
+    """PEFT would load less than is there, or the other way round: a finding, and a line of `inspect`."""
+    base, adapter, _ = saved("lora")
+    save_file(load_file(adapter / "adapter_model.safetensors"), tmp_path / "adapter_model.safetensors")
+    config = json.loads((adapter / "adapter_config.json").read_text()) | settings
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+
+    assert note in " ".join(al.diff(base, tmp_path, progress=False).findings)
+    assert note in " ".join(value for _, value in look(tmp_path).lines())
 
 
 @pytest.mark.filterwarnings("ignore:.*")

@@ -1,5 +1,7 @@
 """Every hostile or broken input: a clear error or a clear warning, nothing executed, nothing else opened."""
 
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,11 +34,17 @@ def test_the_program_itself_does_the_same(case: Case, tmp_path: Path) -> None:
     _judge(case, run_installed(case.build(tmp_path)))
 
 
-def test_no_two_cases_have_one_name() -> None:
+def test_no_two_cases_have_one_name(record_property: Callable[[str, object], None]) -> None:
     """A name picks a case."""
     names = [case.name for case in CASES]
+    families = Counter(case.family for case in CASES)
 
     assert sorted(set(names)) == sorted(names)
+    refused = sum(case.outcome == "refused" for case in CASES)
+    record_property(
+        "hostile and broken inputs", f"{len(names)}: {refused} refused, {len(names) - refused} told"
+    )
+    record_property("of these by family", ", ".join(f"{name} {count}" for name, count in families.items()))
 
 
 def _judge(case: Case, found: Ran) -> None:

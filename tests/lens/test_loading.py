@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -91,7 +92,10 @@ REFUSED = (
         256,
         r"embed_tokens.weight' is \(5420, 128\) in the files, .* makes it \(5420, 256\)",
     ),
-    ("text_config.hidden_size", -5, "transformers can't load this"),
+    ("text_config.hidden_size", -5, "'text_config.hidden_size' = -5, and less than none"),
+    ("text_config.num_hidden_layers", -1, "'text_config.num_hidden_layers' = -1, and less than none"),
+    ("vision_config.num_attention_heads", -4, "num_attention_heads' = -4, and less than none"),
+    ("vision_config.patch_size", -16, "'vision_config.patch_size' = -16, and less than none"),
     ("text_config.hidden_size", "big", "expected int, got str"),
     ("text_config.num_attention_heads", 0, "integer modulo by zero"),
     ("text_config.vocab_size", 10**30, "Overflow"),
@@ -106,12 +110,21 @@ REFUSED = (
     ("model_type", ["llava"], "can't load this"),
 )
 
+# setting, value of a model that loads → what its forward pass raises
+NOT_RUN = (
+    ("image_token_index", 10**9, "[Ii]mage features and image tokens do not match"),
+    ("vision_feature_layer", -99, "IndexError|index out of range"),
+)
+
 # what a chat template does → what is said
 TEMPLATES = (
     ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "not done after"),
     ("{{ 10 ** 10 ** 10 }}", "raises numbers to powers"),
     ("{% set ns = namespace(x='x' * 999) %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
-     "more than 50,000,000 bytes of memory"),
+     "the chat template takes more than 50,000,000 bytes of memory"),
+    ("{% set x = 'a' * 99999 %}{% set y = x * 99999 %}{{ y }}", "the chat template takes more than"),
+    ("{{ '%09999999999d' % 1 }}", "the chat template takes more than"),
+    ("{{ range(99999)|join('a' * 99999) }}", "the chat template takes more than"),
     ("{{ messages.__class__.__mro__ }}", "can't be rendered"),
     ("{% include '/etc/passwd' %}", "no loader for this environment|can't be rendered"),
     ("{{ raise_exception('no system role') }}", "'one': its chat can't be rendered: .*no system role"),
@@ -263,7 +276,7 @@ def test_a_tokenizer_that_can_not_be_read_is_told(copy: Callable[..., Path]) -> 
         found = al.load(copy(**{"tokenizer.json": "{"}))
 
     assert found.processor is None
-    with pytest.raises(LensError, match="no processor"):
+    with pytest.raises(LensError, match=r"^copy: its tokenizer can't be read \(.+\), so it can't read"):
         found.logits(al.Example("1", "x", text="x"))
 
 
@@ -278,6 +291,64 @@ def test_a_pattern_of_a_tokenizer_that_takes_for_ever(copy: Callable[..., Path])
         al.load(folder).logits(al.Example("1", "x", text="a" * 40 + "!"))
 
 
+@pytest.mark.parametrize(("setting", "value", "message"), NOT_RUN)
+def test_a_model_that_can_not_run_is_told(
+    copy: Callable[..., Path], demo: al.Demo, setting: str, value: object, message: str
+) -> None:
+    """What breaks in the forward pass of a strange config is one line, for logits as for answers."""
+    found = al.load(copy(CONFIG, setting, value))
+    example = demo.task("faces-unseen").examples[0]
+
+    for run, what in ((found.logits, "run"), (found.generate, "answer")):
+        with pytest.raises(LensError, match=f"^the model can't {what} these examples: .*{message}") as caught:
+            run(example)
+        assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("x"), RuntimeError("out of memory")])
+def test_memory_that_runs_out_in_a_model_is_not_told(
+    lens: al.Lens, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """It passes as it is, so that a smaller batch can be tried."""
+
+    def forward(**_: object) -> None:
+        raise error
+
+    batch = lens.prepare(al.Example("1", "x", text="x"))
+    monkeypatch.setattr(lens.model, "forward", forward)
+
+    with pytest.raises(type(error)) as caught:
+        lens.run(batch)
+    assert error is caught.value
+
+
+def test_an_example_longer_than_the_model_is_told(copy: Callable[..., Path]) -> None:
+    """Beyond its positions a model says anything; where they are stretched, the config has no limit."""
+    short = al.Example("short", "x", text="glad")
+    long = al.Example("long", "x", text="glad " * 600)
+    found = al.load(copy())
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    shutil.rmtree(found.source.store.source)
+
+    with pytest.raises(LensError, match=r"example 'long' has \d{3,} tokens, .* 512 positions"):
+        found.logits(short, long)
+    stretched = al.load(copy(CONFIG, "text_config.rope_parameters", rope))
+    assert 2 == len(stretched.logits(short, long))
+
+
+def test_what_is_equal_may_be_nan(copy: Callable[..., Path]) -> None:
+    """A broken weight is where its name says it is."""
+    folder = copy()
+    weights = load_file(folder / "model.safetensors")
+    for name, value in weights.items():
+        if "mlp.gate_proj" in name:
+            value[0, 0] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    found = al.load(folder, dtype="float16").verify()
+
+    assert not [claim for claim in found.refuted if "other values" in claim.reason]
+
+
 @pytest.mark.parametrize(("template", "message"), TEMPLATES)
 def test_chat_templates_are_bounded(
     copy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, template: str, message: str
@@ -286,10 +357,12 @@ def test_chat_templates_are_bounded(
     found = al.load(copy(**{"chat_template.jinja": template}))
     monkeypatch.setattr(rendering, "SECONDS", 0.3 if "not done" in message else 30.0)
     monkeypatch.setattr(rendering, "_MEMORY", 50_000_000)
+    limit = resource.getrlimit(resource.RLIMIT_AS)
 
     with pytest.raises(LensError, match=message):
         found.logits(al.Example("one", "x", text="x"))
     assert sys.gettrace() is None
+    assert limit == resource.getrlimit(resource.RLIMIT_AS)
 
 
 def test_how_answers_are_sought_is_not_for_a_file_to_say(copy: Callable[..., Path]) -> None:

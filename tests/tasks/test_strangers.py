@@ -41,6 +41,14 @@ LINES = (
         '{"id": 2, "label": "x", "messages": [{"role": "user", "content": [{"type": "text"}]}]}',
         "a part of type text without a text",
     ),
+    (
+        '{"id": 2, "label": "x", "messages": [{"role": "user", "content": [{"type": "video"}]}]}',
+        "a part of type 'video', not text or image",
+    ),
+    (
+        '{"id": 2, "label": "x", "messages": [{"role": "user", "content": [{"type": "\\u001b[31m"}]}]}',
+        r"a part of type '.*\[31m', not text or image",
+    ),
     ('{"id": 2, "label": "x", "\\u001b[31m": 1, "text": "x"}', r"unknown fields '.*\[31m'"),
     ('{"id": 1, "label": "x", "text": "x"}', "2 examples with the id '1', the first in line 1"),
     ("null", "an example is a JSON object"),

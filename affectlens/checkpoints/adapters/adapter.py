@@ -5,20 +5,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from affectlens import html
+from affectlens.checkpoints.adapters.checking import checked
 from affectlens.checkpoints.adapters.factors import FACTOR, owner_of
+from affectlens.checkpoints.adapters.recipes import Recipe, Rule, recipe
 from affectlens.checkpoints.checkpoint import Header, Store
 from affectlens.checkpoints.describing import left_out
 from affectlens.sites import Laid, Sites, drawn, lay_out, nodes, record, sites_of
 
 
 class Adapter:
-    """The tensors of an adapter, laid out as the parameters that they change."""
+    """The tensors of an adapter, laid out as the parameters that they change.
+
+    Raises `CheckpointError` for what could be read over no base.
+    """
 
     def __init__(self, store: Store, config: Mapping[str, Any]) -> None:
         self.name, self.config, self.headers = store.name, config, store.headers
-        self.notes = (*store.notes, *left_out(store.skipped))
-        parents = _parents(self.config.get("target_parameters"))
-        owners = {tensor: _unnamed(_owner(tensor), parents) for tensor in self.headers}
+        self.recipe = recipe(self.name, config, preset=None, alpha=None)
+        known = checked(store, self.recipe)
+        self.notes = (*store.notes, *left_out(store.skipped), *known.notes)
+        owners = {tensor: _unnamed(_owner(tensor), self.recipe.bare) for tensor in self.headers}
         shapes = _shapes(owners, self.headers)
         found = lay_out(shapes)
         self.laid: dict[str, Laid] = {tensor: found[owner] for tensor, owner in owners.items()}
@@ -30,13 +36,17 @@ class Adapter:
         rank, alpha = known.get("r") or self._ranks(), known.get("lora_alpha")
         targets = known.get("target_modules")
         kinds = {match["kind"] for t in self.headers if (match := FACTOR.search(t))}
+        decomposed = self.recipe.dora or "lora_magnitude_vector" in kinds
         extra = sorted({_owner(t) for t in self.headers if not FACTOR.search(t)})
         size = sum(math.prod(header.shape) for header in self.headers.values())
         return [
             ("adapter", self.name),
-            ("kind", f"{known.get('peft_type', 'bare trainables')}{', DoRA' if _dora(kinds, known) else ''}"),
+            ("kind", f"{known.get('peft_type', 'bare trainables')}{', DoRA' if decomposed else ''}"),
             ("base", str(known.get("base_model_name_or_path") or "not named")),
-            ("rank", f"{rank}, alpha {alpha or 'in no file'}, scale {_scale(known)}"),
+            (
+                "rank",
+                f"{rank}, alpha {'in no file' if alpha is None else alpha}, scale {_scale(self.recipe)}",
+            ),
             *(
                 ("patterns", f"{key}: {known[key]}")
                 for key in ("rank_pattern", "alpha_pattern")
@@ -80,12 +90,6 @@ def _owner(tensor: str) -> str:
     return found if FACTOR.search(tensor) else found.replace(".base_layer.", ".")
 
 
-def _parents(targets: object) -> frozenset[str]:
-    """The modules whose bare parameters are adapted, e.g. `experts`."""
-    names = (name for name in targets if isinstance(name, str)) if isinstance(targets, list) else ()
-    return frozenset(name.split(".")[-2] for name in names if "." in name)
-
-
 def _unnamed(owner: str, parents: frozenset[str]) -> str:
     """PEFT nests the factors of several parameters of one module and writes down no name of theirs."""
     module, nested = owner.removesuffix(".weight"), 0
@@ -115,14 +119,6 @@ def _shapes(owners: Mapping[str, str], headers: Mapping[str, Header]) -> dict[st
     return {owner: found.get(owner, (0,)) for owner in owners.values()}
 
 
-def _dora(kinds: set[str], known: Mapping[str, Any]) -> bool:
-    return "lora_magnitude_vector" in kinds or bool(known.get("use_dora"))
-
-
-def _scale(known: Mapping[str, Any]) -> str:
-    rank, alpha = known.get("r"), known.get("lora_alpha")
-    if not isinstance(rank, int) or not isinstance(alpha, int | float) or rank <= 0:
-        return "unknown"
-    if alpha > 2**40 or rank > 2**40:
-        return "unknown"
-    return f"{alpha / (rank**0.5 if known.get('use_rslora') else rank):g}"
+def _scale(known: Recipe) -> str:
+    found = Rule(known.alpha, known.rank, known.rooted).scale(known.rank) if known.rank else None
+    return "unknown" if found is None else f"{found:g}"

@@ -8,18 +8,18 @@ import math
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from affectlens.checkpoints.adapters.factors import Pair, Sorted, sort
+from affectlens.checkpoints.adapters.checking import Checked, checked, made
+from affectlens.checkpoints.adapters.factors import Pair
 from affectlens.checkpoints.adapters.recipes import Recipe
 from affectlens.checkpoints.checkpoint import Change, Checkpoint, Header, Store, context_of
 from affectlens.checkpoints.joined import JoinedStore
 from affectlens.errors import CheckpointError, NothingToCompare
-from affectlens.sites import Site, Storage, bare_name, canonical, lay_out, sites_of
+from affectlens.sites import Site, Storage, canonical, lay_out, sites_of
 
 if TYPE_CHECKING:
     from affectlens.checkpoints.adapters.lowrank import LowRank
 
 Shape = tuple[int, ...]
-_MOST = 4096  # of a rank: a matrix of rank × rank numbers is held in memory
 
 
 def adapted(store: Store, base: Checkpoint, *, recipe: Recipe) -> Checkpoint:
@@ -28,8 +28,9 @@ def adapted(store: Store, base: Checkpoint, *, recipe: Recipe) -> Checkpoint:
     Raises `CheckpointError` for factors that don't fit, and `NothingToCompare` when none finds its place.
     """
     root = base.change.base if base.change else base
-    found = sort(store.headers, store.name, bare=recipe.bare)
-    factors, skipped = _factors(store, root, found, recipe)
+    known = checked(store, recipe)
+    found = known.tensors
+    factors, skipped = _factors(store, root, known)
     if found.pairs and not factors:
         first = next(iter(found.pairs))
         raise NothingToCompare(
@@ -49,7 +50,7 @@ def adapted(store: Store, base: Checkpoint, *, recipe: Recipe) -> Checkpoint:
     }
     parts: dict[str, tuple[Store, str]] = {name: (root.store, name) for name in root.store.headers}
     parts |= {key[owner]: (store, tensor) for owner, tensor in tensors.items()}
-    notes = tuple(note for note in (recipe.note, _other_base(recipe.base, root)) if note)
+    notes = tuple(note for note in (*known.notes, _other_base(recipe.base, root)) if note)
     change = Change(root, {key[owner]: one for owner, one in laid.items()}, whole, factors, skipped)
     return Checkpoint(
         JoinedStore(store, parts, config=store.config or root.config, notes=notes), change=change
@@ -65,14 +66,15 @@ def _other_base(named: str, root: Checkpoint) -> str:
 
 
 def _factors(
-    store: Store, root: Checkpoint, found: Sorted, recipe: Recipe
+    store: Store, root: Checkpoint, known: Checked
 ) -> tuple[dict[Site, "LowRank"], dict[str, tuple[str, int]]]:
     from affectlens.checkpoints.adapters.lowrank import LowRank
 
-    names = canonical([*found.pairs, *context_of(root)], root.config)
+    pairs = known.tensors.pairs
+    names = canonical([*pairs, *context_of(root)], root.config)
     at = {laid.name: tensor for tensor, laid in root.laid.items()}
-    elsewhere = {owner: _shape(store, pair) for owner, pair in found.pairs.items() if names[owner] not in at}
-    placed: dict[str, list[tuple[Site, Storage]]] = {owner: [] for owner in found.pairs}
+    elsewhere = {owner: made(store, pair) for owner, pair in pairs.items() if names[owner] not in at}
+    placed: dict[str, list[tuple[Site, Storage]]] = {owner: [] for owner in pairs}
     for site, where in sites_of(
         lay_out(elsewhere, root.config, context=context_of(root)), store.name
     ).items():
@@ -80,13 +82,11 @@ def _factors(
     by_tensor: dict[str, list[tuple[Site, Storage]]] = {}
     for site, where in root.storage.items():
         by_tensor.setdefault(where.tensor, []).append((site, where))
-    factors, skipped = {}, {}
-    modules = {owner: bare_name(owner).removesuffix(".weight") for owner in found.pairs}
-    rules = recipe.of(modules.values(), store.name)
-    for owner, pair in found.pairs.items():
-        rule = rules[modules[owner]]
-        _check(store, owner, pair, dora=recipe.dora, rank=rule.rank)
-        scale = rule.scale(store.headers[pair.a].shape[0])
+    factors: dict[Site, LowRank] = {}
+    skipped: dict[str, tuple[str, int]] = {}
+    first: dict[Site, str] = {}
+    for owner, pair in pairs.items():
+        scale = known.rules[owner].scale(store.headers[pair.a].shape[0])
         if owner not in elsewhere:
             tensor = at[names[owner]]
             _fits(store, owner, pair, root.laid[tensor].shape, root.laid[tensor].transposed)
@@ -96,46 +96,18 @@ def _factors(
                 size = sum(_size(store, name) for name in (pair.a, pair.b))
                 skipped[owner] = ("changes a parameter that base does not have", size)
                 continue
+            if first.setdefault(site, owner) != owner:
+                reason = f"names the same parameter as {first[site]!r} ({site})"
+                raise CheckpointError(store.name, reason, key=owner)
             factors[site] = LowRank(store, pair, where, scale)
     return factors, skipped
 
 
-def _check(store: Store, owner: str, pair: Pair, *, dora: bool, rank: float | None) -> None:
-    """Raise `CheckpointError` for factors that fit neither each other, nor the rank, nor what DoRA needs."""
-    a, b = store.headers[pair.a].shape, store.headers[pair.b].shape
-    if len(a) < 2 or len(b) < 2 or a[0] != b[1] or not a[0]:
-        raise CheckpointError(store.name, f"factors of shapes {b} and {a} make no product", key=owner)
-    if a[0] > _MOST:
-        reason, fix = f"rank {a[0]:,} is no low one", "Merge it into its base with PEFT first"
-        raise CheckpointError(store.name, reason, key=owner, fix=fix)
-    if rank is not None and a[0] != rank:
-        reason = f"its factors have rank {a[0]}, and {rank:g} is what its config or the preset says"
-        raise CheckpointError(store.name, reason, key=owner)
-    if dora and not pair.magnitude:
-        raise CheckpointError(store.name, "DoRA without its magnitude vector", key=owner)
-    if not pair.magnitude:
-        return
-    made = _shape(store, pair)
-    if pair.embedding or len(made) != 2:
-        reason, fix = "DoRA of an embedding or a convolution is not supported", "Merge it with PEFT first"
-        raise CheckpointError(store.name, reason, key=owner, fix=fix)
-    lengths = store.headers[pair.magnitude].shape
-    if math.prod(lengths) != made[0]:
-        reason = f"DoRA with magnitudes of shape {lengths} for {made[0]} rows"
-        raise CheckpointError(store.name, reason, key=owner)
-
-
-def _shape(store: Store, pair: Pair) -> Shape:
-    """The shape (out, in) of the parameter that a pair changes."""
-    a, b = store.headers[pair.a].shape, store.headers[pair.b].shape
-    return (a[-1], b[0]) if pair.embedding else (b[0], *a[1:])
-
-
 def _fits(store: Store, owner: str, pair: Pair, stored: Shape, transposed: bool) -> None:
     shape = stored[::-1] if transposed else stored
-    made = _shape(store, pair)
-    if made != shape:
-        raise CheckpointError(store.name, f"its factors make {made}, base has {shape}", key=owner)
+    product = made(store, pair)
+    if product != shape:
+        raise CheckpointError(store.name, f"its factors make {product}, base has {shape}", key=owner)
 
 
 def _size(store: Store, name: str) -> int:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from affectlens.errors import CheckpointError
+from affectlens.errors import CheckpointError, quoted
 
 FACTOR = re.compile(
     r"\.(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
@@ -48,7 +48,7 @@ def owner_of(tensor: str) -> str:
 
 
 def sort(names: Iterable[str], source: str, *, bare: frozenset[str] = frozenset()) -> Sorted:
-    """Sort the tensors of an adapter; raises `CheckpointError` for a factor that lacks its other half.
+    """Sort the tensors of an adapter; raises `CheckpointError` for a factor twice, or without the other.
 
     `bare` are modules, e.g. experts, whose own parameters are adapted: PEFT nests the factors of several
     and writes down no name of theirs, so they are left out.
@@ -78,6 +78,9 @@ def sort(names: Iterable[str], source: str, *, bare: frozenset[str] = frozenset(
         kind = match["kind"]
         pair.embedding = pair.embedding or kind.startswith("lora_embedding")
         slot = "magnitude" if kind.endswith("vector") else kind[-1].lower()
+        taken = getattr(pair, slot)
+        if taken and len(adapters) == 1:
+            raise CheckpointError(source, f"names the same factor as {quoted(taken)}", key=name)
         setattr(pair, slot, name)
     if len(adapters) > 1:
         names_ = ", ".join(sorted(str(a) for a in adapters))

@@ -5,7 +5,7 @@ code alone; for those known in the field there is a preset.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -38,8 +38,10 @@ class Recipe:
     rooted: bool = False  # rank-stabilised: alpha/√r (arXiv 2312.03732)
     alphas: Mapping[str, float] = field(default_factory=dict)  # by pattern of module names
     ranks: Mapping[str, float] = field(default_factory=dict)  # the same
-    dora: bool = False  # weight-decomposed (arXiv 2402.09353)
-    note: str = ""  # what the caller should hear
+    dora: bool | None = None  # weight-decomposed (arXiv 2402.09353); None where nothing says
+    targets: frozenset[str] = frozenset()  # the last parts of the names of modules, where these are listed
+    layers: frozenset[str] = frozenset()  # their numbers, where not all of them are adapted
+    notes: tuple[str, ...] = ()  # what the caller should hear
     base: str = ""  # that the adapter names; it is compared, and never opened
     bare: frozenset[str] = frozenset()  # modules whose parameters are adapted without a module of their own
 
@@ -78,6 +80,26 @@ def recipe(name: str, config: Mapping[str, Any], *, preset: str | None, alpha: f
         known = Recipe(alpha=_finite(name, "alpha", alpha), rank=known.rank)
     if not config:
         return known
+    _plain(name, config)
+    stated = _finite(name, "lora_alpha", config.get("lora_alpha"))
+    ignored = stated is not None and alpha is not None and stated != alpha
+    return Recipe(
+        alpha=known.alpha if stated is None else stated,
+        rank=_rank(name, config.get("r"), known.rank),
+        rooted=bool(_flag(name, "use_rslora", config)),
+        alphas=_patterns(name, "alpha_pattern", config),
+        ranks=_patterns(name, "rank_pattern", config),
+        dora=_flag(name, "use_dora", config),
+        targets=frozenset(target.rpartition(".")[2] for target in _texts(config.get("target_modules"))),
+        layers=_layers(config.get("layers_to_transform")),
+        bare=_bare(config.get("target_parameters")),
+        base=str(config.get("base_model_name_or_path") or ""),
+        notes=(f"its config says alpha {stated:g}, so alpha={alpha:g} was not used",) if ignored else (),
+    )
+
+
+def _plain(name: str, config: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` for an adapter whose change is not scale · B·A of the parameter it names."""
     kind = config.get("peft_type", "LORA")
     if not isinstance(kind, str) or kind.rpartition(".")[2] != "LORA":
         reason = f"a {quoted(kind)} adapter, not LoRA"
@@ -93,24 +115,21 @@ def recipe(name: str, config: Mapping[str, Any], *, preset: str | None, alpha: f
             raise CheckpointError(
                 name, f"{variant}: its change is not that of LoRA", fix="Merge it with PEFT first"
             )
-    stated = _finite(name, "lora_alpha", config.get("lora_alpha"))
-    ignored = stated is not None and alpha is not None and stated != alpha
-    return Recipe(
-        alpha=known.alpha if stated is None else stated,
-        rank=_rank(name, config.get("r"), known.rank),
-        rooted=bool(config.get("use_rslora")),
-        alphas=_patterns(name, "alpha_pattern", config),
-        ranks=_patterns(name, "rank_pattern", config),
-        dora=bool(config.get("use_dora")),
-        bare=_bare(config.get("target_parameters")),
-        base=str(config.get("base_model_name_or_path") or ""),
-        note=f"its config says alpha {stated:g}, so alpha={alpha:g} was not used" if ignored else "",
-    )
 
 
 def _bare(targets: Any) -> frozenset[str]:
-    names = (name for name in targets if isinstance(name, str)) if isinstance(targets, list | set) else ()
-    return frozenset(name.split(".")[-2] for name in names if "." in name)
+    return frozenset(name.split(".")[-2] for name in _texts(targets) if "." in name)
+
+
+def _layers(stated: Any) -> frozenset[str]:
+    numbers = stated if isinstance(stated, list | tuple | set) else [stated]
+    return frozenset(str(number) for number in numbers if type(number) is int)
+
+
+def _texts(listed: Any) -> Iterator[str]:
+    """The names in a list; what is one text is a regular expression, or stands for all modules."""
+    if isinstance(listed, list | tuple | set):
+        yield from (name for name in listed if isinstance(name, str))
 
 
 def preset_of(name: str, preset: str | None) -> Recipe:
@@ -130,6 +149,13 @@ def _finite(name: str, what: str, value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _MOST:
         raise CheckpointError(name, f"{what} is {_shown(value)}, not a number")
     return float(value)
+
+
+def _flag(name: str, what: str, config: Mapping[str, Any]) -> bool | None:
+    value = config.get(what)
+    if not isinstance(value, bool | None):
+        raise CheckpointError(name, f"{what} is {_shown(value)}, neither true nor false")
+    return value
 
 
 def _rank(name: str, stated: Any, known: int | None) -> int | None:

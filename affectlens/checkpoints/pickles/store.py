@@ -218,7 +218,7 @@ def _tied(placed: Mapping[str, Placed]) -> dict[str, str]:
     for name, where in placed.items():
         if where.extent:
             groups.setdefault((*where[1:], where.storage.key), []).append(name)
-    tied = {}
+    tied: dict[str, str] = {}
     for names in groups.values():
         kept = next((name for name in names if "embed" in name), names[0])
         tied |= {name: kept for name in names if name != kept}

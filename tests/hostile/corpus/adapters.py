@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.hostile.case import Case
+from tests.hostile.corpus.adapter_configs import CONFIGS, EVIL, TEXTS
 from tests.hostile.corpus.pairs import Change, Tensors, save, tensors
 from tests.hostile.pickling import call, text, zipped
 from tests.hostile.pickling import model as pickled
@@ -103,90 +104,70 @@ def _more(found: Tensors) -> None:
     found.update({name.replace("layers.0", "layers.5"): value.clone() for name, value in found.items()})
 
 
+def _claimed(found: Tensors) -> None:
+    """A second pair for the gate, under the name that it has without PEFT's prefix."""
+    found.update({name.removeprefix("base_model.model."): 2 * found[name] for name in (_A, _B)})
+
+
+def _turned(found: Tensors) -> None:
+    found[_A], found[_B] = found[_B], found[_A]
+
+
+def _typed(dtype: torch.dtype, *names: str) -> Change:
+    return lambda found: found.update({name: found[name].to(dtype) for name in names})
+
+
 _A, _B = f"{_GATE}.lora_A.weight", f"{_GATE}.lora_B.weight"
-_MAGNITUDE, _EVIL = f"{_GATE}.lora_magnitude_vector", "([a-z._0-9]|[a-z]|\\w)+[0-9]"
-# name, settings that differ, what must be said
-_CONFIGS: tuple[tuple[str, dict[str, object], str], ...] = (
-    ("alpha is NaN", {"lora_alpha": float("nan")}, "lora_alpha is nan, not a number"),
-    ("alpha is endless", {"lora_alpha": float("inf")}, "lora_alpha is inf, not a number"),
-    ("alpha is text", {"lora_alpha": "16"}, "lora_alpha is '16', not a number"),
-    ("alpha is a list", {"lora_alpha": [16]}, "lora_alpha is [16], not a number"),
-    ("alpha is true", {"lora_alpha": True}, "lora_alpha is True, not a number"),
-    ("alpha has 300 digits", {"lora_alpha": 10**300}, "not a number"),
-    ("rank is zero", {"r": 0}, "its config says r 0, which is no rank"),
-    ("rank is negative", {"r": -2}, "its config says r -2, which is no rank"),
-    ("rank is text", {"r": "2"}, "its config says r '2', which is no rank"),
-    ("rank is a fraction", {"r": 2.5}, "its config says r 2.5, which is no rank"),
-    ("rank is true", {"r": True}, "its config says r True, which is no rank"),
-    ("rank is a section", {"r": {"a": [1]}}, "which is no rank"),
-    ("rank has 300 digits", {"r": 10**300}, "which is no rank"),
-    (
-        "rank is another than that of the factors",
-        {"r": 8},
-        "its factors have rank 2, and 8 is what its config",
-    ),
-    (
-        "a pattern says another rank",
-        {"rank_pattern": {"up_proj": 4}},
-        "its factors have rank 2, and 4 is what",
-    ),
-    ("a pattern's rank is text", {"rank_pattern": {"up_proj": "4"}}, "rank_pattern is '4', not a number"),
-    ("patterns are a list", {"alpha_pattern": ["a"]}, "alpha_pattern is a list, not patterns and numbers"),
-    ("patterns are text", {"rank_pattern": "gate_proj"}, "rank_pattern is a str, not patterns and numbers"),
-    ("a pattern's alpha is NaN", {"alpha_pattern": {"up_proj": float("nan")}}, "alpha_pattern is nan"),
-    ("a pattern that takes for ever", {"alpha_pattern": {_EVIL: 3}}, "takes too long to match"),
-    ("a rank's pattern that takes for ever", {"rank_pattern": {_EVIL: 3}}, "takes too long to match"),
-    ("a pattern that is none", {"alpha_pattern": {"(": 3}}, "alpha_pattern '(' is not a pattern of names"),
-    ("a pattern that recurs", {"alpha_pattern": {"(?R)": 3}}, "is not a pattern of names"),
-    ("a pattern of 100 kB", {"alpha_pattern": {"a" * 100_000: 3}}, "is not a pattern of names"),
-    ("a pattern of brackets", {"alpha_pattern": {"(" * 450 + ")" * 450: 3}}, "is not a pattern of names"),
-    ("another kind", {"peft_type": "IA3"}, "a 'IA3' adapter, not LoRA"),
-    ("an unknown kind", {"peft_type": "\x1b[31mEVIL"}, "adapter, not LoRA"),
-    ("a list for a kind", {"peft_type": ["LORA"]}, "adapter, not LoRA"),
-    (
-        "a part of the base is in the factors",
-        {"init_lora_weights": "pissa"},
-        "'pissa' moved part of the base",
-    ),
-    (
-        "layers are replicated",
-        {"layer_replication": [[0, 10**9]]},
-        "layer_replication: its layers are not those",
-    ),
-    ("a variant", {"use_qalora": True}, "use_qalora: its change is not that of LoRA"),
-    ("DoRA without magnitudes", {"use_dora": True}, "DoRA without its magnitude vector"),
-)
-# name, text of adapter_config.json, what must be said
-_TEXTS: tuple[tuple[str, str, str], ...] = (
-    ("a list", "[]", "adapter_config.json: is not a JSON object"),
-    ("nothing", "", "adapter_config.json: is not valid JSON"),
-    ("brackets", "[" * 100_000, "adapter_config.json: is not valid JSON"),
-    ("a hundred sections deep", '{"r":' * 100 + "2" + "}" * 100, "nested more than 64 deep"),
-    ("two ranks", '{"peft_type":"LORA","r":2,"r":4}', "has the key 'r' twice"),
-    ("alpha of 1e400", '{"peft_type":"LORA","r":2,"lora_alpha":1e400}', "lora_alpha is inf, not a number"),
-)
-# name, what is done to the factors, what must be said
+_MAGNITUDE = f"{_GATE}.lora_magnitude_vector"
+# name, what is done to the factors, what must be said, also without the base
 _FACTORS: tuple[tuple[str, Change, str], ...] = (
     ("A without B", _gone(_B), "gate_proj.weight': lora_A without lora_B"),
     ("B without A", _gone(_A), "gate_proj.weight': lora_B without lora_A"),
     ("magnitudes alone", partial(_dora, only=True), "lora_magnitude_vector without lora_A"),
     ("too few magnitudes", _set(_MAGNITUDE, torch.ones(3)), "magnitudes of shape (3,) for 16 rows"),
-    ("NaN in A", _nan(_A), f"'{_A}': NaN or infinity"),
-    ("NaN in B", _nan(_B), f"'{_B}': NaN or infinity"),
-    ("infinity in B", _set(_B, torch.full((16, 2), np.inf)), f"'{_B}': NaN or infinity"),
     ("no rank at all", _rankless, "make no product"),
     ("a rank of 100,000", _endless, "rank 100,000 is no low one"),
     ("ranks that differ", _set(_A, torch.ones(3, 8)), "factors of shapes (16, 2) and (3, 8) make no product"),
     ("vectors", _set(_A, torch.ones(8)), "factors of shapes (16, 2) and (8,) make no product"),
+    ("A for B", _turned, "factors of shapes (2, 8) and (16, 2) make no product"),
+    ("two adapters", _set(f"{_GATE}.lora_A.other.weight", torch.ones(2, 8)), "holds several adapters"),
+    ("two pairs for one parameter", _claimed, f"names the same parameter as '{_GATE}.weight'"),
+    ("A twice", _set(f"{_GATE}.lora_A", torch.ones(2, 8)), f"names the same factor as '{_GATE}.lora_A'"),
+    ("A twice, once of an embedding", _set(f"{_GATE}.lora_embedding_A", torch.ones(2, 8)), "the same factor"),
+    ("a variant's tensors", _set(f"{_GATE}.lora_C.weight", torch.ones(2, 2)), "a variant of LoRA unknown"),
+    ("an unknown tensor", _set(f"{_GATE}.lora_evil.weight", torch.ones(2, 2)), "a variant of LoRA unknown"),
+    ("A of whole numbers", _typed(torch.int32, _A), f"'{_A}': a factor of int32"),
+    ("B of bytes", _typed(torch.uint8, _B), f"'{_B}': a factor of uint8"),
+    ("B of truths", _typed(torch.bool, _B), f"'{_B}': a factor of bool"),
+    ("A in fp8", _typed(torch.float8_e4m3fn, _A), f"'{_A}': a factor of float8_e4m3fn"),
+    ("both in fp8", _typed(torch.float8_e5m2, _A, _B), f"'{_A}': a factor of float8_e5m2"),
+    ("magnitudes of whole numbers", _set(_MAGNITUDE, torch.ones(16).int()), "a factor of int32"),
+)  # fmt: skip
+# The same, of what only its values or its base can tell.
+_UNFIT: tuple[tuple[str, Change, str], ...] = (
+    ("NaN in A", _nan(_A), f"'{_A}': NaN or infinity"),
+    ("NaN in B", _nan(_B), f"'{_B}': NaN or infinity"),
+    ("infinity in B", _set(_B, torch.full((16, 2), np.inf)), f"'{_B}': NaN or infinity"),
     ("another width", _set(_A, torch.ones(2, 9)), "its factors make (16, 9), base has (16, 8)"),
     ("layers that base has not", _renamed("layers.", "layers.9"), "none of the 2 LoRA pairs"),
     ("another model's names", _renamed("mlp", "feed_me"), "none of the 2 LoRA pairs"),
-    ("two adapters", _set(f"{_GATE}.lora_A.other.weight", torch.ones(2, 8)), "holds several adapters"),
-    ("a variant's tensors", _set(f"{_GATE}.lora_C.weight", torch.ones(2, 2)), "a variant of LoRA unknown"),
-)  # fmt: skip
+)
 
 _SKIPPED = "changes a parameter that base does not have"
 _BASE, _WEB = "base_model_name_or_path", "https://evil.example/x"
+_TARGETS, _LAYERS = "outside its target_modules", "outside its layers_to_transform"
+# name, settings, change, what must be said, also without the base
+_NOTED: tuple[tuple[str, dict[str, object], Change | None, str], ...] = (
+    ("targets without factors", {"target_modules": ["zorb"]}, None, f"2 modules with factors are {_TARGETS}"),
+    ("factors beside targets", {"target_modules": ["gate_proj"]}, None, "first: 'model.layers.1.mlp.up_proj'"),
+    ("targets with colours", {"target_modules": ["\x1b[31mred"]}, None, _TARGETS),
+    ("layers without factors", {"layers_to_transform": [99]}, None, f"2 modules with factors are {_LAYERS}"),
+    ("one layer without factors", {"layers_to_transform": 99}, None, _LAYERS),
+    ("layers by an evil pattern", {"layers_to_transform": [99], "layers_pattern": "(a+)+$"}, None, _LAYERS),
+    ("alpha is negative", {"lora_alpha": -4}, None, "alpha is -4, a negative one"),
+    ("a pattern's alpha is negative", {"alpha_pattern": {"up_proj": -3}}, None, "alpha is -3, a negative"),
+    ("magnitudes without DoRA", {"use_dora": False}, _dora, "its config says no use_dora"),
+)  # fmt: skip
 # name, settings, change, what must be said
 _TOLD: tuple[tuple[str, dict[str, object], Change | None, str], ...] = (
     ("a layer that base has not", {}, _renamed("layers.1", "layers.99"), _SKIPPED),
@@ -197,7 +178,7 @@ _TOLD: tuple[tuple[str, dict[str, object], Change | None, str], ...] = (
     ("a base that is a list", {_BASE: ["a"]}, None, "gate_proj"),
     ("a base with colours", {_BASE: "\x1b[31mred\u202e"}, None, "as its base"),
     ("a base of 100 kB", {_BASE: "b" * 100_000}, None, "as its base"),
-    ("targets that take for ever", {"target_modules": f"(a+)+$|{_EVIL}"}, None, "gate_proj"),
+    ("targets that take for ever", {"target_modules": f"(a+)+$|{EVIL}"}, None, "gate_proj"),
     ("targets of a million", {"target_modules": ["gate_proj"] * 1_000_000}, None, "gate_proj"),
     ("targets that are a section", {"target_modules": {"a": [[]]}}, None, "gate_proj"),
     ("odd modules to save", {"modules_to_save": [None, {"a": 1}]}, None, "gate_proj"),
@@ -240,19 +221,38 @@ _LONE = (("diff", "No file says LoRA's alpha"), ("inspect", "alpha in no file"))
 CASES: tuple[Case, ...] = (
     *(
         _case(name, partial(_configured, settings=settings), "input", words)
-        for name, settings, words in _CONFIGS
+        for name, settings, words in CONFIGS
+    ),
+    *(
+        _case(f"{name}, on sight", partial(_configured, settings=settings, verb="inspect"), "input", words)
+        for name, settings, words in CONFIGS
+    ),
+    *(_case(f"config: {name}", partial(_written, config=whole), words) for name, whole, words in TEXTS),
+    *(
+        _case(name, partial(_written, change=change), "input", words)
+        for name, change, words in (*_FACTORS, *_UNFIT)
+    ),
+    *(
+        _case(f"{name}, on sight", partial(_written, change=change, verb="inspect"), "input", words)
+        for name, change, words in _FACTORS
+    ),
+    *(
+        _case(f"{name}, on sight", partial(_written, change=change, verb="inspect"), words, told=True)
+        for name, change, words in (
+            ("NaN in A", _nan(_A), "gate_proj"),
+            ("another width", _set(_A, torch.ones(2, 9)), "up_proj"),
+        )
     ),
     *(
         _case(
-            f"{name}, on sight",
-            partial(_configured, settings=settings, verb="inspect"),
-            "gate_proj",
+            f"{name} ({verb})",
+            partial(_configured, settings=settings, change=change, verb=verb),
+            words,
             told=True,
         )
-        for name, settings, _ in _CONFIGS
+        for name, settings, change, words in _NOTED
+        for verb in ("diff", "inspect")
     ),
-    *(_case(f"config: {name}", partial(_written, config=whole), words) for name, whole, words in _TEXTS),
-    *(_case(name, partial(_written, change=change), "input", words) for name, change, words in _FACTORS),
     *(
         _case(name, partial(_configured, settings=settings, change=change), words, told=True)
         for name, settings, change, words in _TOLD

@@ -1,0 +1,70 @@
+"""Configs of adapters that are none: numbers that are no numbers, kinds that are no LoRA, endless patterns."""
+
+EVIL = "([a-z._0-9]|[a-z]|\\w)+[0-9]"  # takes for ever on the name of any module
+# name, settings that differ, what must be said
+CONFIGS: tuple[tuple[str, dict[str, object], str], ...] = (
+    ("alpha is NaN", {"lora_alpha": float("nan")}, "lora_alpha is nan, not a number"),
+    ("alpha is endless", {"lora_alpha": float("inf")}, "lora_alpha is inf, not a number"),
+    ("alpha is text", {"lora_alpha": "16"}, "lora_alpha is '16', not a number"),
+    ("alpha is a list", {"lora_alpha": [16]}, "lora_alpha is [16], not a number"),
+    ("alpha is true", {"lora_alpha": True}, "lora_alpha is True, not a number"),
+    ("alpha has 300 digits", {"lora_alpha": 10**300}, "not a number"),
+    ("rank is zero", {"r": 0}, "its config says r 0, which is no rank"),
+    ("rank is negative", {"r": -2}, "its config says r -2, which is no rank"),
+    ("rank is text", {"r": "2"}, "its config says r '2', which is no rank"),
+    ("rank is a fraction", {"r": 2.5}, "its config says r 2.5, which is no rank"),
+    ("rank is true", {"r": True}, "its config says r True, which is no rank"),
+    ("rank is a section", {"r": {"a": [1]}}, "which is no rank"),
+    ("rank has 300 digits", {"r": 10**300}, "which is no rank"),
+    (
+        "rank is another than that of the factors",
+        {"r": 8},
+        "its factors have rank 2, and 8 is what its config",
+    ),
+    (
+        "a pattern says another rank",
+        {"rank_pattern": {"up_proj": 4}},
+        "its factors have rank 2, and 4 is what",
+    ),
+    ("a pattern's rank is text", {"rank_pattern": {"up_proj": "4"}}, "rank_pattern is '4', not a number"),
+    ("patterns are a list", {"alpha_pattern": ["a"]}, "alpha_pattern is a list, not patterns and numbers"),
+    ("patterns are text", {"rank_pattern": "gate_proj"}, "rank_pattern is a str, not patterns and numbers"),
+    ("a pattern's alpha is NaN", {"alpha_pattern": {"up_proj": float("nan")}}, "alpha_pattern is nan"),
+    ("a pattern that takes for ever", {"alpha_pattern": {EVIL: 3}}, "takes too long to match"),
+    ("a rank's pattern that takes for ever", {"rank_pattern": {EVIL: 3}}, "takes too long to match"),
+    ("a pattern that is none", {"alpha_pattern": {"(": 3}}, "alpha_pattern '(' is not a pattern of names"),
+    ("a pattern that recurs", {"alpha_pattern": {"(?R)": 3}}, "is not a pattern of names"),
+    ("a pattern of 100 kB", {"alpha_pattern": {"a" * 100_000: 3}}, "is not a pattern of names"),
+    ("a pattern of brackets", {"alpha_pattern": {"(" * 450 + ")" * 450: 3}}, "is not a pattern of names"),
+    ("another kind", {"peft_type": "IA3"}, "a 'IA3' adapter, not LoRA"),
+    ("an unknown kind", {"peft_type": "\x1b[31mEVIL"}, "adapter, not LoRA"),
+    ("a list for a kind", {"peft_type": ["LORA"]}, "adapter, not LoRA"),
+    (
+        "a part of the base is in the factors",
+        {"init_lora_weights": "pissa"},
+        "'pissa' moved part of the base",
+    ),
+    (
+        "layers are replicated",
+        {"layer_replication": [[0, 10**9]]},
+        "layer_replication: its layers are not those",
+    ),
+    ("a variant", {"use_qalora": True}, "use_qalora: its change is not that of LoRA"),
+    ("DoRA without magnitudes", {"use_dora": True}, "DoRA without its magnitude vector"),
+    ("alpha is huge", {"lora_alpha": 1e300}, "lora_alpha is 1e+300, not a number"),
+    ("rank is NaN", {"r": float("nan")}, "its config says r nan, which is no rank"),
+    ("DoRA is text", {"use_dora": "false"}, "use_dora is 'false', neither true nor false"),
+    ("DoRA is a list", {"use_dora": [True]}, "use_dora is [True], neither true nor false"),
+    ("a root is text", {"use_rslora": "no"}, "use_rslora is 'no', neither true nor false"),
+    ("a root is a number", {"use_rslora": 1}, "use_rslora is 1, neither true nor false"),
+    ("a rank's pattern that is none", {"rank_pattern": {"(((": 2}}, "rank_pattern '(((' is not a pattern"),
+)
+# name, text of adapter_config.json, what must be said
+TEXTS: tuple[tuple[str, str, str], ...] = (
+    ("a list", "[]", "adapter_config.json: is not a JSON object"),
+    ("nothing", "", "adapter_config.json: is not valid JSON"),
+    ("brackets", "[" * 100_000, "adapter_config.json: is not valid JSON"),
+    ("a hundred sections deep", '{"r":' * 100 + "2" + "}" * 100, "nested more than 64 deep"),
+    ("two ranks", '{"peft_type":"LORA","r":2,"r":4}', "has the key 'r' twice"),
+    ("alpha of 1e400", '{"peft_type":"LORA","r":2,"lora_alpha":1e400}', "lora_alpha is inf, not a number"),
+)
