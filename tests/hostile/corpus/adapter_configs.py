@@ -1,4 +1,4 @@
-"""Configs of adapters that are none: numbers that are no numbers, kinds that are no LoRA, endless patterns."""
+"""Configs of adapters that are none: numbers that are none, kinds that are no LoRA, endless patterns."""
 
 EVIL = "([a-z._0-9]|[a-z]|\\w)+[0-9]"  # takes for ever on the name of any module
 # name, settings that differ, what must be said

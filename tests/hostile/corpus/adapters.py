@@ -159,7 +159,7 @@ _TARGETS, _LAYERS = "outside its target_modules", "outside its layers_to_transfo
 # name, settings, change, what must be said, also without the base
 _NOTED: tuple[tuple[str, dict[str, object], Change | None, str], ...] = (
     ("targets without factors", {"target_modules": ["zorb"]}, None, f"2 modules with factors are {_TARGETS}"),
-    ("factors beside targets", {"target_modules": ["gate_proj"]}, None, "first: 'model.layers.1.mlp.up_proj'"),
+    ("factors beside targets", {"target_modules": ["gate_proj"]}, None, "first: 'model.layers.1.mlp.up"),
     ("targets with colours", {"target_modules": ["\x1b[31mred"]}, None, _TARGETS),
     ("layers without factors", {"layers_to_transform": [99]}, None, f"2 modules with factors are {_LAYERS}"),
     ("one layer without factors", {"layers_to_transform": 99}, None, _LAYERS),
