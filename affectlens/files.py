@@ -1,5 +1,6 @@
 """Writing files whole or not at all, and opening only what is an ordinary file."""
 
+import errno
 import os
 import secrets
 import stat
@@ -19,11 +20,10 @@ def whole(path: str | Path) -> Iterator[Path]:
     file: a device would be replaced by one. Through a link, what it points to is written.
     """
     final = Path(os.path.realpath(path))
-    if final.exists() and not final.is_file():
-        raise WriteError(f"{path}: can't be written (this is not an ordinary file)")
     # Writers go by the ending; the rest of a name may be too long for one beside it to be made of it.
-    partial = final.parent / f".{secrets.token_hex(8)}{final.suffix}"
+    partial = final.parent / f".{secrets.token_hex(8)}{Path(path).suffix}"
     try:
+        _free(final)
         final.parent.mkdir(parents=True, exist_ok=True)
         try:
             open(partial, "xb").close()
@@ -45,6 +45,18 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a text file whole or not at all; half of a surrogate pair, which is no text, becomes `?`."""
     with whole(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="replace")
+
+
+def _free(final: Path) -> None:
+    """Raise `OSError` where something stands in the place that is no ordinary file."""
+    try:
+        kind = final.stat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, "")
+    if not stat.S_ISREG(kind):
+        raise OSError("this is not an ordinary file")
 
 
 def _settle(path: Path) -> None:

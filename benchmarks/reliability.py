@@ -1,6 +1,6 @@
-"""What the tests of hostile inputs and of faults saw: python -m benchmarks.reliability [REPORT.xml]
+"""What the tests of hostile inputs and of faults saw: python -m benchmarks.reliability [REPORT.xml …]
 
-They are part of every `make test`; here they are run alone, or read from the report of a run that is over
+They are part of every `make test`; here they are run alone, or read from the reports of runs that are over
 (`pytest -o junit_family=xunit1 --junit-xml=REPORT.xml`).
 """
 
@@ -34,7 +34,7 @@ TESTS = (
 def main() -> None:
     """Print what the tests recorded."""
     if len(sys.argv) > 1:
-        _tell(list(ElementTree.parse(sys.argv[1]).iter("testcase")))
+        _tell([case for report in sys.argv[1:] for case in ElementTree.parse(report).iter("testcase")])
         return
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"

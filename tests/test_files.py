@@ -175,8 +175,8 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     (tmp_path / "link.txt").symlink_to(tmp_path / "real.txt")
-    for name in ("pipe", "folder"):
-        with pytest.raises(WriteError, match="not an ordinary file"):
+    for name, reason in (("pipe", "not an ordinary file"), ("folder", "Is a directory")):
+        with pytest.raises(WriteError, match=reason):
             write_text(tmp_path / name, "new")
     write_text(tmp_path / "link.txt", "new")
 
