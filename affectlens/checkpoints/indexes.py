@@ -38,12 +38,17 @@ def plain_name(file: str) -> bool:
 
 
 def elsewhere(weights: Mapping[str, str], found: Mapping[str, str]) -> tuple[str, ...]:
-    """A remark on tensors that lie in other files than the index says."""
+    """Remarks on tensors that lie in other files than the index says, or that it does not know."""
+    remarks = []
     moved = sorted(tensor for tensor, file in found.items() if weights.get(tensor, file) != file)
-    if not moved:
-        return ()
-    first = f"{quoted(moved[0])} is in {quoted(found[moved[0]])}, not in {quoted(weights[moved[0]])}"
-    return (f"{len(moved)} tensors lie in other files than the index says (first: {first}).",)
+    if moved:
+        first = f"{quoted(moved[0])} is in {quoted(found[moved[0]])}, not in {quoted(weights[moved[0]])}"
+        remarks.append(f"{len(moved)} tensors lie in other files than the index says (first: {first}).")
+    unknown = sorted(found.keys() - weights.keys()) if weights else []
+    if unknown:
+        first = f"{quoted(unknown[0])} in {quoted(found[unknown[0]])}"
+        remarks.append(f"{len(unknown)} tensors are stored that the index does not list (first: {first}).")
+    return tuple(remarks)
 
 
 def counting(

@@ -98,6 +98,21 @@ def test_tensors_in_other_files_than_the_index_says_are_read_and_told(
     assert len(values()) == len(checkpoint.laid)
 
 
+def test_tensors_that_the_index_does_not_list_are_read_and_told(
+    opened: Callable[[Path], al.Checkpoint], tmp_path: Path
+) -> None:
+    """As every loader reads them; who goes by the index would not see them."""
+    weights = sharded(tmp_path / "model")
+    del weights[GATE]
+    index(tmp_path / "model", weights)
+
+    checkpoint = opened(tmp_path / "model")
+
+    told = f"1 tensors are stored that the index does not list (first: '{GATE}' in '{FIRST}')."
+    assert (told,) == checkpoint.store.notes
+    assert len(values()) == len(checkpoint.laid)
+
+
 def test_an_index_that_places_a_tensor_twice_is_refused(
     opened: Callable[[Path], al.Checkpoint], tmp_path: Path
 ) -> None:
