@@ -1,4 +1,4 @@
-"""One example: a JSON line `{id, text | messages, image, images, label, meta}`, and its chat."""
+"""One example: a JSON line `{id, text | messages, image(s), audio, video, label, meta}`, and its chat."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -15,24 +15,42 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "text": str,
     "image": str,
     "images": list,
+    "audio": (str, list),
+    "video": (str, list),
     "messages": list,
     "meta": dict,
 }
-_PARTS = ("text", "image")  # what a message may be made of
+_MEDIA = {"image": "a picture", "audio": "a sound", "video": "a frame of a film"}
+_PARTS = ("text", *_MEDIA)  # what a message may be made of
 _TEXT = 1_000_000  # characters; a model's context is far shorter, and its tokenizer would take minutes
-_PICTURES = 1000
+_MOST = {"image": 1000, "audio": 100, "video": 100_000}  # of an example; of a film's frames some are shown
 
 
 @dataclass(frozen=True)
 class Example:
-    """Hold what a model is shown and the label it should give."""
+    """Hold what a model is shown and the label it should give.
+
+    Media are files: pictures; sounds; and films, each a video file, a folder of frames, or a tuple of them.
+    """
 
     id: str
     label: str
     text: str = ""
     images: tuple[str, ...] = ()  # files; `sheet.png#xywh=x,y,w,h` cuts one picture out of a sheet
-    messages: tuple[Mapping[str, Any], ...] = ()  # a ready chat; then `text` and `images` are not rendered
+    messages: tuple[Mapping[str, Any], ...] = ()  # a ready chat; its parts say where text and media stand
     meta: Mapping[str, Any] = field(default_factory=dict)
+    audio: tuple[str, ...] = ()
+    video: tuple[str | tuple[str, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("images", "audio", "video"):
+            if isinstance(getattr(self, name), str):
+                raise TaskError(f"example {self.id!r}: {name} is a tuple of files, also where it is one")
+
+    @property
+    def media(self) -> Mapping[str, int]:
+        """How many there are of each medium: `image`, `audio`, `video`."""
+        return {"image": len(self.images), "audio": len(self.audio), "video": len(self.video)}
 
     @property
     def cluster(self) -> str:
@@ -40,17 +58,21 @@ class Example:
         return str(self.meta.get("cluster", self.id))
 
     def chat(self, prompt: str = "{text}") -> list[dict[str, Any]]:
-        """Render as chat messages: the pictures, then `prompt` with `{text}` filled in."""
+        """Render as chat messages: pictures, sounds, films, then `prompt` with `{text}` filled in."""
         if self.messages:
             return [dict(message) for message in self.messages]
-        parts: list[dict[str, Any]] = [{"type": "image"} for _ in self.images]
+        parts: list[dict[str, Any]] = [
+            {"type": kind} for kind, count in self.media.items() for _ in range(count)
+        ]
         # Not str.format: a text with braces in it is data.
         parts.append({"type": "text", "text": prompt.replace("{text}", self.text).strip()})
         return [{"role": "user", "content": parts}]
 
 
 def from_json(entry: Any, *, folder: Path, where: str) -> Example:
-    """Read an example from a parsed JSON line; picture paths are relative to `folder`.
+    """Read an example from a parsed JSON line; paths of media are relative to `folder`.
+
+    `audio` is a file or a list of files; `video` a file, a folder of frames, or a list of frames.
 
     Raises `TaskError` naming the line (`where`) for what is no example.
     """
@@ -59,31 +81,42 @@ def from_json(entry: Any, *, folder: Path, where: str) -> Example:
     entry = {name: value for name, value in entry.items() if value is not None}  # null is absent
     if "id" not in entry or "label" not in entry:
         raise TaskError(f"{where}: an example needs an id and a label; here: {_listed(entry) or 'nothing'}")
-    if not any(entry.get(name) for name in ("text", "messages", "image", "images")):
-        raise TaskError(f"{where}: an example needs text, messages, image or images")
+    if not any(entry.get(name) for name in ("text", "messages", "image", "images", "audio", "video")):
+        raise TaskError(f"{where}: an example needs text, messages, image, images, audio or video")
     unknown = sorted(set(entry) - set(_KINDS))
     if unknown:
         raise TaskError(f"{where}: unknown fields {_listed(unknown)}. Known: {', '.join(_KINDS)}")
     for name, kind in _KINDS.items():
         if name in entry and not isinstance(entry[name], kind):
-            wanted = kind.__name__ if isinstance(kind, type) else "text or a number"
+            wanted = "text or a number" if kind == (str, int, float) else "text or a list"
+            wanted = kind.__name__ if isinstance(kind, type) else wanted
             raise TaskError(f"{where}: {name} is a {type(entry[name]).__name__}, not a {wanted}")
     if not isinstance(entry.get("meta", {}).get("cluster", ""), str | int | float):
         raise TaskError(f"{where}: the cluster is no text or number")
     for message in entry.get("messages", ()):
         _check_message(message, where)
-    images = entry.get("images") or ([entry["image"]] if entry.get("image") else [])
-    _check_sizes(entry, images, where=where)
+    media = {kind: _files(entry, kind) for kind in _MEDIA}
+    _check_sizes(entry, media, where=where)
+    found = {kind: tuple(str(folder / file) for file in files) for kind, files in media.items()}
+    frames = isinstance(entry.get("video"), list)
     # What pandas writes for a label that is not there.
     absent = isinstance(entry["label"], float) and math.isnan(entry["label"])
     return Example(
         id=str(entry["id"]),
         label="" if absent else str(entry["label"]),
         text=entry.get("text", ""),
-        images=tuple(str(folder / image) for image in images),
+        images=found["image"],
         messages=tuple(entry.get("messages", ())),
         meta=entry.get("meta", {}),
+        audio=found["audio"],
+        video=(found["video"],) if frames and found["video"] else found["video"],
     )
+
+
+def _files(entry: Mapping[str, Any], kind: str) -> list[Any]:
+    several = entry.get(f"{kind}s") if kind == "image" else None
+    found = several or entry.get(kind) or []
+    return found if isinstance(found, list) else [found]
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -98,7 +131,7 @@ def _check_message(message: Any, where: str) -> None:
         if not (isinstance(part, dict) and isinstance(part.get("type"), str)):
             raise TaskError(f"{where}: a message's content is text, or objects with a type")
         if part["type"] not in _PARTS:
-            known = " or ".join(_PARTS)
+            known = ", ".join(_PARTS[:-1]) + f" or {_PARTS[-1]}"
             raise TaskError(f"{where}: a message has a part of type {quoted(part['type'])}, not {known}")
         if part["type"] == "text" and not isinstance(part.get("text"), str):
             raise TaskError(f"{where}: a message has a part of type text without a text")
@@ -110,12 +143,13 @@ def _parts(content: Any, where: str) -> list[Any]:
     return content
 
 
-def _check_sizes(entry: Mapping[str, Any], images: list[Any], *, where: str) -> None:
+def _check_sizes(entry: Mapping[str, Any], media: Mapping[str, list[Any]], *, where: str) -> None:
     size = len(entry.get("text", "")) + (len(str(entry["messages"])) if "messages" in entry else 0)
     if size > _TEXT:
         raise TaskError(f"{where}: a text of {size:,} characters; most are {_TEXT:,}")
-    if len(images) > _PICTURES:
-        raise TaskError(f"{where}: {len(images):,} pictures; most are {_PICTURES:,}")
-    for image in images:
-        if not isinstance(image, str):
-            raise TaskError(f"{where}: a picture is named by a text, not by a {type(image).__name__}")
+    for kind, files in media.items():
+        if len(files) > _MOST[kind]:
+            raise TaskError(f"{where}: {len(files):,} files of type {kind}; most are {_MOST[kind]:,}")
+        for file in files:
+            if not isinstance(file, str):
+                raise TaskError(f"{where}: {_MEDIA[kind]} is named by a text, not by a {type(file).__name__}")

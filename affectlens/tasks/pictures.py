@@ -1,14 +1,15 @@
 """Open pictures, whole files or one out of a sheet by a W3C media fragment (`#xywh=x,y,w,h`)."""
 
 import re
-import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 
 from PIL import Image
 
 from affectlens.errors import TaskError, quoted
+from affectlens.tasks.opening import ordinary
 
 _FRAGMENT = re.compile(r"^(?P<file>.+)#xywh=(?P<x>\d{1,9}),(?P<y>\d{1,9}),(?P<w>\d{1,9}),(?P<h>\d{1,9})$")
 # Formats of pictures alone: Pillow would run Ghostscript on an EPS.
@@ -34,21 +35,23 @@ def _sheet(file: str) -> Image.Image:
 
 
 def _opened(file: str) -> Image.Image:
-    try:
-        state = Path(file).stat()
-    except (OSError, ValueError):
-        raise TaskError(f"{quoted(file)}: there is no such picture") from None
-    if not stat.S_ISREG(state.st_mode):
-        raise TaskError(f"{quoted(file)}: this is not an ordinary file")  # a pipe or device would never end
-    if state.st_size > _LARGEST:
-        raise TaskError(f"{quoted(file)}: larger than {_LARGEST:,} bytes")
+    with decoding(file) as image:
+        return image.convert("RGB")
+
+
+@contextmanager
+def decoding(file: str, what: str = "picture") -> Iterator[Image.Image]:
+    """Open a picture for a block; raises `TaskError` for what is none, or breaks in the block."""
+    path = ordinary(file, what, most=_LARGEST)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=_FORMATS) as image:
-                return image.convert("RGB")
+            with Image.open(path, formats=_FORMATS) as image:
+                yield image
+    except TaskError:
+        raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         most = f"{Image.MAX_IMAGE_PIXELS:,}"
         raise TaskError(f"{quoted(file)}: a picture of more than {most} pixels is not opened") from None
     except Exception:  # each format has its own ways of being broken
-        raise TaskError(f"{quoted(file)}: this picture can't be read") from None
+        raise TaskError(f"{quoted(file)}: this {what} can't be read") from None

@@ -42,19 +42,23 @@ LINES = (
         "a part of type text without a text",
     ),
     (
-        '{"id": 2, "label": "x", "messages": [{"role": "user", "content": [{"type": "video"}]}]}',
-        "a part of type 'video', not text or image",
+        '{"id": 2, "label": "x", "messages": [{"role": "user", "content": [{"type": "smell"}]}]}',
+        "a part of type 'smell', not text, image, audio or video",
     ),
     (
         '{"id": 2, "label": "x", "messages": [{"role": "user", "content": [{"type": "\\u001b[31m"}]}]}',
-        r"a part of type '.*\[31m', not text or image",
+        r"a part of type '.*\[31m', not text, image, audio or video",
     ),
     ('{"id": 2, "label": "x", "\\u001b[31m": 1, "text": "x"}', r"unknown fields '.*\[31m'"),
     ('{"id": 1, "label": "x", "text": "x"}', "2 examples with the id '1', the first in line 1"),
     ("null", "an example is a JSON object"),
     ("NaN", "an example is a JSON object"),
     ('{"id": 2, "label": "x", "text": "' + "a" * 1_000_001 + '"}', "a text of 1,000,001 characters"),
-    (json.dumps({"id": 2, "label": "x", "images": ["a.png"] * 1001}), "1,001 pictures"),
+    (json.dumps({"id": 2, "label": "x", "images": ["a.png"] * 1001}), "1,001 files of type image"),
+    (json.dumps({"id": 2, "label": "x", "audio": ["a.wav"] * 101}), "101 files of type audio"),
+    ('{"id": 2, "label": "x", "audio": {"a": 1}}', "audio is a dict, not a text or a list"),
+    ('{"id": 2, "label": "x", "audio": [["a.wav"]]}', "a sound is named by a text, not by a list"),
+    ('{"id": 2, "label": "x", "video": [1, 2]}', "a frame of a film is named by a text, not by a int"),
 )
 
 
