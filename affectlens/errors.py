@@ -14,7 +14,8 @@
     ├── WriteError           (OSError)          a file that can't be written; what was there stays
     └── MissingExtra         (ImportError)      an optional package that isn't installed
 
-Each is also the built-in named beside it, so ordinary `except` clauses keep working.
+Each is also the built-in named beside it, so ordinary `except` clauses keep working. `Remark` is a warning:
+what is done is right, and would be misread without it.
 """
 
 import difflib
@@ -95,6 +96,10 @@ class WriteError(AffectlensError, OSError):
 
 class MissingExtra(AffectlensError, ImportError):
     """An optional package is needed; the message names the extra that brings it."""
+
+
+class Remark(UserWarning):
+    """Something that a result can't be read without; as a warning it is told once, and can be made an error."""
 
 
 def quoted(name: object) -> str:

@@ -80,7 +80,7 @@ class MemoryStore:
 
 
 def store_of(module: nn.Module) -> MemoryStore:
-    """The parameters of a live module; tied ones appear once.
+    """The parameters of a live module and what else a save of it holds; tied ones appear once.
 
     Raises `CheckpointError` for parameters without values.
     """
@@ -90,7 +90,18 @@ def store_of(module: nn.Module) -> MemoryStore:
             raise CheckpointError(type(module).__name__, "is on the meta device", key=name, fix=fix)
     config = getattr(module, "config", None)
     known = config.to_dict() if config is not None and hasattr(config, "to_dict") else {}
-    return MemoryStore(dict(module.named_parameters()), name=type(module).__name__, config=known)
+    return MemoryStore(saved_tensors(module), name=type(module).__name__, config=known)
+
+
+def saved_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters of a module, and after them its persistent buffers, as files hold them too."""
+    kept = {
+        f"{name}.{buffer}".removeprefix("."): tensor
+        for name, part in module.named_modules()
+        for buffer, tensor in part._buffers.items()
+        if tensor is not None and buffer not in part._non_persistent_buffers_set
+    }
+    return {**dict(module.named_parameters()), **kept}
 
 
 def peft_config(module: nn.Module) -> dict[str, Any]:

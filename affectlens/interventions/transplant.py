@@ -1,14 +1,17 @@
 """Transplant: a donor's weights at some sites, wholly or in part."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from affectlens.checkpoints import Checkpoint, Source, open_checkpoint
 from affectlens.errors import LensError
-from affectlens.interventions.selecting import selected
-from affectlens.sites import Site
+from affectlens.interventions.editing import Edits
+from affectlens.interventions.leaving import left_behind
+from affectlens.interventions.selecting import only_sites
+from affectlens.lens import Lens
+from affectlens.sites import Site, Sites
 
 
 @dataclass(frozen=True)
@@ -17,8 +20,8 @@ class Transplant:
 
     Into base from tuned it asks whether the change there is sufficient (arXiv 2302.06600); into
     tuned from base it reverts the change and asks whether it is necessary. `alpha` 0 and 1 copy, so
-    they are exact to the bit; other values are computed in float32. Raises `NoSuchSite` where the
-    donor lacks a site and `LensError` where its shape differs.
+    they are exact to the bit; other values interpolate or amplify, computed in float32. Raises
+    `NoSuchSite` where the donor lacks a site and `LensError` where its shape differs.
     """
 
     sites: Site | Iterable[Site]
@@ -26,24 +29,37 @@ class Transplant:
     alpha: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sites", selected(self.sites))
+        object.__setattr__(self, "sites", only_sites(self.sites, "Transplant"))
 
-    def edits(self, live: Checkpoint) -> Mapping[Site, Tensor]:
+    def edits(self, live: Checkpoint) -> Edits:
         """The donor's values, mixed with the live ones where `alpha` says so."""
-        donor = open_checkpoint(self.donor)
-        new = {}
-        for site in selected(self.sites):
-            if donor.shape(site) != live.shape(site):
-                raise LensError(
-                    f"{site} has shape {live.shape(site)} here and {donor.shape(site)} in {donor.store.name}"
-                )
-            new[site] = self._mix(live.read(site), donor.read(site))
-        return new
+        sites = only_sites(self.sites, "Transplant")
+        donor = fitting_donor(self.donor, live, sites)
 
-    def _mix(self, here: Tensor, there: Tensor) -> Tensor:
-        if self.alpha == 0:
-            return here
-        if self.alpha == 1:
-            return there
-        ours, theirs = here.float(), there.to(here.device).float()
-        return (ours + self.alpha * (theirs - ours)).to(here.dtype)
+        def edit(site: Site, wanted: slice | None = None) -> Tensor:
+            if self.alpha == 0:
+                return live.read(site, wanted)
+            there = donor.read(site, wanted)
+            return there if self.alpha == 1 else _mixed(live.read(site, wanted), there, alpha=self.alpha)
+
+        return Edits(sites, edit)
+
+    def remarks(self, lens: Lens) -> Sequence[str]:
+        """What of the donor is not in its weights at these sites, and does not come with them."""
+        return left_behind(lens, self.donor, only_sites(self.sites, "Transplant")) if self.alpha else ()
+
+
+def fitting_donor(donor: Source, live: Checkpoint, sites: Sites) -> Checkpoint:
+    """Open a donor; an adapter is read over the weights at hand. Raises for a site that does not fit."""
+    found = open_checkpoint(donor, base=live)
+    for site in sites:
+        if found.shape(site) != live.shape(site):
+            raise LensError(
+                f"{site} has shape {live.shape(site)} here and {found.shape(site)} in {found.store.name}"
+            )
+    return found
+
+
+def _mixed(here: Tensor, there: Tensor, *, alpha: float) -> Tensor:
+    ours, theirs = here.float(), there.to(here.device).float()
+    return (ours + alpha * (theirs - ours)).to(here.dtype)

@@ -1,19 +1,28 @@
-"""Change weights for the length of a block, by pointer, and put the very tensors back.
+"""Change weights and activations for the length of a block, and leave the very tensors that were there.
 
-The protocol an intervention meets is here, so that a lens needs to know none of them. Weights are
-never edited in place: `w += d; w -= d` changes 2 % of bfloat16 elements for good.
+The protocol an intervention meets is here, so that a lens needs to know none of them. Weights are swapped by
+pointer, never edited in place: `w += d; w -= d` changes 2 % of bfloat16 elements for good. Activations are
+rewritten by hooks where they pass.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from affectlens.checkpoints import Checkpoint
-from affectlens.checkpoints.slicing import put
-from affectlens.errors import LensError
+from affectlens.errors import LensError, Remark
+from affectlens.lens.hooking import Hook, Rewrite
+from affectlens.lens.moments import Moments
+from affectlens.lens.places import place_of
+from affectlens.lens.refusing import refuse_compiled
 from affectlens.lens.restoring import Swaps, atomic, interruptible, raise_waiting
-from affectlens.sites import Site
+from affectlens.lens.swapping import swapped
+from affectlens.sites import Point, Site
+
+if TYPE_CHECKING:
+    from affectlens.lens.lens import Lens
 
 
 @runtime_checkable
@@ -25,59 +34,103 @@ class Intervention(Protocol):
         ...
 
 
+@runtime_checkable
+class ActivationIntervention(Protocol):
+    """Anything that says what becomes of the activations at which points."""
+
+    def rewrites(self, lens: "Lens") -> Mapping[Point, Rewrite]:
+        """The function of each point, from the values that pass to those that go on."""
+        ...
+
+
+@runtime_checkable
+class Remarking(Protocol):
+    """An intervention that has something to say of what it does to this model."""
+
+    def remarks(self, lens: "Lens") -> Sequence[str]:
+        """What a user should know before reading any number, in sentences."""
+        ...
+
+
 class Intervening:
-    """Swap the interventions' values in, in order, each seeing what those before it left.
+    """Apply interventions in order, each seeing what those before it left.
 
     A class and not a generator: an interrupt that falls between the block and a generator's `finally`
     would skip it.
     """
 
-    def __init__(
-        self,
-        interventions: Sequence[Intervention],
-        *,
-        parameters: Mapping[str, nn.Parameter],
-        live: Checkpoint,
-    ) -> None:
-        self._interventions, self._parameters, self._live = interventions, parameters, live
-        self._swaps = Swaps()
+    def __init__(self, lens: "Lens", interventions: Sequence[Intervention | ActivationIntervention]) -> None:
+        for one in interventions:
+            if not isinstance(one, Intervention | ActivationIntervention):
+                raise LensError(f"{type(one).__name__} is no intervention: it has neither edits nor rewrites")
+        self._lens, self._interventions = lens, interventions
+        self._swaps, self._moments = Swaps(), Moments(lens.model)
+        self._hooks: list[Hook] = []
 
     @atomic
     def __enter__(self) -> None:
         try:
             for intervention in self._interventions:
-                # Swapping `.data` keeps the Parameter itself, so that tied modules see the change
-                # together and stay tied.
-                for name, value in _tensors(self._parameters, self._live, intervention).items():
-                    self._swaps.swap(self._parameters[name], "data", value=value)
+                self._remark(intervention)
+                if isinstance(intervention, Intervention):
+                    # Swapping `.data` keeps the Parameter itself, so that tied modules see the change
+                    # together and stay tied.
+                    for owner, name, value in self._swapped(intervention):
+                        self._swaps.swap(owner, name, value=value)
+                if isinstance(intervention, ActivationIntervention):
+                    self._hook(intervention)
             raise_waiting()
         except BaseException:
             self._swaps.undo()
             raise
 
     @atomic
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._swaps.undo()
+        if kind is None and self._moments.passes:
+            for hook in self._hooks:
+                if not hook.reached:
+                    passes = self._moments.passes
+                    _warn(f"{hook.point!r} chose nothing in {passes} forward passes: nothing was changed")
+        self._hooks = []
+
+    @interruptible
+    def _remark(self, intervention: object) -> None:
+        if isinstance(intervention, Remarking):
+            for words in intervention.remarks(self._lens):
+                if words not in self._lens.told:
+                    self._lens.told.add(words)
+                    _warn(words)
+
+    @interruptible
+    def _swapped(self, intervention: Intervention) -> list[tuple[object, str, object]]:
+        return swapped(self._lens, intervention.edits(self._lens.checkpoint))
+
+    def _hook(self, intervention: ActivationIntervention) -> None:
+        hooks = self._made(intervention)
+        if hooks and not self._hooks:
+            self._moments.follow(self._swaps)
+        for hook in hooks:
+            module = self._lens.model.get_submodule(hook.place.module)
+            self._swaps.hook(module, hook, side=hook.side)
+        self._hooks += hooks
+
+    @interruptible
+    def _made(self, intervention: ActivationIntervention) -> list[Hook]:
+        rewrites = intervention.rewrites(self._lens)
+        if rewrites:
+            refuse_compiled(self._lens.model)
+        return hooks_of(self._lens, rewrites, self._moments)
 
 
-@interruptible
-def _tensors(
-    parameters: Mapping[str, nn.Parameter], live: Checkpoint, intervention: Intervention
-) -> dict[str, Tensor]:
-    """Gather edits of sites into whole new tensors of parameters, fused ones slice by slice."""
-    new: dict[str, Tensor] = {}
-    for site, value in intervention.edits(live).items():
-        if tuple(value.shape) != live.shape(site):
-            raise LensError(f"{site} has shape {live.shape(site)}, the new values {tuple(value.shape)}")
-        where = live.at(site)
-        old = parameters[where.tensor]
-        if old.device.type == "meta":
-            raise LensError(f"{site} is offloaded, so its weights can't be swapped; load without offloading")
-        value = value.to(device=old.device, dtype=old.dtype)
-        if where.size == old.numel() and not where.transposed:
-            new[where.tensor] = value.reshape(old.shape)
-        else:
-            if where.tensor not in new:
-                new[where.tensor] = old.data.clone()
-            put(new[where.tensor], where, value=value)
-    return new
+def hooks_of(lens: "Lens", rewrites: Mapping[Point, Rewrite], moments: Moments) -> list[Hook]:
+    """The hooks of some rewrites; points that name one place and span are rewritten once."""
+    found: dict[object, Hook] = {}
+    for point, rewrite in rewrites.items():
+        place = place_of(point, model=lens.model, live=lens.checkpoint)
+        found.setdefault((place, point.span), Hook(point, place, rewrite, moments))
+    return list(found.values())
+
+
+def _warn(words: str) -> None:
+    warnings.warn(words, Remark, stacklevel=4)

@@ -1,4 +1,4 @@
-"""Set attributes for a while, and set the very same objects back, whatever arrives meanwhile.
+"""Set attributes and hooks for a while, and leave the very same objects behind, whatever arrives meanwhile.
 
 A Ctrl-C can come between any two bytecodes, also between entering a block and its first line, or while the
 last one is being undone. So while something is swapped, an interrupt that falls into this file waits until
@@ -8,13 +8,16 @@ the swap is whole; everywhere else, in the block above all, it is raised at once
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from inspect import unwrap
 from types import CodeType, FrameType
 from typing import Any, TypeVar
 
+from torch import nn
+
 F = TypeVar("F", bound=Callable[..., Any])
 
-_TRIES = 3  # at setting one attribute back
+_TRIES = 3  # at undoing one thing
 _ATOMIC: set[CodeType] = set()  # an interrupt waits for these
 _OPEN: set[CodeType] = set()  # and not for these, though an atomic function called them
 _waiting: list[int] = []  # signals that came and were not raised yet
@@ -40,35 +43,49 @@ def raise_waiting() -> None:
 
 
 class Swaps:
-    """Attributes that were set, with what they were before; `undo` sets them back in reverse order."""
+    """What was set and hooked, and how to undo each; `undo` does so in reverse order."""
 
     def __init__(self) -> None:
-        self._before: list[tuple[Any, str, Any]] = []
+        self._undoings: list[Callable[[], None]] = []
         self._shielded = False
 
     @atomic
     def swap(self, owner: Any, name: str, *, value: Any) -> None:
         """Set an attribute, and keep what it was."""
-        if not self._shielded:
-            self._shielded = _shield()
-        # Noted first: to set back what was never set does no harm.
-        self._before.append((owner, name, getattr(owner, name)))
+        self._note(partial(setattr, owner, name, getattr(owner, name)))
         setattr(owner, name, value)
 
     @atomic
+    def hook(self, module: nn.Module, function: Callable[..., Any], *, side: str) -> None:
+        """Call a function with a module's input and keyword arguments, and after it with its output.
+
+        `side` is `"output"`, `"input"`, or `"enter"`: before all hooks that are there already.
+        """
+        self._note(partial(_unhook, module, function))
+        if side == "output":
+            module.register_forward_hook(function, with_kwargs=True)
+        else:
+            module.register_forward_pre_hook(function, with_kwargs=True, prepend=side == "enter")
+
+    def _note(self, undoing: Callable[[], None]) -> None:
+        if not self._shielded:
+            self._shielded = _shield()
+        # Noted first: to undo what was never done does no harm.
+        self._undoings.append(undoing)
+
+    @atomic
     def undo(self) -> None:
-        """Set everything back; what breaks in meanwhile is raised when all is done."""
+        """Undo everything; what breaks in meanwhile is raised when all is done."""
         failure: BaseException | None = None
         tries = 0
-        while self._before:
-            owner, name, before = self._before[-1]
+        while self._undoings:
             try:
-                setattr(owner, name, before)
+                self._undoings[-1]()
                 tries = _TRIES
             except BaseException as error:  # of a signal handler of the user's, or of the owner
                 failure, tries = error, tries + 1
             if tries >= _TRIES:
-                self._before.pop()
+                self._undoings.pop()
                 tries = 0
         if self._shielded:
             self._shielded = False
@@ -76,6 +93,18 @@ class Swaps:
         if failure is not None:
             raise failure
         raise_waiting()
+
+
+def _unhook(module: nn.Module, function: Callable[..., Any]) -> None:
+    """Remove a function from a module's hooks, by itself: a handle might never have come back to us."""
+    for hooks, others in (
+        (module._forward_hooks, (module._forward_hooks_with_kwargs, module._forward_hooks_always_called)),
+        (module._forward_pre_hooks, (module._forward_pre_hooks_with_kwargs,)),
+    ):
+        for number in [number for number, one in hooks.items() if one is function]:
+            del hooks[number]
+            for other in others:
+                other.pop(number, None)
 
 
 def _shield() -> bool:

@@ -10,6 +10,7 @@ from affectlens.sites.laying import Laid, lay_out
 from affectlens.sites.locating import locate, sites_of
 from affectlens.sites.mlps import MLP
 from affectlens.sites.naming import bare_name, canonical, recognised
+from affectlens.sites.points import Point, Points, Span
 from affectlens.sites.records import record
 from affectlens.sites.roles import ATTENTION
 from affectlens.sites.sections import heads, model_type, sections
@@ -24,8 +25,11 @@ __all__ = [
     "MLP",
     "Cut",
     "Laid",
+    "Point",
+    "Points",
     "Site",
     "Sites",
+    "Span",
     "Storage",
     "Units",
     "bare_name",

@@ -5,6 +5,7 @@ from typing import Any, overload
 
 from affectlens.errors import NoSuchSite, WrongCount, near
 from affectlens.sites.mlps import MLP
+from affectlens.sites.points import Point, Points, Span
 from affectlens.sites.roles import ATTENTION
 from affectlens.sites.site import Site
 from affectlens.sites.targets import to_target_modules
@@ -66,6 +67,20 @@ class Sites(Sequence[Site]):
         if len(self) != count:
             raise WrongCount(f"expected {count} sites, there are {len(self)}: {self!r}")
         return self
+
+    def at(self, kind: str, *, span: Span = None) -> Points:
+        """The places in a forward pass that belong to these sites, at some positions or at all.
+
+        `kind` is `"output"` or `"input"` of the module that the site is the weight of (of a fused one, its
+        part of the output); `"pre_activation"`, the gate's output before its activation; `"gated"`,
+        act(gate)·up, which goes into `down_proj`; `"heads"`, what goes into `o_proj`, head by head;
+        `"residual"`, the stream as the layer leaves it. A head or neuron is its own features of these.
+
+        `span` is a medium (`"image"`, `"audio"`, `"video"`), `"text"`, the `"prompt"`, its `"last"` token,
+        what is `"generated"`, or numbers of an example's own tokens, negative ones from the prompt's end.
+        Raises `NoSuchSite` for another kind or span.
+        """
+        return Points(Point(site, kind, tuple(span) if isinstance(span, list) else span) for site in self)
 
     def by(self, *names: str) -> dict[tuple[Any, ...], "Sites"]:
         """Group the sites by their fields, e.g. `by("role", "layer")`."""

@@ -1,0 +1,44 @@
+"""Another model that is run on whatever this one is given, so that its activations can be put here."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from affectlens.errors import LensError
+from affectlens.lens import Activations, Lens, Moment, Recording
+from affectlens.sites import Points
+
+
+class Following:
+    """Run `lens` once at each moment of another model's passes, with a cache of its own in `generate`."""
+
+    def __init__(self, lens: Lens, points: Points) -> None:
+        # All positions: those of a span are chosen where they are put.
+        self._lens, self._points = lens, points
+        self._places = Points({point: type(point)(point.site, point.kind) for point in points}.values())
+        self._moment: Moment | None = None
+        self._cache: Any = None
+        self._passed: dict[Any, Tensor] = {}
+
+    def at(self, point: Any, moment: Moment) -> Tensor:
+        """What passes a point of the other model at this moment, (batch, position, feature)."""
+        if moment is not self._moment:
+            self._run(moment)
+            self._moment = moment
+        return self._passed[type(point)(point.site, point.kind)]
+
+    def _run(self, moment: Moment) -> None:
+        args, kwargs = moment.call
+        if not moment.start:
+            self._cache = None
+        elif self._cache is None:
+            raise LensError("the other model has not seen the prompt, so it can't go on from it")
+        own = {**kwargs, "past_key_values": self._cache} if "past_key_values" in kwargs else dict(kwargs)
+        with torch.no_grad(), Recording(self._lens, self._places) as recording:
+            out = self._lens.model(*args, **own)
+        self._cache = getattr(out, "past_key_values", None)
+        for point in self._places:
+            passed = recording[point]
+            assert isinstance(passed, Activations)
+            self._passed[point] = passed.values

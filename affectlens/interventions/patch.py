@@ -1,0 +1,90 @@
+"""Patch: activations of another run, or of another model's run, in place of one's own."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from affectlens.errors import LensError, NoSuchSite, near
+from affectlens.interventions.following import Following
+from affectlens.interventions.selecting import only_points
+from affectlens.lens import Activations, Lens, Moment, Recording, Rewrite
+from affectlens.sites import Point
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """Put what passed in another run at each point (activation patching: arXiv 2309.16042, 2404.15255).
+
+    `source` is a recording, of this model on another input or of another model (cross-model patching:
+    arXiv 2402.14811), or a lens: that model is then run beside this one on whatever this one is given, in
+    `generate` step by step. Positions are matched in order, padding aside: the k-th of the point's span here
+    gets what passed at the k-th there. What is generated beyond a recording keeps its own activations. Raises
+    `NoSuchSite` for a point that was not recorded, `LensError` where rows or positions of the runs differ.
+    """
+
+    points: Point | Iterable[Point]
+    source: Recording | Lens = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "points", only_points(self.points, "Patch"))
+
+    def rewrites(self, lens: Lens) -> Mapping[Point, Rewrite]:
+        """What passed at each point in the other run."""
+        points = only_points(self.points, "Patch")
+        if isinstance(self.source, Lens):
+            beside = Following(self.source, points)
+            return {point: partial(_followed, point, beside) for point in points}
+        return {point: _patched(point, self.source) for point in points}
+
+
+def _patched(point: Point, source: Recording) -> Callable[[Tensor, Moment | None], Tensor]:
+    known = next((p for p in (point, Point(point.site, point.kind)) if p in source.points), None)
+    if known is None:
+        raise NoSuchSite(f"{point!r} was not recorded. Recorded: {near(point, source.points)}")
+    passed = source[known]
+    if not isinstance(passed, Activations):
+        raise LensError(f"{point!r}: only means were recorded; record with keep='values'")
+    # Recorded everywhere and patched in a span: then positions are matched over all.
+    return partial(aligned, passed=passed, span=known.span, point=point)
+
+
+def _followed(point: Point, beside: Following, values: Tensor, moment: Moment | None) -> Tensor:
+    if moment is None:
+        raise LensError(f"{point!r} has no positions of the text; patch it from a recording")
+    return beside.at(point, moment).to(device=values.device, dtype=values.dtype)
+
+
+def aligned(
+    values: Tensor, moment: Moment | None, *, passed: Activations, span: object, point: Point
+) -> Tensor:
+    """The values, and instead of those of a span what passed there, position by position."""
+    theirs = passed.values.to(device=values.device, dtype=values.dtype)
+    if moment is None or passed.chosen is None:
+        if theirs.shape != values.shape:
+            raise LensError(
+                f"{point!r}: {tuple(values.shape)} passes there, {tuple(theirs.shape)} was recorded"
+            )
+        return theirs
+    here, there = moment.so_far(span).to(values.device), passed.chosen.to(values.device)  # type: ignore[arg-type]
+    if len(here) != len(there):
+        raise LensError(f"{point!r}: {len(here)} examples are run, {len(there)} were recorded")
+    if not moment.start:
+        _refuse_uneven(here, there, point)
+    number = (here.cumsum(1) - 1)[:, moment.start :]
+    # The chosen of each row first, in their order.
+    order = torch.sort((~there).byte(), dim=1, stable=True).indices
+    known = here[:, moment.start :] & (number < there.sum(1, keepdim=True))
+    row = torch.arange(len(here), device=values.device)[:, None]
+    found = theirs[row, order[row, number.clamp(0, order.shape[1] - 1)]]
+    return torch.where(known[..., None], found, values)
+
+
+def _refuse_uneven(here: Tensor, there: Tensor, point: Point) -> None:
+    for number, (ours, theirs) in enumerate(zip(here.sum(1).tolist(), there.sum(1).tolist(), strict=True)):
+        if ours > theirs:
+            raise LensError(
+                f"{point!r}: example {number} has {ours} positions there, and {theirs} were recorded of it"
+            )

@@ -1,0 +1,125 @@
+"""Hooks: give what passes a place to a function, and pass on what it makes of it.
+
+a tensor that passes ──▶ its features ──▶ rewrite(values, moment) ──▶ at the chosen positions, its features
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from affectlens.errors import LensError
+from affectlens.lens.masking import mask_of
+from affectlens.lens.moments import Moment, Moments
+from affectlens.lens.places import Place
+from affectlens.sites import Point
+
+# Given the values of a point, (batch, position, feature) where it has positions, and the moment: new values
+# of the same shape, or the very same tensor to change nothing. An attention's mask is (batch, 1, query, key).
+Rewrite = Callable[[Tensor, Moment | None], Tensor]
+
+
+@dataclass(eq=False)
+class Hook:
+    """A rewrite at a place; `reached` counts the passes in which it had something to do."""
+
+    point: Point
+    place: Place
+    rewrite: Rewrite
+    moments: Moments
+    reached: int = 0
+
+    def __post_init__(self) -> None:
+        if self.point.span is not None and not self.place.positional:
+            raise LensError(f"{self.point!r}: the {self.point.site.tower} tower has no positions of the text")
+
+    @property
+    def side(self) -> str:
+        """Where it is installed: before or after the module runs."""
+        return "output" if self.place.side == "output" else "input"
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any], *output: Any) -> Any:
+        """The new output of a module, or its new input; None where nothing changes."""
+        if self.place.side == "mask":
+            self.reached += 1
+            moment = self._moment()
+            mask = mask_of(module, args, kwargs, moment=moment)
+            new = self.rewrite(mask, moment)
+            return None if new is mask else (args, {**kwargs, "attention_mask": new})
+        if output:
+            return self._within(output[0])
+        if args:
+            new = self._within(args[0])
+            return None if new is None else ((new, *args[1:]), kwargs)
+        for name, value in kwargs.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                new = self._within(value)
+                return None if new is None else (args, {**kwargs, name: new})
+        raise LensError(f"{self.point!r}: no tensor of real numbers goes in there")
+
+    def _within(self, value: Any) -> Any:
+        """The same value with its first tensor rewritten; None where nothing changes."""
+        if isinstance(value, Tensor):
+            new = self._changed(value)
+            return None if new is value else new
+        if isinstance(value, tuple | list) and value:
+            first = self._within(value[0])
+            return None if first is None else type(value)((first, *value[1:]))
+        raise LensError(f"{self.point!r}: no tensor of real numbers passes there")
+
+    def _changed(self, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            raise LensError(f"{self.point!r}: {tensor.dtype} passes there, no real numbers")
+        moment = self._moment()
+        flat = moment is not None and tensor.ndim == 2 and len(tensor) == len(moment.own) * moment.length
+        if flat and moment is not None:
+            shaped = rearrange(
+                tensor, "(batch position) feature -> batch position feature", position=moment.length
+            )
+            new = self._features(shaped, moment)
+            return (
+                tensor
+                if new is shaped
+                else rearrange(new, "batch position feature -> (batch position) feature")
+            )
+        return self._features(tensor, moment)
+
+    def _moment(self) -> Moment | None:
+        return self.moments.now(self.place.stack) if self.place.positional else None
+
+    def _features(self, tensor: Tensor, moment: Moment | None) -> Tensor:
+        wanted = self.place.features
+        if wanted is None:
+            return self._chosen(tensor, moment)
+        index = slice(wanted.start, wanted.stop, wanted.step) if isinstance(wanted, range) else list(wanted)
+        values = tensor[..., index]
+        new = self._chosen(values, moment)
+        if new is values:
+            return tensor
+        whole = tensor.clone()
+        whole[..., index] = new
+        return whole
+
+    def _chosen(self, values: Tensor, moment: Moment | None) -> Tensor:
+        chosen = None
+        if self.point.span is not None:
+            if moment is None or values.shape[:2] != (len(moment.own), moment.length):
+                raise LensError(
+                    f"{self.point!r}: what passes there, {tuple(values.shape)}, has no positions of tokens"
+                )
+            chosen = moment.chosen(self.point.span)
+            if not bool(chosen.any()):
+                return values
+        self.reached += 1
+        new = self.rewrite(values, moment)
+        if new is values:
+            return values
+        if new.shape != values.shape:
+            raise LensError(
+                f"{self.point!r}: {tuple(values.shape)} passes there, and would become {tuple(new.shape)}"
+            )
+        new = new.to(device=values.device, dtype=values.dtype)
+        return new if chosen is None else torch.where(chosen.to(values.device)[..., None], new, values)

@@ -1,0 +1,144 @@
+"""Moments: which positions of its input a running forward pass is about, also step by step in `generate`.
+
+    a forward pass ──▶ ids, mask, cache ──▶ Moment: start, length ── chosen(span) ──▶ positions
+
+Hooks deep inside a model see tensors and no tokens. What was asked is written down where the model is
+entered: the prompt at the first pass, and from then on how much of it lies in the cache.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from affectlens.errors import LensError
+from affectlens.lens.restoring import Swaps
+from affectlens.lens.spans import spans
+from affectlens.sites import Span
+
+
+@dataclass
+class Moment:
+    """The positions `start` to `start + length` of a batch; the first `prompt` of all were given."""
+
+    start: int
+    length: int
+    own: Bool[Tensor, "batch prompt"]  # false for padding
+    ids: Int[Tensor, "batch prompt"] | None  # unknown where embeddings were given
+    config: Any  # which says the placeholders of media
+    call: tuple[tuple[Any, ...], Mapping[str, Any]]  # what the model was called with
+    _known: dict[Span, Tensor] = field(default_factory=dict)
+
+    def chosen(self, span: Span) -> Bool[Tensor, "batch position"]:
+        """The positions of this pass that belong to a span; all but padding for None.
+
+        Raises `LensError` where that can't be known.
+        """
+        if span not in self._known:
+            self._known[span] = self.so_far(span)[:, self.start :]
+        return self._known[span]
+
+    def so_far(self, span: Span) -> Bool[Tensor, "batch position"]:
+        """The same of all positions up to the end of this pass."""
+        rows, prompt = self.own.shape
+        later = torch.zeros(
+            rows, max(0, self.start + self.length - prompt), dtype=torch.bool, device=self.own.device
+        )
+        if span is None or span == "generated":
+            return torch.cat([self.own & (span is None), ~later], dim=1)
+        if not isinstance(span, str):
+            return self._numbered((span,) if isinstance(span, int) else span, later)
+        return torch.cat([self._named(span), later], dim=1)
+
+    def _named(self, span: str) -> Bool[Tensor, "batch prompt"]:
+        if span == "prompt":
+            return self.own
+        if span == "last":
+            found = torch.zeros_like(self.own)
+            found[:, -1] = True
+            return found
+        if self.ids is None:
+            raise LensError(f"the model was given embeddings, so where its {span} is can't be known")
+        found = spans(self.ids, self.own, config=self.config)
+        if span not in found:
+            there = ", ".join(found)
+            raise LensError(f"this model's input has no {span}; by its config it is made of {there}")
+        return found[span]
+
+    def _numbered(self, numbers: tuple[int, ...], later: Tensor) -> Bool[Tensor, "batch position"]:
+        """Tokens by their number among an example's own: padding is not counted."""
+        every = torch.cat([self.own, ~later], dim=1)
+        count = self.own.sum(1, keepdim=True)
+        number = every.cumsum(1) - 1
+        found = torch.zeros_like(every)
+        for asked in numbers:
+            if asked < 0 and bool((count + asked < 0).any()):
+                raise LensError(f"token {asked} of an example that has {int(count.min())} tokens")
+            found |= every & (number == (asked if asked >= 0 else count + asked))
+        return found
+
+
+class Moments:
+    """Follow a model: at each of its forward passes, say which positions it is about."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._now = model, dict[str, Moment | None]()
+        self.passes = 0
+
+    def follow(self, swaps: Swaps) -> None:
+        """Watch the model until the swaps are undone."""
+        for module, entered in self.entrances():
+            swaps.hook(module, entered, side="enter")
+
+    def entrances(self) -> Iterator[tuple[nn.Module, Callable[..., None]]]:
+        """Where tokens go in, and what has to be called there before all else."""
+        # PEFT's wrapper is passed by in `generate`; what it wraps is not.
+        inner = self._model.get_base_model() if hasattr(self._model, "peft_config") else self._model  # type: ignore[operator]
+        yield inner, self._entered
+        if getattr(_config(inner), "is_encoder_decoder", False):
+            yield inner.get_encoder(), self._encoding  # type: ignore[operator]
+
+    def now(self, stack: str | None) -> Moment | None:
+        """The moment of the running pass, the encoder's where `stack` is that; None where it has no tokens."""
+        return self._now.get(stack or "") or self._now.get("")
+
+    def _entered(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.passes += 1
+        decodes = getattr(_config(module), "is_encoder_decoder", False)
+        stack, prefix = ("decoder", "decoder_") if decodes else ("", "")
+        self._now[stack] = _moment(self._now.get(stack), args, kwargs, prefix=prefix, config=_config(module))
+
+    def _encoding(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._now["encoder"] = _moment(None, args, kwargs, prefix="", config=None)
+
+
+def _moment(
+    before: Moment | None,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    prefix: str,
+    config: Any,
+) -> Moment | None:
+    """What a call is about, given what the last one was; None where no tokens go in."""
+    ids = kwargs.get(f"{prefix}input_ids", args[0] if args and not prefix else None)
+    given = ids if isinstance(ids, Tensor) and ids.ndim == 2 else kwargs.get(f"{prefix}inputs_embeds")
+    if not isinstance(given, Tensor):
+        return None
+    rows, length = given.shape[:2]
+    past = kwargs.get("past_key_values")
+    start = int(past.get_seq_length()) if hasattr(past, "get_seq_length") else 0
+    if start and before is not None and len(before.own) == rows:
+        return Moment(start, length, before.own, before.ids, config, (args, kwargs))
+    mask = kwargs.get(f"{prefix}attention_mask")
+    own = torch.ones(rows, start + length, dtype=torch.bool, device=given.device)
+    if isinstance(mask, Tensor) and mask.shape == own.shape:
+        own = mask.bool()
+    return Moment(start, length, own, ids if given is ids and not start else None, config, (args, kwargs))
+
+
+def _config(module: nn.Module) -> Any:
+    return getattr(module, "config", None)

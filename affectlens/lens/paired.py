@@ -1,0 +1,192 @@
+"""A second model beside the first, in the memory of what differs: its tensors, or its adapter's factors."""
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from affectlens.checkpoints import Checkpoint, Source, open_checkpoint
+from affectlens.checkpoints.adapters.lowrank import LowRank
+from affectlens.checkpoints.joined import JoinedStore
+from affectlens.checkpoints.memory import MemoryStore
+from affectlens.checkpoints.pairing import pair
+from affectlens.errors import LensError, Remark
+from affectlens.lens.places import module_name, parameter_name, place_of
+from affectlens.lens.refusing import refuse_unlike
+from affectlens.lens.restoring import Swaps, atomic, interruptible, raise_waiting
+from affectlens.lens.swapping import Swap, swapped
+from affectlens.sites import Point, Site, Sites
+
+if TYPE_CHECKING:
+    from affectlens.lens.lens import Lens
+
+
+class Paired:
+    """Hold of a tuned model what the live one does not, and switch between the two by pointer.
+
+        pair = lens.paired("runs/affect")  # reads and compares; the repr says what would be kept
+        with pair.tuned():                 # loaded at the first use
+            lens.logits(example)
+
+    What a LoRA adapter changes stays its factors, which are applied as PEFT does: to the input of a matrix,
+    beside it. Everything else that differs is held as it is. Raises `LensError` where the tuned model has
+    parameters that this one has no place for.
+    """
+
+    def __init__(self, lens: "Lens", tuned: Source) -> None:
+        self._lens = lens
+        self.source: Checkpoint = open_checkpoint(tuned, base=lens.checkpoint)
+        pairing = pair(lens.checkpoint, self.source)
+        astray = pairing.reshaped | pairing.only_tuned
+        if astray:
+            name = self.source.store.name
+            raise LensError(
+                f"{name} has {len(astray)} parameters that have no place here; first: {astray[0]}"
+            )
+        self.unlike = pairing.unlike
+        self._factors = {site: one for site, one in self.source.factors.items() if _beside(lens, site, one)}
+        self.differing = Sites(s for s in pairing.comparable if s in self._factors or self._differs(s))
+        self._held: list[Swap] | None = None
+        self._hooks: list[tuple[nn.Module, _LowRank]] = []
+
+    @property
+    def bytes(self) -> int:
+        """What is held beside the live model: the tensors that differ, or the factors of those adapted."""
+        names = {
+            parameter_name(self._lens.checkpoint.at(site))
+            for site in self.differing
+            if site not in self._factors
+        }
+        tensors = [self._lens.parameters[name] for name in names]
+        factors = {
+            (id(f.store), n): f.store.headers[n] for f in self._factors.values() for n in (f.pair.a, f.pair.b)
+        }
+        sizes = [torch.Size(header.shape).numel() * _width(header.dtype) for header in factors.values()]
+        return sum(t.numel() * t.element_size() for t in tensors) + sum(sizes)
+
+    @property
+    def donor(self) -> Checkpoint:
+        """The tuned model as a donor of interventions: what is held is read from memory, by pointer."""
+        if self._factors:
+            return self.source
+        self._load()
+        live = self._lens.checkpoint
+        names = {id(parameter): name for name, parameter in self._lens.parameters.items()}
+        held = {names[id(owner)]: value for owner, _, value in self._held or ()}
+        store = MemoryStore(held, name=self.source.store.name, config=self.source.config)
+        parts = {name: (store if name in held else live.store, name) for name in live.store.headers}
+        return Checkpoint(JoinedStore(store, parts, config=self.source.config), like=live)
+
+    def tuned(self) -> "Switched":
+        """The tuned model, for the length of a `with` block."""
+        return Switched(self)
+
+    def _differs(self, site: Site) -> bool:
+        here, there = self._lens.parameter(site), self.source.read(site)
+        return not torch.equal(here, there.to(device=here.device, dtype=here.dtype))
+
+    def _load(self) -> None:
+        if self._held is not None:
+            return
+        groups: dict[str, list[Site]] = {}
+        for site in self.differing - self._factors:
+            groups.setdefault(parameter_name(self._lens.checkpoint.at(site)), []).append(site)
+        held: list[Swap] = []
+        for sites in groups.values():  # one parameter at a time: no more is in memory than is kept
+            held += swapped(self._lens, {site: self.source.read(site) for site in sites})
+        self._hooks = [_LowRank.of(self._lens, site, one) for site, one in self._factors.items()]
+        self._held = held
+
+    def __repr__(self) -> str:
+        tensors = self._lens.parameters.values()
+        whole = sum(t.numel() * t.element_size() for t in tensors)
+        kind = "the factors of an adapter" if self._factors else "what differs"
+        count = f"{len(self.differing)} of {len(self._lens.sites)} sites differ"
+        lines = [f"Paired({count}: {kind} takes {_size(self.bytes)} beside {_size(whole)})", *self.unlike]
+        return "\n".join(lines)
+
+
+class Switched:
+    """The tuned model in place of the live one."""
+
+    def __init__(self, paired: Paired) -> None:
+        self._paired, self._swaps = paired, Swaps()
+
+    @atomic
+    def __enter__(self) -> None:
+        try:
+            self._ready()
+            for owner, name, value in self._paired._held or ():
+                self._swaps.swap(owner, name, value=value)
+            for module, function in self._paired._hooks:
+                self._swaps.hook(module, function, side="output")
+            raise_waiting()
+        except BaseException:
+            self._swaps.undo()
+            raise
+
+    @atomic
+    def __exit__(self, *_: object) -> None:
+        self._swaps.undo()
+
+    @interruptible
+    def _ready(self) -> None:
+        for words in self._paired.unlike:
+            if words not in self._paired._lens.told:
+                self._paired._lens.told.add(words)
+                warnings.warn(words, Remark, stacklevel=4)
+        self._paired._load()
+
+
+class _LowRank:
+    """Add scale · B·A·x to what a matrix makes of x, as PEFT does."""
+
+    def __init__(self, a: Tensor, b: Tensor, scale: float, features: Any) -> None:
+        self._a, self._b, self._scale, self._features = a, b, scale, features
+
+    @classmethod
+    def of(cls, lens: "Lens", site: Site, factors: LowRank) -> "tuple[nn.Module, _LowRank]":
+        """The hook of a site, and the module that it belongs to."""
+        place = place_of(Point(site), model=lens.model, live=lens.checkpoint)
+        like = lens.parameters[parameter_name(lens.checkpoint.at(site))]
+        a, b = (factors.store.read(name).to(like.device) for name in (factors.pair.a, factors.pair.b))
+        if factors.where.cut is not None:
+            b = factors.factors.b.to(device=like.device, dtype=b.dtype)
+        assert factors.scale is not None
+        return lens.model.get_submodule(place.module), cls(a, b, factors.scale, place.features)
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+        x = args[0] if args else next(iter(kwargs.values()))
+        more = nn.functional.linear(nn.functional.linear(x.to(self._a.dtype), self._a), self._b) * self._scale
+        if self._features is None:
+            return (output + more).to(output.dtype)
+        new = output.clone()
+        new[..., list(self._features)] += more.to(output.dtype)
+        return new
+
+
+def _beside(lens: "Lens", site: Site, factors: LowRank) -> bool:
+    """Whether a change of low rank can be computed beside its matrix, from its input."""
+    if factors.decomposed or factors.pair.embedding or factors.scale is None:
+        return False
+    where = lens.checkpoint.at(site)
+    refuse_unlike(site, lens.parameters[parameter_name(where)])
+    cut = where.cut
+    rows = cut is None or (cut.dim == 0) != where.transposed
+    plain = isinstance(lens.model.get_submodule(module_name(where)), nn.Linear)
+    return plain and rows and where.expert is None
+
+
+def _width(dtype: str) -> int:
+    kind: torch.dtype = getattr(torch, dtype)
+    return kind.itemsize
+
+
+def _size(count: int) -> str:
+    size, unit = next(
+        (count / 1000**power, unit)
+        for power, unit in ((3, "GB"), (2, "MB"), (1, "kB"), (0, "B"))
+        if count >= 1000**power or not power
+    )
+    return f"{size:.3g} {unit}"

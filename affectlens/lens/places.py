@@ -1,0 +1,163 @@
+"""Places: where in a live model the activations of a point pass by.
+
+    Point (site, kind) ──▶ the module, its input or output, and which features of the last dimension
+
+A site knows its place in storage: the slice of a fused matrix that it is has the same slice of the outputs.
+"""
+
+import inspect
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from torch import nn
+
+from affectlens.checkpoints import Checkpoint
+from affectlens.errors import LensError
+from affectlens.sites import ATTENTION, MLP, Point, Site, Storage
+
+_PLAIN_MLP = ("fc1", "fc2")
+_WRAPPED = (".base_layer", ".original_module")
+
+
+class Place(NamedTuple):
+    """The input, output or attention mask of a module, wholly or some features of it."""
+
+    module: str
+    side: str  # "input", "output" or "mask"
+    features: range | tuple[int, ...] | None  # indices of the last dimension; None for all
+    positional: bool  # whether it has the positions of the text
+    stack: str | None
+
+
+def place_of(point: Point, *, model: nn.Module, live: Checkpoint) -> Place:
+    """Find where a point is. Raises `NoSuchSite` and `LensError` for what can't be seen there."""
+    site, kind = point.site, point.kind
+    live.at(site)  # an unknown site is told before anything of it is looked for
+    if kind == "residual":
+        return _place(site, _block(site, model, live), "output", None)
+    if kind == "attention":
+        return _place(site, _attention(site, model, live), "mask", None)
+    if kind == "heads":
+        site = _relative(site, ("o_proj",), of=ATTENTION, live=live, point=point)
+    elif kind == "gated":
+        site = _relative(site, ("down_proj", "fc2"), of=(*MLP, *_PLAIN_MLP), live=live, point=point)
+    elif kind == "pre_activation":
+        site = _relative(site, ("gate_proj", "fc1"), of=(*MLP, *_PLAIN_MLP), live=live, point=point)
+    side = "input" if kind in ("heads", "gated", "input") else "output"
+    where = live.at(site)
+    module = module_name(where)
+    _refuse_hidden(point, where, model.get_submodule(module))
+    return _place(site, module, side, _features(point, where, live, side=side))
+
+
+def _place(site: Site, module: str, side: str, features: range | tuple[int, ...] | None) -> Place:
+    return Place(module, side, features, site.tower == "language", site.stack)
+
+
+def module_name(where: Storage) -> str:
+    """The module whose parameter a tensor is; around an adapted one, what computes with the adapter too."""
+    name = parameter_name(where).rpartition(".")[0]
+    name = name.partition(".modules_to_save.")[0]
+    for wrapped in _WRAPPED:
+        name = name.removesuffix(wrapped)
+    return name
+
+
+def parameter_name(where: Storage) -> str:
+    """The name of the live parameter that a site lies in."""
+    # What an adapter saved whole is kept under the name of its store, a colon, and its own.
+    return where.tensor.rpartition(":")[2]
+
+
+def _relative(
+    site: Site, roles: tuple[str, ...], *, of: Iterable[str], live: Checkpoint, point: Point
+) -> Site:
+    """The site beside this one that has one of the roles; the same head or neuron of it."""
+    if site.role in roles:
+        return site
+    if site.role not in of:
+        raise LensError(f"{point!r}: {site.role} has no {point.kind}; it is asked of {', '.join(of)}")
+    path = module_name(live.at(site.at())).split(".")
+    beside = [
+        one
+        for one in live.sites
+        if one.role in roles
+        and (one.tower, one.stack, one.layer, one.expert, one.param)
+        == (site.tower, site.stack, site.layer, site.expert, "weight")
+    ]
+    if not beside:
+        raise LensError(f"{point!r}: there is no {' or '.join(roles)} beside {site}")
+    shared = live.units(site)
+    if site.head is not None and shared and shared.shared > 1:
+        raise LensError(f"{point!r}: {shared.shared} heads share it; ask the heads of o_proj")
+    nearest = max(beside, key=lambda one: _shared(path, module_name(live.at(one)).split(".")))
+    return nearest.at(head=site.head, neuron=site.neuron)
+
+
+def _shared(one: list[str], other: list[str]) -> int:
+    count = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def _refuse_hidden(point: Point, where: Storage, module: nn.Module) -> None:
+    """Raise `LensError` for what a module computes inside and shows nobody."""
+    leaf = parameter_name(where).rpartition(".")[2]
+    if where.expert is not None:
+        raise LensError(
+            f"{point!r}: the experts of this model are one module, so no hook sees one of them; "
+            f"their weights can be changed"
+        )
+    if leaf not in ("weight", "bias"):
+        raise LensError(
+            f"{point!r}: {leaf} is a parameter inside {type(module).__name__}, no module of its own"
+        )
+
+
+def _features(point: Point, where: Storage, live: Checkpoint, *, side: str) -> range | tuple[int, ...] | None:
+    shape = live.store.headers[where.tensor].shape
+    cut, unit = where.cut, where.unit
+    turned = where.transposed and len(shape) == 2
+    # The dimension of the stored tensor that counts features on this side.
+    dim = 0 if (side == "output") != turned else len(shape) - 1
+    width = shape[dim] if len(shape) == 1 or side == "output" or len(shape) == 2 else shape[1]
+    found = list(range(width))
+    if cut is not None and (cut.dim == dim or len(shape) == 1):
+        found = [n for n in found if cut.start <= n % (cut.period or width) < cut.stop]
+    if unit is not None:
+        if unit.dim != (0 if side == "output" else 1) and len(where.shape) > 1:
+            raise LensError(f"{point!r}: its features are not those of the {side}; ask the whole site")
+        found = found[unit.start : unit.stop]
+    return None if len(found) == width else _compact(found)
+
+
+def _compact(numbers: list[int]) -> range | tuple[int, ...]:
+    step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
+    run = range(numbers[0], numbers[-1] + 1, step)
+    return run if list(run) == numbers else tuple(numbers)
+
+
+def _block(site: Site, model: nn.Module, live: Checkpoint) -> str:
+    """The layer that a site is in."""
+    parts = parameter_name(live.at(site)).split(".")
+    for at, part in enumerate(parts):
+        around = ".".join(parts[:at])
+        if part.isdigit() and isinstance(model.get_submodule(around), nn.ModuleList):
+            return f"{around}.{part}"
+    raise LensError(f"{site} is in no layer, so no residual stream leaves it")
+
+
+def _attention(site: Site, model: nn.Module, live: Checkpoint) -> str:
+    """The attention that a site is in, which has to take a mask."""
+    if site.role not in ATTENTION:
+        raise LensError(f"{site} is no part of an attention; choose one of {', '.join(ATTENTION)}")
+    name = module_name(live.at(site)).rpartition(".")[0]
+    module = model.get_submodule(name)
+    if "attention_mask" not in inspect.signature(module.forward).parameters:
+        raise LensError(
+            f"{site}: {type(module).__name__} takes no attention_mask, so nothing can be kept from it"
+        )
+    return name

@@ -1,0 +1,156 @@
+"""Record what passes some points: as named tensors, with gradients, or as running moments.
+
+points ──▶ hooks that keep what passes ──▶ Recording: point → Activations | Statistics
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from affectlens.errors import LensError, NoSuchSite, near
+from affectlens.lens.activations import Activations, Statistics, joined, of_span
+from affectlens.lens.hooking import Hook
+from affectlens.lens.moments import Moment, Moments
+from affectlens.lens.places import place_of
+from affectlens.lens.refusing import refuse_compiled
+from affectlens.lens.restoring import Swaps, atomic, raise_waiting
+from affectlens.lens.running import forward
+from affectlens.sites import Point, Points
+from affectlens.tasks import Example
+
+if TYPE_CHECKING:
+    from affectlens.lens.lens import Lens
+
+KEPT = ("values", "mean", "second")
+Metric = Callable[[Float[Tensor, "batch vocabulary"]], Tensor]
+
+
+class Recording(Mapping[Point, Activations | Statistics]):
+    """What passed each point; made by `lens.record`, and filled there or in a `with` block.
+
+    Raises `LensError` for a point that can't be seen, and for another thing to keep.
+    """
+
+    def __init__(
+        self, lens: "Lens", points: Points, *, keep: str = "values", gradients: bool = False
+    ) -> None:
+        if keep not in KEPT:
+            raise LensError(f"can't keep {keep!r} of activations. What can be kept: {near(keep, KEPT)}")
+        if gradients and keep != "values":
+            raise LensError("gradients are kept beside values: keep='values'")
+        self.points = points
+        self._model, self._keep, self._gradients = lens.model, keep, gradients
+        self._passed: dict[Point, list[list[Activations]]] = {point: [] for point in points}
+        self._statistics = {point: Statistics() for point in points}
+        self._waiting: list[tuple[Activations, Tensor, Tensor | None]] = []
+        self._swaps, self._moments = Swaps(), Moments(lens.model)
+        self._hooks = [
+            Hook(
+                point,
+                place_of(point, model=lens.model, live=lens.checkpoint),
+                self._keeper(point),
+                self._moments,
+            )
+            for point in points
+        ]
+
+    @atomic
+    def __enter__(self) -> "Recording":
+        try:
+            refuse_compiled(self._model)
+            self._moments.follow(self._swaps)
+            for hook in self._hooks:
+                self._swaps.hook(self._model.get_submodule(hook.place.module), hook, side=hook.side)
+            raise_waiting()
+        except BaseException:
+            self._swaps.undo()
+            raise
+        return self
+
+    @atomic
+    def __exit__(self, *_: object) -> None:
+        self._swaps.undo()
+
+    def differentiate(self, metric: Tensor) -> None:
+        """Fill in the gradients of a metric (its sum) at what passed since the last time."""
+        found = torch.autograd.grad(metric.sum(), [kept for _, kept, _ in self._waiting], allow_unused=True)
+        for (passed, kept, chosen), gradient in zip(self._waiting, found, strict=True):
+            whole = torch.zeros_like(kept) if gradient is None else gradient
+            passed.gradients = whole if chosen is None else of_span(whole, chosen).values
+        self._waiting.clear()
+
+    def _keeper(self, point: Point) -> Callable[[Tensor, Moment | None], Tensor]:
+        return partial(self._keep_values if self._keep == "values" else self._add, point)
+
+    def _keep_values(self, point: Point, values: Tensor, moment: Moment | None) -> Tensor:
+        passed, chosen = _seen(point, values.detach(), moment)
+        batches = self._passed[point]
+        if moment is None or not moment.start or not batches:
+            batches.append([])
+        batches[-1].append(passed)
+        if not self._gradients:
+            return values
+        # A copy on the way: the gradient is that of what goes on from here, not of all that read the tensor.
+        kept = values.clone() if values.requires_grad else values.detach().clone().requires_grad_()
+        self._waiting.append((passed, kept, chosen))
+        return kept
+
+    def _add(self, point: Point, values: Tensor, moment: Moment | None) -> Tensor:
+        passed, _ = _seen(point, values.detach(), moment)
+        self._statistics[point].add(passed.rows, products=self._keep == "second")
+        return values
+
+    def __getitem__(self, point: Point) -> Activations | Statistics:
+        if point not in self._passed:
+            raise NoSuchSite(f"{point!r} was not recorded. Recorded: {near(point, self.points)}")
+        return joined(self._passed[point]) if self._keep == "values" else self._statistics[point]
+
+    def __iter__(self) -> Iterator[Point]:
+        return iter(self.points)
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __repr__(self) -> str:
+        return f"Recording({self.points!r}, {self._keep})"
+
+
+def _seen(point: Point, values: Tensor, moment: Moment | None) -> tuple[Activations, Tensor | None]:
+    """What counts of some values, and the positions where those of a span are apart from the rest."""
+    if moment is None or values.shape[:2] != (len(moment.own), moment.length):
+        return Activations(values.clone()), None
+    chosen = moment.chosen(point.span).to(values.device)
+    if point.span is None:
+        return Activations(values.clone(), chosen), None
+    return of_span(values, chosen), chosen
+
+
+def recorded(
+    lens: "Lens",
+    recording: Recording,
+    examples: Sequence[Example | Mapping[str, Tensor]],
+    *,
+    prompt: str,
+    metric: Metric | None,
+    batch_size: int,
+) -> Recording:
+    """Run examples in batches, and prepared batches as they are, and record what passes."""
+    for batch in _batches(lens, examples, prompt=prompt, size=batch_size):
+        with recording, torch.set_grad_enabled(metric is not None):
+            logits = forward(lens, batch)
+            if metric is not None:
+                recording.differentiate(metric(logits[:, -1]))
+    return recording
+
+
+def _batches(
+    lens: "Lens", examples: Sequence[Example | Mapping[str, Tensor]], *, prompt: str, size: int
+) -> Iterator[Mapping[str, Tensor]]:
+    shown = [one for one in examples if isinstance(one, Example)]
+    for start in range(0, len(shown), size):
+        yield lens.prepare(*shown[start : start + size], prompt=prompt)
+    yield from (one for one in examples if not isinstance(one, Example))

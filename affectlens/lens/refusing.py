@@ -1,0 +1,30 @@
+"""Models in which a change would be lost, half made or not be undone: refused before anything is touched."""
+
+from torch import Tensor, nn
+
+from affectlens.errors import LensError
+from affectlens.sites import Site
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """Raise `LensError` where a part of the model is compiled: its graph would pass hooks by."""
+    for name, module in model.named_modules():
+        if module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule":
+            where = f"{name or type(module).__name__} is compiled"
+            raise LensError(
+                f"{where}, and a compiled graph sees no hook; wrap the model before it is compiled"
+            )
+
+
+def refuse_unlike(site: Site, parameter: Tensor) -> None:
+    """Raise `LensError` for a parameter whose values can't be swapped by setting its data."""
+    data = parameter.data
+    if data.device.type == "meta":
+        raise LensError(f"{site} is offloaded, so its weights can't be swapped; load without offloading")
+    if not data.is_floating_point():
+        raise LensError(
+            f"{site} is quantised ({data.dtype}), so no weights can be put there; load it unpacked"
+        )
+    if type(data) not in (Tensor, nn.Parameter):
+        kind = type(data).__name__
+        raise LensError(f"{site} is a {kind}, whose values lie elsewhere; load the model without it")

@@ -1,0 +1,83 @@
+"""Whole new tensors for the parameters that hold some sites: fused ones slice by slice, adapted in effect.
+
+    site → new values ──▶ parameter → new tensor (by pointer, where it is all of it)
+
+An adapted matrix computes with its base and its factors. To give it other weights they go into the base, the
+factors are set to zero, and the module is told to leave them out: then it computes with these weights alone.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from affectlens.checkpoints.slicing import put
+from affectlens.errors import LensError
+from affectlens.lens.places import module_name, parameter_name
+from affectlens.lens.refusing import refuse_unlike
+from affectlens.sites import Site
+
+if TYPE_CHECKING:
+    from affectlens.lens.lens import Lens
+
+Swap = tuple[Any, str, Any]  # owner, attribute, new value
+
+
+def swapped(lens: "Lens", edits: Mapping[Site, Tensor]) -> list[Swap]:
+    """The attributes to set so that sites have their new values. Raises `LensError`, and sets none."""
+    live, parameters = lens.checkpoint, lens.parameters
+    for site in edits:
+        refuse_unlike(site, parameters[parameter_name(live.at(site))])
+    adapted = _adapted(lens, edits)
+    new: dict[str, Tensor] = dict(_merged(lens, adapted))
+    for site, value in edits.items():
+        where = live.at(site)
+        if tuple(value.shape) != where.shape:
+            raise LensError(f"{site} has shape {where.shape}, the new values {tuple(value.shape)}")
+        name = parameter_name(where)
+        old = parameters[name]
+        value = value.to(device=old.device, dtype=old.dtype)
+        if where.size == old.numel() and not where.transposed:
+            new[name] = value.reshape(old.shape)
+        else:
+            if name not in new:
+                new[name] = old.data.clone()
+            put(new[name], where, value=value)
+    found: list[Swap] = [(parameters[name], "data", value) for name, value in new.items()]
+    return found + [swap for module in adapted.values() for swap in _silenced(module)]
+
+
+def _adapted(lens: "Lens", edits: Mapping[Site, Tensor]) -> dict[str, nn.Module]:
+    """The adapted modules that hold a site to be changed, by the name of the parameter."""
+    live, found = lens.checkpoint, {}
+    for site in edits:
+        whole = site.at()
+        if whole not in live.factors:
+            continue
+        if live.factors[whole].decomposed:
+            raise LensError(
+                f"{site} is adapted by DoRA, which rescales what is put there; merge the adapter first"
+            )
+        where = live.at(whole)
+        found[parameter_name(where)] = lens.model.get_submodule(module_name(where))
+    return found
+
+
+def _merged(lens: "Lens", adapted: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
+    """What adapted parameters are in effect: the parts of them that are not changed stay as they are."""
+    live = lens.checkpoint
+    for name in adapted:
+        whole = lens.parameters[name].data.clone()
+        for site, where in live.storage.items():
+            if parameter_name(where) == name:
+                put(whole, where, value=live.read(site).to(device=whole.device, dtype=whole.dtype))
+        yield name, whole
+
+
+def _silenced(module: nn.Module) -> Iterator[Swap]:
+    """Leave the factors of an adapted module out, and set them to zero for who reads them."""
+    yield module, "_disable_adapters", True
+    for name, parameter in module.named_parameters():
+        if ".lora_B." in f".{name}" or ".lora_embedding_B." in f".{name}":
+            yield parameter, "data", torch.zeros_like(parameter.data)

@@ -1,0 +1,77 @@
+"""Points: places in a forward pass, named by the sites whose activations are meant, and the positions."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from affectlens.errors import NoSuchSite, WrongCount, near
+from affectlens.sites.site import Site
+
+# Where in the forward pass: what each is of a site is said in `Sites.at`.
+KINDS = ("output", "input", "pre_activation", "gated", "heads", "residual", "attention")
+SPANS = ("image", "audio", "video", "text", "prompt", "last", "generated")
+Span = str | int | tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Point:
+    """One place in a forward pass: at a site, at some positions (None: at all of them).
+
+    >>> Point(Site("language", "gate_proj", layer=12), "gated", "image")
+    language.12.gate_proj@gated[image]
+    """
+
+    site: Site
+    kind: str = "output"
+    span: Span = None
+
+    def __repr__(self) -> str:
+        where = "" if self.span is None else f"[{self.span}]"
+        return f"{self.site!r}@{self.kind}{where}"
+
+
+class Points(Sequence[Point]):
+    """An ordered set of points, made by `Sites.at`; raises `NoSuchSite` for an unknown kind or span."""
+
+    def __init__(self, points: Iterable[Point]) -> None:
+        self._points = tuple(dict.fromkeys(points))
+        for point in self._points:
+            if point.kind not in KINDS:
+                raise NoSuchSite(f"no point {point.kind!r}. Points: {near(point.kind, KINDS)}")
+            if isinstance(point.span, str) and point.span not in SPANS:
+                raise NoSuchSite(
+                    f"no span {point.span!r}. Spans: {near(point.span, SPANS)}, or token numbers"
+                )
+
+    def expect(self, count: int) -> "Points":
+        """Return the selection if it has `count` points; raise `WrongCount` if not."""
+        if len(self) != count:
+            raise WrongCount(f"expected {count} points, there are {len(self)}: {self!r}")
+        return self
+
+    @overload
+    def __getitem__(self, index: int) -> Point: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Points": ...
+    def __getitem__(self, index: int | slice) -> "Point | Points":
+        found = self._points[index]
+        return found if isinstance(found, Point) else Points(found)
+
+    def __len__(self) -> int:
+        return len(self._points)
+
+    def __iter__(self) -> Iterator[Point]:
+        return iter(self._points)
+
+    def __or__(self, other: Iterable[Point]) -> "Points":
+        return Points((*self._points, *other))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Points) and self._points == other._points
+
+    def __hash__(self) -> int:
+        return hash(self._points)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(map(repr, self._points[:3])) + (", …" if len(self) > 3 else "")
+        return f"Points({len(self)}: {shown})"
