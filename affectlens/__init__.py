@@ -16,9 +16,20 @@ if TYPE_CHECKING:
     from affectlens.drift import Agreement, Drift, Trajectory, agreement, diff, trajectory
     from affectlens.effects import Effects, Grid, evaluate, sweep
     from affectlens.errors import AffectlensError
-    from affectlens.interventions import Transplant, Zero
+    from affectlens.interventions import (
+        Knockout,
+        Mean,
+        Patch,
+        Randomise,
+        Resample,
+        Scale,
+        Shuffle,
+        Steer,
+        Transplant,
+        Zero,
+    )
     from affectlens.lens import Lens, load
-    from affectlens.sites import Site, Sites
+    from affectlens.sites import Point, Points, Site, Sites
     from affectlens.studying import Study, study
     from affectlens.tasks import Example, Scores, Task, load_task
     from affectlens.views import Plot, Report, plot
@@ -34,12 +45,22 @@ _HOME = {
     "Effects": "effects",
     "Example": "tasks",
     "Grid": "effects",
+    "Knockout": "interventions",
     "Lens": "lens",
+    "Mean": "interventions",
+    "Patch": "interventions",
     "Plot": "views",
+    "Point": "sites",
+    "Points": "sites",
+    "Randomise": "interventions",
     "Report": "views",
+    "Resample": "interventions",
+    "Scale": "interventions",
     "Scores": "tasks",
+    "Shuffle": "interventions",
     "Site": "sites",
     "Sites": "sites",
+    "Steer": "interventions",
     "Study": "studying",
     "Task": "tasks",
     "Trajectory": "drift",
@@ -59,11 +80,12 @@ _HOME = {
 }
 
 __all__ = [  # noqa: RUF022 - in the order of the argument
-    "Site", "Sites",
+    "Site", "Sites", "Point", "Points",
     "Checkpoint", "open_checkpoint",
     "Drift", "diff", "Trajectory", "trajectory", "Agreement", "agreement",
     "Lens", "load",
-    "Transplant", "Zero",
+    "Transplant", "Zero", "Scale", "Randomise", "Shuffle",
+    "Mean", "Resample", "Patch", "Steer", "Knockout",
     "Example", "Scores", "Task", "load_task",
     "Effects", "Grid", "evaluate", "sweep",
     "Plot", "Report", "plot",

@@ -71,13 +71,15 @@ def test_there_is_no_star_import() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_sizes(file: Path) -> None:
-    """Files have ≤ 300 lines, functions ≤ 60, classes ≤ 12 public methods."""
+    """Files have ≤ 300 lines, functions ≤ 60, classes ≤ 12 public methods, properties aside."""
     assert 300 >= len(file.read_text("utf-8").splitlines())
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.FunctionDef):
             assert 60 >= (node.end_lineno or 0) - node.lineno + 1, node.name
         if isinstance(node, ast.ClassDef):
-            public = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name[0] != "_"]
+            public = [
+                n for n in node.body if isinstance(n, ast.FunctionDef) and n.name[0] != "_" and not seen(n)
+            ]
             assert 12 >= len(public), node.name
 
 
@@ -120,14 +122,19 @@ def test_inspecting_needs_neither_torch_nor_transformers() -> None:
 def test_public_names_are_pinned_and_resolve() -> None:
     """`__all__` is what it was, and every name in it exists."""
     expected = (
-        "Site Sites Checkpoint open_checkpoint Drift diff Trajectory trajectory Agreement agreement "
-        "Lens load Transplant Zero Example Scores Task load_task Effects Grid evaluate sweep "
+        "Site Sites Point Points Checkpoint open_checkpoint Drift diff Trajectory trajectory Agreement "
+        "agreement Lens load Transplant Zero Scale Randomise Shuffle Mean Resample Patch Steer Knockout Example Scores Task load_task Effects Grid evaluate sweep "
         "Plot Report plot Study study Demo load_demo AffectlensError"
     )
 
     assert expected.split() == affectlens.__all__
     for name in affectlens.__all__:
         assert getattr(affectlens, name).__name__ == name
+
+
+def seen(node: ast.FunctionDef) -> bool:
+    """Whether a function is a property: read like an attribute, it is no verb."""
+    return any("property" in ast.dump(one) for one in node.decorator_list)
 
 
 def loaded(code: str) -> list[str]:

@@ -19,15 +19,17 @@ def deleted_mlps(lens: Lens, sites: Sites) -> Sequence[str]:
     established is not said.
     """
     zeroed = [site for site in sites if site.role in _PARTS and site.param == "weight" and site == site.at()]
-    found = [site for site in zeroed if _deletes(lens, site)]
+    found = [site for site in zeroed if _deletes(lens, site, set(zeroed))]
     if not found:
         return ()
     roles = ", ".join(sorted({site.role for site in found}))
-    words = f"Zeroing {roles} deletes the MLP (act(0) = 0, no bias): gate, up and down give the same logits then"
+    words = (
+        f"Zeroing {roles} deletes the MLP (act(0) = 0, no bias): gate, up and down give the same logits then"
+    )
     return (f"{words}, so this does not speak for one of them.",)
 
 
-def _deletes(lens: Lens, site: Site) -> bool:
+def _deletes(lens: Lens, site: Site, zeroed: set[Site]) -> bool:
     family = [
         one
         for one in lens.sites
@@ -35,7 +37,10 @@ def _deletes(lens: Lens, site: Site) -> bool:
         and (one.tower, one.stack, one.layer, one.expert, one.label)
         == (site.tower, site.stack, site.layer, site.expert, site.label)
     ]
-    roles = {one.role for one in family if one.param == "weight"}
+    matrices = [one for one in family if one.param == "weight"]
+    if zeroed.issuperset(matrices):
+        return False  # whoever zeroes all three means the MLP
+    roles = {one.role for one in matrices}
     biased = {one.role for one in family if one.param == "bias"}
     return roles == set(_PARTS) and not biased & {"gate_proj", "up_proj"} and _starts_at_zero(lens, site)
 

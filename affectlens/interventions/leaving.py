@@ -13,7 +13,7 @@ from affectlens.sites import Site, Sites
 _VOCABULARY = ("embed_tokens", "lm_head")
 
 
-def left_behind(lens: Lens, source: Source, sites: Sites) -> Sequence[str]:
+def left_behind(lens: Lens, source: Source, *, sites: Sites) -> Sequence[str]:
     """Say in sentences what tells the donor apart, beside its weights at these sites.
 
     Base with all of tuned's weights is tuned to the bit only where there is nothing to say.

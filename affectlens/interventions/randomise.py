@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from affectlens.checkpoints import Checkpoint, Source
-from affectlens.interventions.editing import Edits
+from affectlens.interventions.editing import Edit, Edits
 from affectlens.interventions.selecting import only_sites
 from affectlens.interventions.transplant import fitting_donor
 from affectlens.sites import Site
@@ -62,11 +62,9 @@ class Shuffle:
 Meaningless = Callable[[Tensor, torch.Generator], Tensor]
 
 
-def _replaced(
-    which: Randomise | Shuffle, live: Checkpoint, meaningless: Meaningless
-) -> "Callable[[Site, slice | None], Tensor]":
+def _replaced(which: Randomise | Shuffle, live: Checkpoint, meaningless: Meaningless) -> Edit:
     sites = only_sites(which.sites, type(which).__name__)
-    donor = None if which.donor is None else fitting_donor(which.donor, live, sites)
+    donor = None if which.donor is None else fitting_donor(which.donor, live, sites=sites)
 
     def edit(site: Site, wanted: slice | None = None) -> Tensor:
         here = live.read(site)

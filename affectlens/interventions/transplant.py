@@ -34,7 +34,7 @@ class Transplant:
     def edits(self, live: Checkpoint) -> Edits:
         """The donor's values, mixed with the live ones where `alpha` says so."""
         sites = only_sites(self.sites, "Transplant")
-        donor = fitting_donor(self.donor, live, sites)
+        donor = fitting_donor(self.donor, live, sites=sites)
 
         def edit(site: Site, wanted: slice | None = None) -> Tensor:
             if self.alpha == 0:
@@ -46,10 +46,11 @@ class Transplant:
 
     def remarks(self, lens: Lens) -> Sequence[str]:
         """What of the donor is not in its weights at these sites, and does not come with them."""
-        return left_behind(lens, self.donor, only_sites(self.sites, "Transplant")) if self.alpha else ()
+        sites = only_sites(self.sites, "Transplant")
+        return left_behind(lens, self.donor, sites=sites) if self.alpha else ()
 
 
-def fitting_donor(donor: Source, live: Checkpoint, sites: Sites) -> Checkpoint:
+def fitting_donor(donor: Source, live: Checkpoint, *, sites: Sites) -> Checkpoint:
     """Open a donor; an adapter is read over the weights at hand. Raises for a site that does not fit."""
     found = open_checkpoint(donor, base=live)
     for site in sites:

@@ -46,7 +46,7 @@ class Hook:
         if self.place.side == "mask":
             self.reached += 1
             moment = self._moment()
-            mask = mask_of(module, args, kwargs, moment=moment)
+            mask = mask_of(module, kwargs, moment=moment)
             new = self.rewrite(mask, moment)
             return None if new is mask else (args, {**kwargs, "attention_mask": new})
         if output:

@@ -120,10 +120,10 @@ class Intervening:
         rewrites = intervention.rewrites(self._lens)
         if rewrites:
             refuse_compiled(self._lens.model)
-        return hooks_of(self._lens, rewrites, self._moments)
+        return hooks_of(self._lens, rewrites, moments=self._moments)
 
 
-def hooks_of(lens: "Lens", rewrites: Mapping[Point, Rewrite], moments: Moments) -> list[Hook]:
+def hooks_of(lens: "Lens", rewrites: Mapping[Point, Rewrite], *, moments: Moments) -> list[Hook]:
     """The hooks of some rewrites; points that name one place and span are rewritten once."""
     found: dict[object, Hook] = {}
     for point, rewrite in rewrites.items():

@@ -11,7 +11,7 @@ from affectlens.errors import LensError
 from affectlens.lens.moments import Moment
 
 
-def mask_of(module: nn.Module, args: Any, kwargs: Mapping[str, Any], *, moment: Moment | None) -> Tensor:
+def mask_of(module: nn.Module, kwargs: Mapping[str, Any], *, moment: Moment | None) -> Tensor:
     """The mask of a call, (batch, 1, query, key): bool, or float that is added to the scores.
 
     None stands for 'all there is' or 'all that came before', and is written out as that. Raises `LensError`

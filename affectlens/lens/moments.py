@@ -62,11 +62,12 @@ class Moment:
             return found
         if self.ids is None:
             raise LensError(f"the model was given embeddings, so where its {span} is can't be known")
-        found = spans(self.ids, self.own, config=self.config)
-        if span not in found:
-            there = ", ".join(found)
-            raise LensError(f"this model's input has no {span}; by its config it is made of {there}")
-        return found[span]
+        parts = spans(self.ids, self.own, config=self.config)
+        if span not in parts:
+            raise LensError(
+                f"this model's input has no {span}; by its config it is made of {', '.join(parts)}"
+            )
+        return parts[span]
 
     def _numbered(self, numbers: tuple[int, ...], later: Tensor) -> Bool[Tensor, "batch position"]:
         """Tokens by their number among an example's own: padding is not counted."""
@@ -130,7 +131,7 @@ def _moment(
         return None
     rows, length = given.shape[:2]
     past = kwargs.get("past_key_values")
-    start = int(past.get_seq_length()) if hasattr(past, "get_seq_length") else 0
+    start = int(past.get_seq_length()) if past is not None and hasattr(past, "get_seq_length") else 0
     if start and before is not None and len(before.own) == rows:
         return Moment(start, length, before.own, before.ids, config, (args, kwargs))
     mask = kwargs.get(f"{prefix}attention_mask")

@@ -95,7 +95,7 @@ class Paired:
         held: list[Swap] = []
         for sites in groups.values():  # one parameter at a time: no more is in memory than is kept
             held += swapped(self._lens, {site: self.source.read(site) for site in sites})
-        self._hooks = [_LowRank.of(self._lens, site, one) for site, one in self._factors.items()]
+        self._hooks = [_LowRank.of(self._lens, site, factors=one) for site, one in self._factors.items()]
         self._held = held
 
     def __repr__(self) -> str:
@@ -142,11 +142,11 @@ class Switched:
 class _LowRank:
     """Add scale · B·A·x to what a matrix makes of x, as PEFT does."""
 
-    def __init__(self, a: Tensor, b: Tensor, scale: float, features: Any) -> None:
+    def __init__(self, a: Tensor, b: Tensor, *, scale: float, features: Any) -> None:
         self._a, self._b, self._scale, self._features = a, b, scale, features
 
     @classmethod
-    def of(cls, lens: "Lens", site: Site, factors: LowRank) -> "tuple[nn.Module, _LowRank]":
+    def of(cls, lens: "Lens", site: Site, *, factors: LowRank) -> "tuple[nn.Module, _LowRank]":
         """The hook of a site, and the module that it belongs to."""
         place = place_of(Point(site), model=lens.model, live=lens.checkpoint)
         like = lens.parameters[parameter_name(lens.checkpoint.at(site))]
@@ -154,7 +154,7 @@ class _LowRank:
         if factors.where.cut is not None:
             b = factors.factors.b.to(device=like.device, dtype=b.dtype)
         assert factors.scale is not None
-        return lens.model.get_submodule(place.module), cls(a, b, factors.scale, place.features)
+        return lens.model.get_submodule(place.module), cls(a, b, scale=factors.scale, features=place.features)
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
         x = args[0] if args else next(iter(kwargs.values()))

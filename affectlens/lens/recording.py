@@ -132,8 +132,8 @@ def _seen(point: Point, values: Tensor, moment: Moment | None) -> tuple[Activati
 def recorded(
     lens: "Lens",
     recording: Recording,
-    examples: Sequence[Example | Mapping[str, Tensor]],
     *,
+    examples: Sequence[Example | Mapping[str, Tensor]],
     prompt: str,
     metric: Metric | None,
     batch_size: int,

@@ -9,11 +9,22 @@ from affectlens.sites import Site
 def refuse_compiled(model: nn.Module) -> None:
     """Raise `LensError` where a part of the model is compiled: its graph would pass hooks by."""
     for name, module in model.named_modules():
-        if module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule":
-            where = f"{name or type(module).__name__} is compiled"
+        if _compiled(module):
             raise LensError(
-                f"{where}, and a compiled graph sees no hook; wrap the model before it is compiled"
+                f"{name or type(module).__name__} is compiled, and a compiled graph sees no hook. Wrap the "
+                f"model before it is compiled; to `generate` give disable_compile=True"
             )
+
+
+def _compiled(module: nn.Module) -> bool:
+    """Whether a module was compiled in one of the four ways there are: the last is `generate`'s own."""
+    own = vars(module)
+    return (
+        type(module).__name__ == "OptimizedModule"
+        or own.get("_compiled_call_impl") is not None
+        or hasattr(own.get("forward"), "_torchdynamo_orig_callable")
+        or own.get("_compiled_call") is not None
+    )
 
 
 def refuse_unlike(site: Site, parameter: Tensor) -> None:
