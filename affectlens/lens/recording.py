@@ -29,8 +29,8 @@ KEPT = ("values", "mean", "second")
 Metric = Callable[[Float[Tensor, "batch vocabulary"]], Tensor]
 
 
-class Recording(Mapping[Point, Activations | Statistics]):
-    """What passed each point; made by `lens.record`, and filled there or in a `with` block.
+class Recording:
+    """What passed each point, by point; made by `lens.record`, and filled there or in a `with` block.
 
     Raises `LensError` for a point that can't be seen, and for another thing to keep.
     """
@@ -108,6 +108,10 @@ class Recording(Mapping[Point, Activations | Statistics]):
         if point not in self._passed:
             raise NoSuchSite(f"{point!r} was not recorded. Recorded: {near(point, self.points)}")
         return joined(self._passed[point]) if self._keep == "values" else self._statistics[point]
+
+    def keys(self) -> Points:
+        """The points, so that `dict(recording)` is all that passed."""
+        return self.points
 
     def __iter__(self) -> Iterator[Point]:
         return iter(self.points)
