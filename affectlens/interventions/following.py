@@ -7,6 +7,7 @@ from torch import Tensor
 
 from affectlens.errors import LensError
 from affectlens.lens import Activations, Lens, Moment, Recording
+from affectlens.lens.running import answering, inner
 from affectlens.sites import Points
 
 
@@ -17,15 +18,15 @@ class Following:
         # All positions: those of a span are chosen where they are put.
         self._lens, self._points = lens, points
         self._places = Points({point: type(point)(point.site, point.kind) for point in points}.values())
-        self._moment: Moment | None = None
+        self._call: object = None
         self._cache: Any = None
         self._passed: dict[Any, Tensor] = {}
 
     def at(self, point: Any, moment: Moment) -> Tensor:
         """What passes a point of the other model at this moment, (batch, position, feature)."""
-        if moment is not self._moment:
+        if moment.call is not self._call:
             self._run(moment)
-            self._moment = moment
+            self._call = moment.call
         return self._passed[type(point)(point.site, point.kind)]
 
     def _run(self, moment: Moment) -> None:
@@ -36,7 +37,7 @@ class Following:
             raise LensError("the other model has not seen the prompt, so it can't go on from it")
         own = {**kwargs, "past_key_values": self._cache} if "past_key_values" in kwargs else dict(kwargs)
         with torch.no_grad(), Recording(self._lens, self._places) as recording:
-            out = self._lens.model(*args, **own)
+            out = inner(answering(self._lens.model))(*args, **own)
         self._cache = getattr(out, "past_key_values", None)
         for point in self._places:
             passed = recording[point]

@@ -74,6 +74,8 @@ class Hook:
         if not tensor.is_floating_point():
             raise LensError(f"{self.point!r}: {tensor.dtype} passes there, no real numbers")
         moment = self._moment()
+        if moment is not None and self.point.site.role == "lm_head" and tensor.ndim == 3:
+            moment = moment.tail(min(tensor.shape[1], moment.length))
         flat = moment is not None and tensor.ndim == 2 and len(tensor) == len(moment.own) * moment.length
         if flat and moment is not None:
             shaped = rearrange(

@@ -7,7 +7,7 @@ entered: the prompt at the first pass, and from then on how much of it lies in t
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from affectlens.errors import LensError
 from affectlens.lens.restoring import Swaps
+from affectlens.lens.running import answering, config_of, encodes, inner
 from affectlens.lens.spans import spans
 from affectlens.sites import Span
 
@@ -31,6 +32,10 @@ class Moment:
     config: Any  # which says the placeholders of media
     call: tuple[tuple[Any, ...], Mapping[str, Any]]  # what the model was called with
     _known: dict[Span, Tensor] = field(default_factory=dict)
+
+    def tail(self, count: int) -> "Moment":
+        """The same of the last positions alone: a model may leave out logits that nobody asked for."""
+        return replace(self, start=self.start + self.length - count, length=count, _known={})
 
     def chosen(self, span: Span) -> Bool[Tensor, "batch position"]:
         """The positions of this pass that belong to a span; all but padding for None.
@@ -86,7 +91,8 @@ class Moments:
     """Follow a model: at each of its forward passes, say which positions it is about."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._model, self._now = model, dict[str, Moment | None]()
+        self._model, self._config = model, config_of(model)
+        self._now: dict[str, Moment | None] = {}
         self.passes = 0
 
     def follow(self, swaps: Swaps) -> None:
@@ -97,10 +103,10 @@ class Moments:
     def entrances(self) -> Iterator[tuple[nn.Module, Callable[..., None]]]:
         """Where tokens go in, and what has to be called there before all else."""
         # PEFT's wrapper is passed by in `generate`; what it wraps is not.
-        inner = self._model.get_base_model() if hasattr(self._model, "peft_config") else self._model  # type: ignore[operator]
-        yield inner, self._entered
-        if getattr(_config(inner), "is_encoder_decoder", False):
-            yield inner.get_encoder(), self._encoding  # type: ignore[operator]
+        answers = inner(answering(self._model))
+        yield answers, self._entered
+        if encodes(self._model):
+            yield answers.get_encoder(), self._encoding  # type: ignore[operator]
 
     def now(self, stack: str | None) -> Moment | None:
         """The moment of the running pass, the encoder's where `stack` is that; None where it has no tokens."""
@@ -108,9 +114,8 @@ class Moments:
 
     def _entered(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.passes += 1
-        decodes = getattr(_config(module), "is_encoder_decoder", False)
-        stack, prefix = ("decoder", "decoder_") if decodes else ("", "")
-        self._now[stack] = _moment(self._now.get(stack), args, kwargs, prefix=prefix, config=_config(module))
+        stack, prefix = ("decoder", "decoder_") if encodes(self._model) else ("", "")
+        self._now[stack] = _moment(self._now.get(stack), args, kwargs, prefix=prefix, config=self._config)
 
     def _encoding(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._now["encoder"] = _moment(None, args, kwargs, prefix="", config=None)
@@ -139,7 +144,3 @@ def _moment(
     if isinstance(mask, Tensor) and mask.shape == own.shape:
         own = mask.bool()
     return Moment(start, length, own, ids if given is ids and not start else None, config, (args, kwargs))
-
-
-def _config(module: nn.Module) -> Any:
-    return getattr(module, "config", None)

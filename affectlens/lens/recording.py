@@ -143,9 +143,11 @@ def recorded(
     batch_size: int,
 ) -> Recording:
     """Run examples in batches, and prepared batches as they are, and record what passes."""
+    # Where logits are recorded, all of them are asked for.
+    last = 0 if any(point.site.role == "lm_head" for point in recording.points) else 1
     for batch in _batches(lens, examples, prompt=prompt, size=batch_size):
         with recording, torch.set_grad_enabled(metric is not None):
-            logits = forward(lens, batch)
+            logits = forward(lens, batch, last=last)
             if metric is not None:
                 recording.differentiate(metric(logits[:, -1]))
     return recording
