@@ -1,7 +1,8 @@
 """The store over tensors in memory: a live module, or a mapping from names to tensors."""
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,9 +41,11 @@ class MemoryStore:
         *,
         name: str = "in memory",
         config: Mapping[str, Any] | None = None,
+        elsewhere: Mapping[str, Callable[[], Tensor]] | None = None,
     ) -> None:
         self.name, self.format, self.source = name, "memory", ""
         self._tensors = tensors
+        self._elsewhere = elsewhere or {}  # how values are had that are not in these tensors
         self.config: Mapping[str, Any] = config or {}
         self.skipped: Mapping[str, tuple[str, int]] = {}
         self.aliases: Mapping[str, str] = {}
@@ -53,8 +56,10 @@ class MemoryStore:
         }
 
     def read(self, tensor: str, rows: slice | None = None) -> Tensor:
-        """Return a tensor, or some of its rows, sharing its memory."""
+        """Return a tensor, or some of its rows, sharing its memory; one that is offloaded is fetched."""
         found = self._tensors[tensor].detach()
+        if found.is_meta and tensor in self._elsewhere:
+            found = self._elsewhere[tensor]().detach()
         if found.is_meta:
             fix = "Load the model without offloading, or name its files"
             raise CheckpointError(
@@ -82,15 +87,33 @@ class MemoryStore:
 def store_of(module: nn.Module) -> MemoryStore:
     """The parameters of a live module and what else a save of it holds; tied ones appear once.
 
-    Raises `CheckpointError` for parameters without values.
+    Raises `CheckpointError` for parameters without values, which those that accelerate offloaded have.
     """
+    elsewhere = _offloaded(module)
     for name, parameter in module.named_parameters():
-        if parameter.is_meta:
+        if parameter.is_meta and name not in elsewhere:
             fix = "Load the weights first, or name their folder"
             raise CheckpointError(type(module).__name__, "is on the meta device", key=name, fix=fix)
     config = getattr(module, "config", None)
     known = config.to_dict() if config is not None and hasattr(config, "to_dict") else {}
-    return MemoryStore(saved_tensors(module), name=type(module).__name__, config=known)
+    # Offloading takes tied parameters apart.
+    tied = {name for name in getattr(module, "all_tied_weights_keys", None) or {} if name in elsewhere}
+    tensors = {name: tensor for name, tensor in saved_tensors(module).items() if name not in tied}
+    return MemoryStore(tensors, name=type(module).__name__, config=known, elsewhere=elsewhere)
+
+
+def _offloaded(module: nn.Module) -> dict[str, Callable[[], Tensor]]:
+    """How the values of parameters are had that accelerate keeps in memory or on disk until they are used."""
+    found: dict[str, Callable[[], Tensor]] = {}
+    for name, part in module.named_modules():
+        hook = getattr(part, "_hf_hook", None)
+        for one in getattr(hook, "hooks", (hook,)):
+            kept = getattr(one, "weights_map", None)
+            inner = part.named_parameters(recurse=getattr(one, "place_submodules", False))
+            for own, parameter in inner if kept is not None else ():
+                if parameter.is_meta:
+                    found[f"{name}.{own}".removeprefix(".")] = partial(kept.__getitem__, own)
+    return found
 
 
 def saved_tensors(module: nn.Module) -> dict[str, Tensor]:

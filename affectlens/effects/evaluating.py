@@ -15,6 +15,7 @@ from affectlens.effects.fingerprinting import combined, fingerprint
 from affectlens.effects.fitting import fitting
 from affectlens.errors import LensError, TaskError, near
 from affectlens.lens import Lens, told
+from affectlens.lens.running import begins, continued, encodes, rows
 from affectlens.table import provenance
 from affectlens.tasks import Scores, Task
 from affectlens.tasks.answers import read_answer
@@ -69,7 +70,7 @@ class Prepared:
     @property
     def batch_size(self) -> int:
         """Examples of the largest batch."""
-        return max(len(batch["input_ids"]) for batch in self.batches)
+        return max(map(rows, self.batches))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -119,12 +120,21 @@ def _check_labels(task: Task, labels: tuple[tuple[int, ...], ...]) -> None:
 
 def _label_ids(lens: Lens, label: str) -> tuple[int, ...]:
     encode = lens.tokenizer.encode
+    if encodes(lens.model):
+        return _decoded(lens, encode(label))
     if getattr(lens.processor, "chat_template", None):
         # After a chat template's cue the answer begins at once.
         return tuple(encode(label, add_special_tokens=False))
     # After bare text it is a new word, which some tokenizers spell otherwise than a text's first one.
     before, after = (encode(text, add_special_tokens=False) for text in ("a", f"a {label}"))
     return tuple(after[len(before) :] if after[: len(before)] == before else encode(f" {label}"))
+
+
+def _decoded(lens: Lens, ids: list[int]) -> tuple[int, ...]:
+    """What a decoder is taught to say: a text with the marks around it, less where it begins and ends."""
+    if ids and ids[-1] == lens.tokenizer.eos_token_id:
+        ids = ids[:-1]
+    return tuple(ids[1:] if ids and ids[0] == begins(lens.model) else ids)
 
 
 def label_logps(lens: Lens, prepared: Prepared) -> Float[Tensor, "examples labels"]:
@@ -146,16 +156,11 @@ def _batch_logps(
 
 def _sequence_logp(lens: Lens, batch: Mapping[str, Tensor], ids: tuple[int, ...]) -> Float[Tensor, " batch"]:
     """Run prompt and label together; the k label tokens are predicted at the k positions before the last."""
-    rows = len(batch["input_ids"])
-    answer = torch.tensor(ids, device=lens.device).expand(rows, -1)
-    longer = dict(batch)
-    longer["input_ids"] = torch.cat([batch["input_ids"], answer], dim=1)
-    for name in ("attention_mask", "token_type_ids", "mm_token_type_ids"):
-        if name in batch:
-            fill = torch.full_like(answer, 1 if name == "attention_mask" else 0)
-            longer[name] = torch.cat([batch[name], fill.to(batch[name].dtype)], dim=1)
+    answer = torch.tensor(ids, device=lens.device)
+    longer = continued(batch, answer)
     logps = lens.run(longer, last=len(ids) + 1)[:, :-1].log_softmax(-1)
-    return logps.gather(-1, answer.unsqueeze(-1)).squeeze(-1).sum(1)
+    said = answer.to(logps.device).expand(len(logps), -1).unsqueeze(-1)
+    return logps.gather(-1, said).squeeze(-1).sum(1)
 
 
 def to_scores(task: Task, logps: Float[Tensor, "examples labels"]) -> Scores:

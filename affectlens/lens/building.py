@@ -33,10 +33,13 @@ class _Later:
         return self._store.read(self._tensor)
 
 
-def build(room: Path, checkpoint: Checkpoint, *, dtype: torch.dtype | None, code: bool) -> nn.Module:
+def build(
+    room: Path, checkpoint: Checkpoint, places: Mapping[str, Any], *, dtype: torch.dtype | None, code: bool
+) -> nn.Module:
     """The model of a folder of copies, its weights from the checkpoint. Raises `LensError`, and what breaks.
 
-    `dtype` None is the one that the config or most of the files say.
+    `dtype` None is the one that the config or most of the files say. `places` is what transformers is told of
+    where its parts go.
     """
     from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
@@ -59,6 +62,7 @@ def build(room: Path, checkpoint: Checkpoint, *, dtype: torch.dtype | None, code
             trust_remote_code=code,
             output_loading_info=True,
             **options,
+            **places,
         )
     _refuse_random(checkpoint, info)
     found: nn.Module = model

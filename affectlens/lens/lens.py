@@ -1,7 +1,6 @@
 """The lens: a live model and its processor, addressed by the same sites as the files."""
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -9,18 +8,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from affectlens.checkpoints import Checkpoint, open_checkpoint
+from affectlens.checkpoints import Checkpoint, Source, open_checkpoint
+from affectlens.checkpoints.memory import saved_tensors
 from affectlens.errors import LensError
-from affectlens.lens.intervening import Intervening, Intervention
+from affectlens.lens.intervening import ActivationIntervention, Intervening, Intervention
+from affectlens.lens.paired import Paired
+from affectlens.lens.places import module_name
 from affectlens.lens.preparing import prepare, refuse_longer
-from affectlens.lens.telling import told
+from affectlens.lens.recording import Metric, Recording, recorded
+from affectlens.lens.running import config_of, device_of, forward, generated, started, typed
 from affectlens.lens.verifying import Verification, verify
-from affectlens.sites import Site, Sites
+from affectlens.sites import Points, Site, Sites, Span
 from affectlens.tasks import Example
 
 
 class Lens:
-    """Wrap any Hugging Face causal or multimodal language model.
+    """Wrap any Hugging Face model that answers in text: causal, multimodal, omni or encoder-decoder.
 
     `processor` is the model's processor, or its tokenizer if it takes text alone. The model is put
     into evaluation mode; nothing else of it is changed outside a `with lens.intervene(...)` block.
@@ -39,6 +42,7 @@ class Lens:
         self.processor = processor
         self.source = source  # the checkpoint the model was loaded from, if it was
         self.remote_code = remote_code  # the revision and files of the model's own code, if it ran any
+        self.told: set[str] = set()  # remarks that were made, each once
         self._unread = unread  # why there is no processor, where there are files of one
 
     @cached_property
@@ -52,25 +56,68 @@ class Lens:
         return self.checkpoint.sites
 
     @cached_property
-    def parameters(self) -> Mapping[str, nn.Parameter]:
-        """The live parameters by the model's own names; tied ones once."""
-        return dict(self.model.named_parameters())
+    def parameters(self) -> Mapping[str, Tensor]:
+        """The live parameters and what else a save holds, by the model's own names; tied ones once."""
+        return saved_tensors(self.model)
 
     @property
     def device(self) -> torch.device:
-        """Where the input goes: the device of the first parameter."""
-        return next(iter(self.parameters.values())).device
+        """Where the input goes: the device of the input embedding."""
+        return device_of(self.model)
+
+    def module(self, site: Site) -> nn.Module:
+        """The module whose weight a site is, or is a part of; raises `NoSuchSite`."""
+        return self.model.get_submodule(module_name(self.checkpoint.at(site)))
 
     def parameter(self, site: Site) -> Tensor:
-        """The live values of a site, sharing the model's memory; raises `NoSuchSite`."""
+        """The live values of a site, sharing the model's memory; raises `NoSuchSite`.
+
+        Of a site that an adapter changes: what it is in effect, computed in float32.
+        """
         return self.checkpoint.read(site)
 
-    def intervene(self, *interventions: Intervention) -> Intervening:
-        """Apply interventions, in order, for the length of a `with` block.
+    def intervene(self, *interventions: Intervention | ActivationIntervention) -> Intervening:
+        """Apply interventions, in order, for the length of a `with` block; blocks nest.
 
-        On leaving, error or not, every parameter is the very tensor it was before.
+        On leaving, error or not, every parameter is the very tensor it was before, and no hook is left. A
+        `Remark` is warned of once where a number could be misread: a donor of which something does not come
+        along, zeros that delete a whole MLP, a point that nothing passed. Raises `LensError` for what can't
+        be changed (offloaded, quantised or compiled parts, experts computed as one) before anything is.
         """
-        return Intervening(interventions, parameters=self.parameters, live=self.checkpoint)
+        return Intervening(self, interventions)
+
+    def record(
+        self,
+        places: Points | Sites,
+        *examples: Example | Mapping[str, Tensor],
+        where: Span = None,
+        prompt: str = "{text}",
+        keep: str = "values",
+        metric: Metric | None = None,
+        batch_size: int = 32,
+    ) -> Recording:
+        """Record what passes some points while examples, or prepared batches, are run.
+
+        Sites mean the output of their modules, at the positions `where` (see `Sites.at`). Without examples
+        it records what is run in a block: `with lens.record(points) as recording: lens.generate(example)`.
+
+        `keep` is `"values"`, (batch, position, feature); `"mean"`, or `"second"`: the mean, and with it the
+        uncentred second moment, over all positions, of any number of examples in the memory of one batch.
+        `metric` turns the logits after each prompt, (batch, vocabulary), into a number an example or one in
+        all; its gradients at what passed are then kept beside the values. Raises `LensError`, `NoSuchSite`.
+        """
+        points = places.at("output", span=where) if isinstance(places, Sites) else places
+        recording = Recording(self, points, keep=keep, gradients=metric is not None)
+        return recorded(
+            self, recording, examples=examples, prompt=prompt, metric=metric, batch_size=batch_size
+        )
+
+    def paired(self, tuned: Source) -> Paired:
+        """Keep a second model beside this one: only what differs, or the factors of an adapter.
+
+        What it would take is known, and shown, before anything is loaded: see `Paired`.
+        """
+        return Paired(self, tuned)
 
     def verify(self, *examples: Example, prompt: str = "{text}") -> Verification:
         """Test on the live model what the names say: does each gate gate, is each v a v?
@@ -79,67 +126,46 @@ class Lens:
         media are run; without, random ids and media as the config asks for them. What no input reaches is
         unverified. `.check()` raises `RoleRefuted` naming the tensors that do otherwise than their role says.
         """
-        batch = self._typed(self.prepare(*examples, prompt=prompt)) if examples else None
+        batch = typed(self.model, self.prepare(*examples, prompt=prompt)) if examples else None
         found = verify(self.model, self.checkpoint, batch=batch)
         return found.beside(self.source, self.checkpoint) if self.source is not None else found
 
     def prepare(self, *examples: Example, prompt: str = "{text}") -> dict[str, Tensor]:
-        """Turn examples into one batch of model input, padded on the left.
+        """Turn examples into one batch of model input, padded on the left (for an encoder, on the right).
 
         Raises `LensError` without a processor, when the placeholders for media in the rendered text are
-        more or fewer than the media, or when an example has more tokens than the model has positions.
+        more or fewer than the media, when media would not reach the model, or when an example has more tokens
+        than the model has positions. Where in the text the media stand is what `affectlens.lens.spans` says.
         """
         if self.processor is None:
             why = self._unread or "this lens has no processor"
             raise LensError(f"{why}, so it can't read examples: Lens(model, processor)")
-        batch = prepare(self.processor, examples, prompt=prompt)
-        refuse_longer(batch, examples, config=getattr(self.model, "config", None))
-        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+        config = config_of(self.model)
+        batch = prepare(self.processor, examples, prompt=prompt, config=config, why=self._unread)
+        refuse_longer(batch, examples, config=config)
+        return {name: tensor.to(self.device) for name, tensor in started(self.model, batch).items()}
 
     def logits(self, *examples: Example, prompt: str = "{text}") -> Float[Tensor, "batch vocabulary"]:
-        """The logits after the last token of each example's prompt."""
+        """The logits after the last token of each example's prompt; after the first of a decoder's own."""
         return self.run(self.prepare(*examples, prompt=prompt))[:, -1]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run(self, batch: Mapping[str, Tensor], *, last: int = 1) -> Float[Tensor, "batch last vocabulary"]:
         """Run a prepared batch; returns the logits of the last `last` positions, in float32.
 
         Raises `LensError` where the model can't.
         """
-        only = {"logits_to_keep": last} if self._keeps else {}
-        with told("the model can't run these examples"):
-            out = self.model(**self._typed(batch), use_cache=False, **only)
-        logits: Tensor = out.logits
-        return logits[:, -last:].float()
+        return forward(self, batch, last=last)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate(self, *examples: Example, prompt: str = "{text}", max_new_tokens: int = 8) -> list[str]:
         """Answer examples greedily; returns the new text of each. Raises `LensError` where it can't."""
-        batch = self._typed(self.prepare(*examples, prompt=prompt))
-        # A checkpoint's own generation settings may sample, search or punish repetition.
-        settings: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
-        settings |= {"no_repeat_ngram_size": 0, "max_new_tokens": max_new_tokens}
-        settings["pad_token_id"] = self.tokenizer.pad_token_id
-        with told("the model can't answer these examples"):
-            out = self.model.generate(**batch, **settings)  # type: ignore[operator]
-        new = out[:, batch["input_ids"].shape[1] :]
-        texts: Sequence[str] = self.tokenizer.batch_decode(new, skip_special_tokens=True)
-        return list(texts)
+        return generated(self, self.prepare(*examples, prompt=prompt), max_new_tokens=max_new_tokens)
 
     @property
     def tokenizer(self) -> Any:
         """The tokenizer, alone or inside the processor."""
         return getattr(self.processor, "tokenizer", self.processor)
-
-    @cached_property
-    def _keeps(self) -> bool:
-        # Where a model can, it computes the logits of the last positions alone.
-        return "logits_to_keep" in inspect.signature(self.model.forward).parameters
-
-    def _typed(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        # Pictures come in float32; token ids stay whole numbers.
-        dtype = next(iter(self.parameters.values())).dtype
-        return {n: t.to(dtype) if t.is_floating_point() else t for n, t in batch.items()}
 
     def __repr__(self) -> str:
         name, dtype = type(self.model).__name__, self.checkpoint.identity["dtype"]

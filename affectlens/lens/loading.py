@@ -8,8 +8,9 @@ Whatever the files of a stranger say, nothing is executed, fetched or read elsew
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -27,6 +28,8 @@ from affectlens.lens.bounding import refuse_unreasonable
 from affectlens.lens.building import build
 from affectlens.lens.isolating import BESIDE_CODE, KNOWN, isolated, kind
 from affectlens.lens.lens import Lens
+from affectlens.lens.placing import placed, refuse_unplaceable
+from affectlens.lens.processing import load_processor
 from affectlens.lens.telling import broken, line
 from affectlens.lens.trusting import refuse_untold, remote_code
 
@@ -38,22 +41,28 @@ def load(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "auto",
+    device_map: str | Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> Lens:
     """Load a checkpoint (a folder, a hub id, or one already open) as a lens.
 
     `dtype` is a torch dtype, its name, or `"auto"`: the stored one. Quantised weights are unpacked.
+    `device_map` spreads a model over devices with accelerate: `"auto"`, or a mapping from the names of
+    modules to devices, `"cpu"` or `"disk"`. What is offloaded runs all the same, and its weights can't be
+    changed; what goes to disk is written to the temporary folder, and is gone with the model.
     `revision` is a branch, tag or commit of a hub id.
 
     Code that comes with a model is run only with `trust_remote_code`. A branch is then a commit before
     any of it is seen, and `lens.remote_code` says which; of a folder it says the hash of the code, and as
     `revision` that hash makes sure that the code is still the same. Code of other repositories is refused.
 
-    Raises `CheckpointError` where nothing can be loaded, and `LensError` where the files lack a parameter
-    of the model that is not tied to another, or hold what transformers can't make a model of.
+    Raises `CheckpointError` where nothing can be loaded, `MissingExtra` for a `device_map` without
+    accelerate, and `LensError` where the files lack a parameter of the model that is not tied to another, or
+    hold what transformers can't make a model of.
     """
     wanted = _dtype(dtype)
+    refuse_unplaceable(device, device_map)
     folder, checkpoint, commit = _found(source, revision, code=trust_remote_code)
     name = checkpoint.store.name
     if checkpoint.change is not None:
@@ -67,8 +76,10 @@ def load(
             ran = remote_code(room, name=name, commit=commit, asked=revision or "")
         else:
             refuse_untold(name, checkpoint.config)
-        model = _built(room, checkpoint, dtype=wanted, device=device, code=ran is not None)
-        processor, unread = _processor(room, name=name, code=ran is not None)
+        own = ran is not None
+        make = partial(build, room, checkpoint, dtype=wanted, code=own)
+        model = _built(lambda: placed(make, device, device_map), checkpoint, room)
+        processor, unread = load_processor(room, name=name, code=own)
     # What others go by who are given the model; the folder of copies is gone.
     for one in (getattr(model, "config", None), getattr(processor, "tokenizer", processor)):
         if one is not None:
@@ -125,14 +136,7 @@ def _alone(*, online: bool) -> Iterator[None]:
                 logging.enable_progress_bar()
 
 
-def _built(
-    room: Path,
-    checkpoint: Checkpoint,
-    *,
-    dtype: torch.dtype | None,
-    device: str | torch.device | None,
-    code: bool,
-) -> nn.Module:
+def _built(make: Callable[[], nn.Module], checkpoint: Checkpoint, room: Path) -> nn.Module:
     """The model, or a `LensError` of one line that holds on to nothing.
 
     The frames that something broke in hold the model: where errors are kept, as a notebook does, it would
@@ -142,8 +146,7 @@ def _built(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what transformers finds odd is told where it matters
-            model = build(room, checkpoint, dtype=dtype, code=code)
-            return model.to(device) if device is not None else model
+            return make()
     except AffectlensError as error:
         failure = error.with_traceback(None)
     except BaseException as error:
@@ -153,25 +156,3 @@ def _built(
         failure = LensError(f"{checkpoint.store.name}: transformers can't load this: {why}")
     failure.__context__ = failure.__cause__ = None
     raise failure
-
-
-def _processor(room: Path, *, name: str, code: bool) -> tuple[Any, str]:
-    """The processor or tokenizer, or None; and why the files of one can't be read, which is warned of too."""
-    from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
-
-    why = ""
-    for kind_ in (AutoProcessor, AutoTokenizer):
-        try:
-            found = kind_.from_pretrained(room, trust_remote_code=code, local_files_only=True)
-        except BaseException as error:
-            if not broken(error):
-                raise
-            why = why or line(error).replace(str(room), room.name)
-            continue
-        if isinstance(getattr(found, "tokenizer", found), PreTrainedTokenizerBase):
-            return found, ""
-    if any("token" in file.name or "vocab" in file.name for file in room.iterdir()):
-        why = f"{name}: its tokenizer can't be read ({why})"
-        warnings.warn(f"{why}, so it reads no examples", stacklevel=3)
-        return None, why
-    return None, ""

@@ -1,4 +1,8 @@
-"""From examples to model input: chat template, pictures and text through the model's own processor."""
+"""From examples to model input: text, pictures, sounds and films through the model's own processor.
+
+example ── rendered ──▶ text with a place for each medium ─┐
+    └── opened ──▶ pictures, sounds at its rate, frames ───┴─▶ processor ──▶ batch, held to what was given
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,32 +10,50 @@ from typing import Any
 from torch import Tensor
 
 from affectlens.errors import LensError, quoted
+from affectlens.lens.hearing import hear
 from affectlens.lens.rendering import rendered
+from affectlens.lens.spans import MEDIA, spans
 from affectlens.lens.telling import told
+from affectlens.lens.watching import watch
 from affectlens.tasks import Example
 from affectlens.tasks.pictures import open_picture
 
+_WORDS = {
+    "image": ("a picture", "pictures"),
+    "audio": ("a sound", "sounds"),
+    "video": ("a film", "films"),
+}
+# These put their pictures in front of a text by themselves.
+_BY_THEMSELVES = ("Blip2Processor", "InstructBlipProcessor", "Florence2Processor", "GitProcessor")
+_PARTS = {"image": "image_processor", "audio": "feature_extractor", "video": "video_processor"}
 
-def prepare(processor: Any, examples: Sequence[Example], *, prompt: str) -> dict[str, Tensor]:
-    """Render and tokenize examples as one batch, padded on the left so that the last position answers."""
+
+def prepare(
+    processor: Any, examples: Sequence[Example], *, prompt: str, config: Any = None, why: str = ""
+) -> dict[str, Tensor]:
+    """Render and tokenize examples as one batch, padded so that the last position answers.
+
+    That is on the left; for an encoder, whose last position answers nothing, on the right. `why` says why
+    there is only a tokenizer where there should be a processor. Raises `LensError`.
+    """
     texts = [_render(processor, example, prompt) for example in examples]
-    pictures = [[open_picture(image) for image in example.images] for example in examples]
-    _check_media(processor, examples, texts)
-    tokenizer = getattr(processor, "tokenizer", processor)
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise LensError("the tokenizer has neither a padding nor an end token; set tokenizer.pad_token")
-        tokenizer.pad_token = tokenizer.eos_token
-    # Where a chat template wrote the beginning-of-sequence token, a second one would shift the model.
-    begun = bool(tokenizer.bos_token) and all(text.startswith(tokenizer.bos_token) for text in texts)
-    settings: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
-    settings["add_special_tokens"] = not begun
+    _check_media(processor, examples, texts, why=why)
+    encoder = getattr(config, "is_encoder_decoder", False) is True
+    settings = _settings(processor, texts, side="right" if encoder else "left")
+    media = _media(processor, examples)
     with told("the processor can't read these examples"):
-        if any(pictures):
-            batch = processor(text=texts, images=pictures, **settings)
+        if not media:
+            batch = getattr(processor, "tokenizer", processor)(texts, **settings, return_tensors="pt")
+        elif _hears_alone(processor):
+            batch = processor(**media, return_tensors="pt")
+        elif type(processor).__module__.startswith("transformers."):
+            # Settings of the text alone: sounds have a padding of their own.
+            batch = processor(text=texts, **media, text_kwargs=settings, return_tensors="pt")
         else:
-            batch = tokenizer(texts, **settings)
-    return {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+            batch = processor(text=texts, **media, **settings, return_tensors="pt")
+    found = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    _check_reached(found, examples, config=config)
+    return found
 
 
 def refuse_longer(batch: Mapping[str, Tensor], examples: Sequence[Example], *, config: Any) -> None:
@@ -56,8 +78,48 @@ def refuse_longer(batch: Mapping[str, Tensor], examples: Sequence[Example], *, c
             )
 
 
+def _settings(processor: Any, texts: Sequence[str], *, side: str) -> dict[str, Any]:
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise LensError("the tokenizer has neither a padding nor an end token; set tokenizer.pad_token")
+        tokenizer.pad_token = tokenizer.eos_token
+    # Where a chat template wrote the beginning-of-sequence token, a second one would shift the model.
+    begun = bool(tokenizer.bos_token) and all(text.startswith(tokenizer.bos_token) for text in texts)
+    return {"padding": True, "padding_side": side, "add_special_tokens": not begun}
+
+
+def _media(processor: Any, examples: Sequence[Example]) -> dict[str, Any]:
+    """What a processor takes beside texts, as it names it."""
+    media: dict[str, Any] = {}
+    if any(example.images for example in examples):
+        media["images"] = [[open_picture(image) for image in example.images] for example in examples]
+    if any(example.audio for example in examples):
+        media |= hear(processor, examples)
+    if any(example.video for example in examples):
+        media |= watch(examples)
+    return media
+
+
 def _template(processor: Any) -> bool:
     return bool(getattr(processor, "chat_template", None))
+
+
+def _hears_alone(processor: Any) -> bool:
+    """Whether a processor is one of sounds, that has no place for a text beside them."""
+    return (
+        _placeholder(processor, "audio") is None
+        and not getattr(processor, "image_processor", None)
+        and (getattr(processor, "feature_extractor", None) is not None)
+    )
+
+
+def _placeholder(processor: Any, medium: str) -> str | None:
+    """What stands in a text for a medium; None where the processor takes no such medium."""
+    found = getattr(processor, f"{medium}_token", None)
+    # A tokenizer may know the placeholder too, and has nothing that could read the medium.
+    reads = getattr(processor, _PARTS[medium], None) or getattr(processor, f"{medium}_processor", None)
+    return str(found) if found is not None and reads is not None else None
 
 
 def _render(processor: Any, example: Example, prompt: str) -> str:
@@ -67,9 +129,11 @@ def _render(processor: Any, example: Example, prompt: str) -> str:
             messages = [{**m, "content": _words(m["content"])} for m in messages]
         with told(f"example {quoted(example.id)}: its chat can't be rendered"):
             return rendered(processor, messages)
-    token = getattr(processor, "image_token", "")
     body = "\n".join(_words(message["content"]) for message in messages)
-    return "\n".join([token] * len(example.images) + [body])
+    if type(processor).__name__ in _BY_THEMSELVES:
+        return body
+    places = [[_placeholder(processor, medium) or ""] * count for medium, count in example.media.items()]
+    return "\n".join([*(token for tokens in places for token in tokens if token), body])
 
 
 def _words(content: Any) -> str:
@@ -78,17 +142,59 @@ def _words(content: Any) -> str:
     return " ".join(str(part.get("text", "")) for part in content if part.get("type") == "text")
 
 
-def _check_media(processor: Any, examples: Sequence[Example], texts: Sequence[str]) -> None:
-    token = getattr(processor, "image_token", None)
+def _check_media(processor: Any, examples: Sequence[Example], texts: Sequence[str], *, why: str) -> None:
+    """Raise `LensError` unless each text has as many places for each medium as there are media."""
+    kind = type(processor).__name__
     for example, text in zip(examples, texts, strict=True):
-        if not token:
-            if example.images:
-                kind = type(processor).__name__
-                raise LensError(f"example {example.id!r} has a picture, but {kind} takes text alone")
+        if example.audio and _hears_alone(processor):
+            if text.strip():
+                raise LensError(
+                    f"example {quoted(example.id)}: {kind} hears sounds alone, and has no place for the text "
+                    f"{quoted(text)}; leave prompt and text empty"
+                )
             continue
-        places = text.count(token)
-        if places != len(example.images):
-            raise LensError(
-                f"example {example.id!r}: the prompt has {places} places for pictures ({token}), "
-                f"and there are {len(example.images)} pictures"
-            )
+        for medium, count in example.media.items():
+            one, many = _WORDS[medium]
+            token = _placeholder(processor, medium)
+            if token is None and count:
+                takes = [_WORDS[other][1] for other in MEDIA if _placeholder(processor, other)]
+                more = f" ({why})" if why else ""
+                raise LensError(
+                    f"example {quoted(example.id)} has {one}, but {kind} takes "
+                    f"{' and '.join(['text', *takes]) if takes else 'text alone'}{more}"
+                )
+            places = text.count(token) if token else 0
+            if places != (0 if kind in _BY_THEMSELVES else count):
+                raise LensError(
+                    f"example {quoted(example.id)}: the prompt has {places} places for {many} ({token}), "
+                    f"and there are {count} {many}"
+                )
+
+
+def _check_reached(batch: Mapping[str, Tensor], examples: Sequence[Example], *, config: Any) -> None:
+    """Raise `LensError` for media that left no position in the input, and positions of media that are none.
+
+    The frames of a film may stand at the positions of pictures.
+    """
+    if "input_ids" not in batch:
+        return
+    found = spans(batch["input_ids"], batch.get("attention_mask"), config=config)
+    there = {medium: found[medium].any(1).tolist() for medium in MEDIA if medium in found}
+    for row, example in enumerate(examples):
+        seen = {medium for medium in there if there[medium][row]}
+        for medium, count in example.media.items():
+            one, many = _WORDS[medium]
+            frames = medium == "image" and bool(example.video)
+            if medium in seen and not count and not frames:
+                raise LensError(
+                    f"example {quoted(example.id)}: its input has places for {many}, and there are no {many}"
+                )
+            if (
+                count
+                and medium in there
+                and medium not in seen
+                and not (medium == "video" and "image" in seen)
+            ):
+                raise LensError(
+                    f"example {quoted(example.id)}: {one} left no trace in the input of the model"
+                )

@@ -112,8 +112,8 @@ REFUSED = (
 
 # setting, value of a model that loads → what its forward pass raises
 NOT_RUN = (
-    ("image_token_index", 10**9, "[Ii]mage features and image tokens do not match"),
     ("vision_feature_layer", -99, "IndexError|index out of range"),
+    ("vision_feature_select_strategy", "full", "[Ii]mage features and image tokens do not match"),
 )
 
 # what a chat template does → what is said
@@ -303,6 +303,17 @@ def test_a_model_that_can_not_run_is_told(
         with pytest.raises(LensError, match=f"^the model can't {what} these examples: .*{message}") as caught:
             run(example)
         assert str(caught.value).isprintable()
+
+
+def test_a_placeholder_that_the_config_does_not_know_is_told(
+    copy: Callable[..., Path], demo: al.Demo
+) -> None:
+    """A picture that would not reach the model raises before anything runs."""
+    found = al.load(copy(CONFIG, "image_token_index", 10**9))
+
+    for run in (found.prepare, found.logits, found.generate):
+        with pytest.raises(LensError, match="a picture left no trace in the input of the model"):
+            run(demo.task("faces-unseen").examples[0])
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("x"), RuntimeError("out of memory")])

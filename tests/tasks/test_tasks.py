@@ -16,7 +16,7 @@ BAD = (
     ("[1]", "an example is a JSON object"),
     ('{"id": 1, "text": "x"}', "needs an id and a label; here: id, text"),
     ('{"id": 1, "text": "x", "label": null}', "needs an id and a label"),
-    ('{"id": 1, "label": "x"}', "needs text, messages, image or images"),
+    ('{"id": 1, "label": "x"}', "needs text, messages, image, images, audio or video"),
     ('{"id": 1, "label": "x", "text": "x", "lable": 2}', "unknown fields lable"),
     ("{", "line 2: not valid JSON"),
     ('{"id": 1, "text": "x", "label": "x", "meta": "speaker"}', "meta is a str, not a dict"),

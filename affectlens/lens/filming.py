@@ -1,0 +1,138 @@
+"""Frames of films for a model, with Pillow: what transformers' own video processors need torchvision for.
+
+Each frame goes through a picture processor with the settings of the video processor, and the frames are put
+together as the family's own would. Resized by Pillow, values differ from torchvision's by a few grey levels
+in 256, as they do between transformers' two picture processors.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from einops import rearrange
+from jaxtyping import Float
+from transformers import BatchFeature, processing_utils
+from transformers.processing_utils import VideosKwargs
+from transformers.video_processing_utils import VideoProcessorMixin
+from transformers.video_utils import make_batched_metadata, make_batched_videos
+
+from affectlens.errors import LensError
+
+_CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+_PLAIN = {"resample": 3, "do_center_crop": False, "size": {"height": 384, "width": 384}, **_CLIP}
+_PATCHED = {
+    "resample": 3, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2, **_CLIP,
+    "size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28},
+}  # fmt: skip
+_FILES = ("video_preprocessor_config.json", "processor_config.json", "preprocessor_config.json")
+
+
+def patched(film: np.ndarray, images: Any, **settings: Any) -> dict[str, Any]:
+    """Frames of Qwen's models: patches in the order of pictures, each of several frames in turn."""
+    found = images.preprocess(list(film), **settings, return_tensors="np")
+    repeats = images.temporal_patch_size
+    grids = found["image_grid_thw"]
+    # A picture stands for all frames of a patch; one of them is the frame itself.
+    frames = rearrange(
+        found["pixel_values"], "(f n) (c s p) -> f n c s p", f=len(film), s=repeats, p=images.patch_size**2
+    )[:, :, :, 0]
+    missing = -len(film) % repeats
+    frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
+    values = rearrange(frames, "(t s) n c p -> (t n) (c s p)", s=repeats)
+    grid = [len(frames) // repeats, *grids[0, 1:].tolist()]
+    return {"pixel_values_videos": torch.from_numpy(values), "video_grid_thw": torch.tensor([grid])}
+
+
+def stacked(film: np.ndarray, images: Any, **settings: Any) -> dict[str, Any]:
+    """Frames of LLaVA's and InternVL's models: a film is its frames, all pictures of one size."""
+    values: Float[np.ndarray, "frame channel height width"]
+    values = images.preprocess(list(film), **settings, return_tensors="np")["pixel_values"]
+    return {"pixel_values_videos": torch.from_numpy(np.asarray(values))[None]}
+
+
+# Processors whose films we put together → how, by which picture processor, with which settings of their own.
+_WAYS: Mapping[str, tuple[Callable[..., dict[str, Any]], str, Mapping[str, Any]]] = {
+    **dict.fromkeys(
+        ("Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen2_5OmniProcessor", "Qwen3OmniMoeProcessor"),
+        (patched, "Qwen2VLImageProcessorPil", _PATCHED),
+    ),
+    **dict.fromkeys(
+        ("LlavaOnevisionProcessor", "InternVLProcessor"), (stacked, "CLIPImageProcessorPil", _PLAIN)
+    ),
+}
+
+
+# A processor takes none that is not of this kind; all that it calls is below.
+class Frames(VideoProcessorMixin):  # type: ignore[misc]
+    """Stand in for the video processor of a family where torchvision is missing.
+
+    `processor` is the name of the family's processor class, `settings` those of its video processor.
+    Films of a family that is not known here raise `LensError` when they come.
+    """
+
+    valid_kwargs = VideosKwargs
+
+    def __init__(self, processor: str, settings: Mapping[str, Any] | None = None) -> None:
+        self.way, name, own = _WAYS.get(processor, (None, "CLIPImageProcessorPil", _PLAIN))
+        self.model_input_names = ["pixel_values_videos"]
+        known = getattr(transformers, name)
+        given = {k: v for k, v in (settings or {}).items() if k in known.valid_kwargs.__annotations__}
+        self.images = known(**{**own, **{k: v for k, v in given.items() if v is not None}})
+        self.size = self.images.size
+        self.merge_size = getattr(self.images, "merge_size", None)
+        self.temporal_patch_size = getattr(self.images, "temporal_patch_size", None)
+        self.patch_size = getattr(self.images, "patch_size", None)
+
+    def preprocess(self, videos: Any, **kwargs: Any) -> BatchFeature:
+        """The pixels of films, each an array of frames, or a list of pictures."""
+        if self.way is None:
+            raise LensError(
+                "transformers reads the films of this model with torchvision, which is not installed: "
+                "pip install torchvision"
+            )
+        films = make_batched_videos(videos)
+        settings = {"size": kwargs["size"]} if kwargs.get("size") else {}
+        parts = [self.way(np.asarray(film), self.images, **settings) for film in films]
+        same = len({part["pixel_values_videos"].shape[1:] for part in parts}) == 1
+        if not same:
+            raise LensError("films that are read together need as many frames as each other, of one size")
+        data = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        found = BatchFeature(data=data)
+        if kwargs.get("return_metadata"):
+            found["video_metadata"] = make_batched_metadata(
+                films, video_metadata=kwargs.get("video_metadata")
+            )
+        return found
+
+
+@contextmanager
+def accepted() -> Iterator[None]:
+    """Let processors that are made in the block take stand-ins.
+
+    transformers looks up what it takes among its public names, and without torchvision that one is not there.
+    """
+    names, name = processing_utils.transformers_module, VideoProcessorMixin.__name__
+    missing = name not in vars(names)
+    if missing:
+        setattr(names, name, VideoProcessorMixin)
+    try:
+        yield
+    finally:
+        if missing:
+            delattr(names, name)
+
+
+def settings_in(folder: Path) -> dict[str, Any]:
+    """What the files of a model say of its video processor."""
+    for name in _FILES:
+        if (folder / name).exists():
+            found = json.loads((folder / name).read_bytes())
+            found = found.get("video_processor") if name == "processor_config.json" else found
+            if isinstance(found, dict):
+                return found
+    return {}

@@ -1,0 +1,171 @@
+"""Run a model, whatever kind it is: causal, omni, encoder-decoder, with an adapter around it or not.
+
+model ── answering ──▶ the part whose forward pass gives logits of text
+batch ── started ──▶ with a decoder's first token ── continued ──▶ with an answer behind it
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from affectlens.errors import LensError
+from affectlens.lens.telling import told
+
+if TYPE_CHECKING:
+    from affectlens.lens.lens import Lens
+
+_NOTES = ("token_type_ids", "mm_token_type_ids")  # of a tokenizer, for models that ask for them
+# A checkpoint's own generation settings may sample, search or punish repetition.
+_GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+_SEEN = {"disable_compile": True}  # a compiled step would pass hooks by
+
+
+def inner(model: nn.Module) -> nn.Module:
+    """The model without the wrapper of PEFT."""
+    found: nn.Module = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
+    return found
+
+
+def answering(model: nn.Module) -> nn.Module:
+    """The part of a model that answers in text: of a whole omni model its thinker, else all of it.
+
+    With an adapter on it, it is PEFT's wrapper, which is what knows of virtual tokens.
+    """
+    thinker = getattr(inner(model), "thinker", None)
+    return thinker if isinstance(thinker, nn.Module) else model
+
+
+def config_of(model: nn.Module) -> Any:
+    """The config of the part that answers; None for a module without one."""
+    return getattr(inner(answering(model)), "config", None)
+
+
+def encodes(model: nn.Module) -> bool:
+    """Whether an encoder reads the prompt, and a decoder answers."""
+    return getattr(config_of(model), "is_encoder_decoder", False) is True
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where input goes: to the input embedding; where that is offloaded, to where it runs."""
+    part = inner(answering(model))
+    try:
+        embedding = part.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        embedding = None
+    for module in (embedding, part):
+        runs = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if runs is not None:
+            return torch.device(runs)
+        here = next((p.device for p in module.parameters() if not p.is_meta), None) if module else None
+        if here is not None:
+            return here
+    return torch.device("cpu")
+
+
+def typed(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch in the model's dtype: pixels come in float32; token ids stay whole numbers."""
+    part = answering(model)
+    dtype = next((p.dtype for p in part.parameters() if p.dtype.is_floating_point), torch.float32)
+    return {n: t.to(dtype) if t.is_floating_point() else t for n, t in batch.items()}
+
+
+def started(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch with the token that a decoder begins with, where there is one. Raises `LensError`."""
+    found = dict(batch)
+    takes = _takes(model)
+    for name in _NOTES:
+        if name not in takes:
+            found.pop(name, None)
+    if not encodes(model) or "decoder_input_ids" in found:
+        return found
+    token = begins(model)
+    if token is None:
+        raise LensError("the config of this model does not say with which token its decoder begins")
+    some = next(iter(found.values()))
+    found["decoder_input_ids"] = torch.full((rows(found), 1), token, device=some.device)
+    return found
+
+
+def begins(model: nn.Module) -> int | None:
+    """The token that a decoder begins with, where the configs of its model say one."""
+    part = inner(answering(model))
+    config = config_of(model)
+    texts = [config.get_text_config(decoder=True)] if hasattr(config, "get_text_config") else []
+    for settings in (getattr(part, "generation_config", None), config, *texts):
+        for name in ("decoder_start_token_id", "bos_token_id"):
+            token = getattr(settings, name, None)
+            token = token[0] if isinstance(token, list) and token else token
+            if type(token) is int:
+                return token
+    return None
+
+
+def rows(batch: Mapping[str, Tensor]) -> int:
+    """How many examples a batch holds."""
+    named = ("decoder_input_ids", "input_ids", "input_features", "input_values", "pixel_values")
+    return len(next(batch[name] for name in named if name in batch))
+
+
+def continued(batch: Mapping[str, Tensor], answer: Int[Tensor, " token"]) -> dict[str, Tensor]:
+    """A batch in which every example goes on with these tokens; in an encoder-decoder its decoder does."""
+    longer = dict(batch)
+    decodes = "decoder_input_ids" in batch
+    tokens = answer.expand(rows(batch), -1)
+    ids = "decoder_input_ids" if decodes else "input_ids"
+    longer[ids] = torch.cat([batch[ids], tokens.to(batch[ids].device)], dim=1)
+    for name in () if decodes else ("attention_mask", *_NOTES):
+        if name in batch:
+            fill = torch.full_like(tokens, 1 if name == "attention_mask" else 0)
+            longer[name] = torch.cat([batch[name], fill.to(batch[name])], dim=1)
+    return longer
+
+
+def forward(
+    lens: "Lens", batch: Mapping[str, Tensor], *, last: int = 1
+) -> Float[Tensor, "batch last vocabulary"]:
+    """The logits of the last positions, in float32. Raises `LensError` where the model can't run."""
+    takes = _takes(lens.model)
+    given = typed(lens.model, started(lens.model, batch))
+    # Where a model can, it computes the logits of the last positions alone.
+    settings: dict[str, Any] = {"logits_to_keep": last} if "logits_to_keep" in takes else {}
+    if "position_ids" in takes and "position_ids" not in given and _numbers(lens.model):
+        given["position_ids"] = (given["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    with told("the model can't run these examples"):
+        out = answering(lens.model)(**given, use_cache=False, **settings)
+        logits: Tensor = out.logits
+    return logits[:, -last:].float()
+
+
+def generated(lens: "Lens", batch: Mapping[str, Tensor], *, max_new_tokens: int) -> list[str]:
+    """The new text of each greedy answer. Raises `LensError` where the model can't give one."""
+    given = typed(lens.model, started(lens.model, batch))
+    settings = {
+        **_GREEDY,
+        **_SEEN,
+        "max_new_tokens": max_new_tokens,
+        "pad_token_id": lens.tokenizer.pad_token_id,
+    }
+    with told("the model can't answer these examples"):
+        out = answering(lens.model).generate(**given, **settings)  # type: ignore[operator]
+    before = given["decoder_input_ids" if encodes(lens.model) else "input_ids"]
+    texts: Sequence[str] = lens.tokenizer.batch_decode(out[:, before.shape[1] :], skip_special_tokens=True)
+    return list(texts)
+
+
+def _takes(model: nn.Module) -> Sequence[str]:
+    """The names of what a model's forward pass takes; PEFT's wrapper passes on what it does not know."""
+    return tuple(inspect.signature(inner(answering(model)).forward).parameters)
+
+
+def _numbers(model: nn.Module) -> bool:
+    """Whether positions are told: to those that learned each by its number, padding would shift them.
+
+    Where they turn with the distance of two tokens (rotary, ALiBi), padding on the left shifts nothing.
+    """
+    config = config_of(model)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return not encodes(model) and getattr(text, "rope_parameters", None) is None
