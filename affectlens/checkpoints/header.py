@@ -15,7 +15,7 @@ _LIMIT = 100_000_000  # bytes, the format's own
 MOST = 200_000  # tensors; no model has so many, and a diff of them takes a minute
 _DIMENSIONS = 64  # what torch can have
 _ELEMENTS = 2**63  # the same
-_DTYPES = {
+DTYPES = {
     "F64": ("float64", 64), "F32": ("float32", 32), "F16": ("float16", 16), "BF16": ("bfloat16", 16),
     "F8_E4M3": ("float8_e4m3fn", 8), "F8_E5M2": ("float8_e5m2", 8), "F8_E8M0": ("float8_e8m0fnu", 8),
     "F8_E4M3FNUZ": ("float8_e4m3fnuz", 8), "F8_E5M2FNUZ": ("float8_e5m2fnuz", 8),
@@ -121,7 +121,7 @@ def _entry(path: str, name: str, entry: Any) -> Entry:
         raise CheckpointError(path, reason, key=name) from None
     if isinstance(entry, Doubled):
         raise CheckpointError(path, f"its header entry has the key {quoted(entry.twice)} twice", key=name)
-    if not isinstance(kind, str) or kind not in (*_DTYPES, *_PACKED):
+    if not isinstance(kind, str) or kind not in (*DTYPES, *_PACKED):
         raise CheckpointError(path, f"unknown dtype {quoted(kind)}", key=name)
     integers = [*shape, start, stop] if isinstance(shape, list) else [None]
     if not all(type(value) is int and 0 <= value < 2**63 for value in integers):
@@ -130,7 +130,7 @@ def _entry(path: str, name: str, entry: Any) -> Entry:
     # others multiply in the order of the dimensions, and overflow before they come to one.
     if len(shape) > _DIMENSIONS or math.prod(filter(None, shape)) >= _ELEMENTS:
         raise CheckpointError(path, "more dimensions or elements than a tensor can have", key=name)
-    dtype, bits = _DTYPES.get(kind) or (kind, _PACKED[kind])
+    dtype, bits = DTYPES.get(kind) or (kind, _PACKED[kind])
     if 8 * (stop - start) != math.prod(shape) * bits:
         reason = f"{stop - start} bytes for shape {tuple(shape)} of {dtype}"
         raise CheckpointError(path, reason, key=name)

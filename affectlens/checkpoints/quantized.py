@@ -52,7 +52,7 @@ class QuantizedStore:
     def __init__(self, store: Store, found: Mapping[str, Found], *, skipped: Mapping[str, str]) -> None:
         self.name, self.source, self.format = store.name, store.source, store.format
         self.config, self.aliases, self.notes = store.config, store.aliases, store.notes
-        self._inner = store
+        self.inner = store
         self._packed = {name: f.packed for name, f in found.items() if not isinstance(f.packed, str)}
         self.stored_as: dict[str, tuple[str, ...]] = {name: found[name].parts for name in self._packed}
         self.skipped: Mapping[str, tuple[str, int]] = {
@@ -69,22 +69,22 @@ class QuantizedStore:
         """Return a tensor, or some of its rows: a dequantised one in float32, any other as stored."""
         packed = self._packed.get(tensor)
         if packed is None:
-            return self._inner.read(tensor, rows)
+            return self.inner.read(tensor, rows)
         first, last, _ = (rows or slice(None)).indices(packed.shape[0])
-        return packed.read(self._inner, first=first, last=max(first, last))
+        return packed.read(self.inner, first=first, last=max(first, last))
 
     def span(self, tensor: str) -> Span | None:
         """Where the bytes of a tensor are; None for a dequantised one."""
-        return None if tensor in self._packed else self._inner.span(tensor)
+        return None if tensor in self._packed else self.inner.span(tensor)
 
     def check(self) -> None:
         """Raise `CheckpointError` if a file changed since it was opened."""
-        self._inner.check()
+        self.inner.check()
 
     @property
     def facts(self) -> Mapping[str, Any]:
         """What identifies the content, as stored."""
-        return self._inner.facts
+        return self.inner.facts
 
 
 def unpacked(store: Store) -> Store:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from affectlens.cli.editing import export, scale, transplant, zero
 from affectlens.cli.telling import tell_conclusions, tell_drift, tell_effects
 
 if TYPE_CHECKING:
@@ -101,6 +102,10 @@ def diff(
     _early(output)
     asked = Asked(base, tuned, control, preset, alpha, detail, spectra, align)
     compare(asked, by=by, output=output, as_json=as_json)
+
+
+for verb in (transplant, zero, scale, export):
+    app.command()(verb)
 
 
 @app.command()

@@ -1,0 +1,114 @@
+"""Weights into safetensors files: those of a base with the edits put in, or new ones of any store.
+
+safetensors ── the same files: headers and unchanged bytes copied, edited tensors made ──┐
+torch's     ── new shards, every tensor read and written ────────────────────────────────┴─▶ a folder
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from io import FileIO
+from pathlib import Path
+
+import torch
+
+from affectlens.checkpoints import Header, Store
+from affectlens.checkpoints.bytes import LocalFile, Span
+from affectlens.checkpoints.header import DTYPES
+from affectlens.checkpoints.safetensors import INDEX
+from affectlens.interventions.writing.edited import EditedStore
+from affectlens.interventions.writing.streaming import blocks, copy, copy_file, write
+
+SINGLE = "model.safetensors"
+_SHARD = 5_000_000_000  # bytes
+_KINDS = {dtype: kind for kind, (dtype, _) in DTYPES.items()}
+
+
+def rewrite(store: EditedStore, files: Mapping[str, LocalFile], room: Path, *, link: bool) -> None:
+    """Write safetensors files anew, by the names they get; those without an edit are copied, or linked."""
+    edits: dict[str, list[tuple[Span, str]]] = {name: [] for name in files}
+    names = {id(file): name for name, file in files.items()}
+    for tensor in store.edited:
+        span = store.stored(tensor)
+        assert span is not None, tensor
+        edits[names[id(span.of)]].append((span, tensor))
+    for name, file in files.items():
+        if not edits[name]:
+            copy_file(file, room / name, link=link)
+        else:
+            with FileIO(room / name, "xb") as stream:
+                _patched(store, file, stream, edits=sorted(edits[name], key=lambda edit: edit[0].start))
+
+
+def _patched(
+    store: EditedStore, file: LocalFile, stream: FileIO, *, edits: Sequence[tuple[Span, str]]
+) -> None:
+    """The file with new bytes in the places of some tensors, which are as long as those that were there."""
+    at = 0
+    for span, tensor in edits:
+        copy(file, stream, start=at, stop=span.start)
+        for block in blocks(store, tensor):
+            write(block, stream)
+        at = span.stop
+        assert stream.tell() == at, f"{tensor} is not as long as it was"
+    copy(file, stream, start=at, stop=file.size)
+
+
+def write_new(store: Store, room: Path, *, single: str = "", shard: int = _SHARD) -> None:
+    """Write a store's tensors into new files: one of the name `single`, or shards with their index."""
+    names = dict.fromkeys(store.headers) | dict.fromkeys(store.aliases)
+    tensors = {name: store.aliases.get(name, name) for name in names}
+    parts = [tensors] if single else list(_parts(store, tensors, limit=shard))
+    files = [single or SINGLE] if len(parts) == 1 else _numbered(len(parts))
+    for file, part in zip(files, parts, strict=True):
+        _write_file(store, room / file, part)
+    if len(parts) > 1:
+        where = {name: file for file, part in zip(files, parts, strict=True) for name in part}
+        total = sum(_bytes(store.headers[tensor]) for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (room / INDEX).write_text(json.dumps(index, indent=2), "utf-8")
+
+
+def _parts(store: Store, tensors: Mapping[str, str], *, limit: int) -> Iterator[dict[str, str]]:
+    part: dict[str, str] = {}
+    size = 0
+    for name, tensor in tensors.items():
+        more = _bytes(store.headers[tensor])
+        if part and size + more > limit:
+            yield part
+            part, size = {}, 0
+        part[name] = tensor
+        size += more
+    yield part
+
+
+def _numbered(count: int) -> list[str]:
+    return [f"model-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)]
+
+
+def _write_file(store: Store, path: Path, tensors: Mapping[str, str]) -> None:
+    """One file; wide numbers come first, so that each lies at a multiple of its width."""
+    headers = {name: store.headers[tensor] for name, tensor in tensors.items()}
+    ordered = sorted(headers, key=lambda name: (-_width(headers[name]), name))
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in ordered:
+        start, end = end, end + _bytes(headers[name])
+        shape, dtype = headers[name]
+        entries[name] = {"dtype": _KINDS[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    raw = json.dumps(entries).encode()
+    raw += b" " * (-len(raw) % 8)
+    with FileIO(path, "xb") as stream:
+        write(memoryview(len(raw).to_bytes(8, "little") + raw), stream)
+        for name in ordered:
+            for block in blocks(store, tensors[name]):
+                write(block, stream)
+
+
+def _width(header: Header) -> int:
+    dtype: torch.dtype = getattr(torch, header.dtype)
+    return dtype.itemsize
+
+
+def _bytes(header: Header) -> int:
+    return math.prod(header.shape) * _width(header)
