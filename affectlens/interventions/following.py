@@ -31,6 +31,8 @@ class Following:
 
     def _run(self, moment: Moment) -> None:
         args, kwargs = moment.call
+        if kwargs.get("encoder_outputs") is not None:
+            raise LensError("what an encoder said is this model's own; patch the other's from a recording")
         if not moment.start:
             self._cache = None
         elif self._cache is None:

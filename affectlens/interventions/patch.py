@@ -11,7 +11,7 @@ from affectlens.errors import LensError, NoSuchSite, near
 from affectlens.interventions.following import Following
 from affectlens.interventions.selecting import only_points
 from affectlens.lens import Activations, Lens, Moment, Recording, Rewrite
-from affectlens.sites import Point
+from affectlens.sites import Point, Span
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +47,26 @@ def _patched(point: Point, source: Recording) -> Callable[[Tensor, Moment | None
     passed = source[known]
     if not isinstance(passed, Activations):
         raise LensError(f"{point!r}: only means were recorded; record with keep='values'")
+    if passed.chosen is None:
+        return _InTurn(point, passed.values)
     # Recorded everywhere and patched in a span: then positions are matched over all.
     return partial(aligned, passed=passed, span=known.span, point=point)
+
+
+class _InTurn:
+    """What passed a module without positions of the text, which may be called several times in a pass."""
+
+    def __init__(self, point: Point, passed: Tensor) -> None:
+        self._point, self._passed, self._next = point, passed, 0
+
+    def __call__(self, values: Tensor, moment: Moment | None) -> Tensor:
+        start, stop = self._next, self._next + len(values)
+        found = self._passed[start:stop]
+        if found.shape != values.shape:
+            there = (len(self._passed) - start, *self._passed.shape[1:])
+            raise LensError(f"{self._point!r}: {tuple(values.shape)} passes there, {there} was recorded")
+        self._next = stop if stop < len(self._passed) else 0
+        return found
 
 
 def _followed(point: Point, beside: Following, values: Tensor, moment: Moment | None) -> Tensor:
@@ -58,21 +76,21 @@ def _followed(point: Point, beside: Following, values: Tensor, moment: Moment | 
 
 
 def aligned(
-    values: Tensor, moment: Moment | None, *, passed: Activations, span: object, point: Point
+    values: Tensor, moment: Moment | None, *, passed: Activations, span: Span, point: Point
 ) -> Tensor:
     """The values, and instead of those of a span what passed there, position by position."""
     theirs = passed.values.to(device=values.device, dtype=values.dtype)
-    if moment is None or passed.chosen is None:
-        if theirs.shape != values.shape:
-            raise LensError(
-                f"{point!r}: {tuple(values.shape)} passes there, {tuple(theirs.shape)} was recorded"
-            )
-        return theirs
-    here, there = moment.so_far(span).to(values.device), passed.chosen.to(values.device)  # type: ignore[arg-type]
+    if moment is None or passed.chosen is None or values.shape[:2] != (len(moment.own), moment.length):
+        raise LensError(
+            f"{point!r}: what passes there, {tuple(values.shape)}, has not the recorded positions"
+        )
+    here, there = moment.so_far(span).to(values.device), passed.chosen.to(values.device)
     if len(here) != len(there):
         raise LensError(f"{point!r}: {len(here)} examples are run, {len(there)} were recorded")
+    if span is None and theirs.shape == values.shape and bool((here == there).all()):
+        return theirs  # padding too: then it is the other run to the bit
     if not moment.start:
-        _refuse_uneven(here, there, point)
+        _refuse_uneven(here, there, point=point, span=span)
     number = (here.cumsum(1) - 1)[:, moment.start :]
     # The chosen of each row first, in their order.
     order = torch.sort((~there).byte(), dim=1, stable=True).indices
@@ -82,9 +100,10 @@ def aligned(
     return torch.where(known[..., None], found, values)
 
 
-def _refuse_uneven(here: Tensor, there: Tensor, point: Point) -> None:
+def _refuse_uneven(here: Tensor, there: Tensor, *, point: Point, span: Span) -> None:
+    """Raise `LensError` where positions can't be matched; of all positions, more may have been recorded."""
     for number, (ours, theirs) in enumerate(zip(here.sum(1).tolist(), there.sum(1).tolist(), strict=True)):
-        if ours > theirs:
+        if ours > theirs or (span is not None and ours != theirs):
             raise LensError(
                 f"{point!r}: example {number} has {ours} positions there, and {theirs} were recorded of it"
             )

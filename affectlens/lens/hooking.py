@@ -45,7 +45,7 @@ class Hook:
         """The new output of a module, or its new input; None where nothing changes."""
         if self.place.side == "mask":
             self.reached += 1
-            moment = self._moment()
+            moment = self._moment(kwargs.get("hidden_states", *args[:1]))
             mask = mask_of(module, kwargs, moment=moment)
             new = self.rewrite(mask, moment)
             return None if new is mask else (args, {**kwargs, "attention_mask": new})
@@ -73,7 +73,7 @@ class Hook:
     def _changed(self, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             raise LensError(f"{self.point!r}: {tensor.dtype} passes there, no real numbers")
-        moment = self._moment()
+        moment = self._moment(tensor)
         if moment is not None and self.point.site.role == "lm_head" and tensor.ndim == 3:
             moment = moment.tail(min(tensor.shape[1], moment.length))
         flat = moment is not None and tensor.ndim == 2 and len(tensor) == len(moment.own) * moment.length
@@ -89,8 +89,10 @@ class Hook:
             )
         return self._features(tensor, moment)
 
-    def _moment(self) -> Moment | None:
-        return self.moments.now(self.place.stack) if self.place.positional else None
+    def _moment(self, passing: Any) -> Moment | None:
+        if not self.place.positional or not isinstance(passing, Tensor):
+            return None
+        return self.moments.now(self.place.stack, passing.shape)
 
     def _features(self, tensor: Tensor, moment: Moment | None) -> Tensor:
         wanted = self.place.features

@@ -6,7 +6,7 @@ Hooks deep inside a model see tensors and no tokens. What was asked is written d
 entered: the prompt at the first pass, and from then on how much of it lies in the cache.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -67,7 +67,7 @@ class Moment:
             return found
         if self.ids is None:
             raise LensError(f"the model was given embeddings, so where its {span} is can't be known")
-        parts = spans(self.ids, self.own, config=self.config)
+        parts = spans(self.ids, self.own.long(), config=self.config)
         if span not in parts:
             raise LensError(
                 f"this model's input has no {span}; by its config it is made of {', '.join(parts)}"
@@ -108,9 +108,15 @@ class Moments:
         if encodes(self._model):
             yield answers.get_encoder(), self._encoding  # type: ignore[operator]
 
-    def now(self, stack: str | None) -> Moment | None:
-        """The moment of the running pass, the encoder's where `stack` is that; None where it has no tokens."""
-        return self._now.get(stack or "") or self._now.get("")
+    def now(self, stack: str | None, shape: Sequence[int]) -> Moment | None:
+        """The moment of the running pass that what has this shape belongs to; None where it has no tokens.
+
+        An encoder and a decoder have each their own; attention across takes what has the encoder's shape.
+        """
+        first = self._now.get(stack or "")
+        there = [one for one in (first, *self._now.values()) if one is not None]
+        fits = (one for one in there if tuple(shape[:2]) == (len(one.own), one.length))
+        return next(fits, there[0] if there else None)
 
     def _entered(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.passes += 1

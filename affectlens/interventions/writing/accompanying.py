@@ -10,12 +10,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from affectlens.checkpoints.folders import inside
+from affectlens.checkpoints.folders import RECORD, inside
 from affectlens.checkpoints.parsing import read_json
 from affectlens.files import opened
 from affectlens.lens.isolating import BESIDE_CODE, visible
 
-RECORD = "affectlens.json"
 _LICENCE = r"(?i:licen[cs]e|notice|copying|(?:acceptable_)?use_policy)[^/]*"
 BESIDE = f"{BESIDE_CODE.pattern}|{_LICENCE}"
 _CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")

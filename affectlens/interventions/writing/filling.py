@@ -31,14 +31,16 @@ def filled(out: str | Path, *, apart_from: Iterable[Path] = ()) -> Iterator[Path
             )
     lacking = [folder for folder in final.parents if not folder.exists()]  # the innermost first
     room = final.parent / f".affectlens-{secrets.token_hex(8)}"
+    done = False
     try:
         try:
             room.mkdir(parents=True)
             yield room
             _refuse_taken(out, final)
             os.replace(room, final)
+            done = True
         finally:
-            if room.exists():
+            if not done:
                 shutil.rmtree(room, ignore_errors=True)
                 for folder in lacking:
                     with suppress(OSError):

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from affectlens.checkpoints import Checkpoint
+from affectlens.checkpoints.folders import RECORD
 from affectlens.checkpoints.parsing import read_json
-from affectlens.interventions.writing.accompanying import RECORD
 from affectlens.interventions.writing.noticing import left_behind, notices
 from affectlens.sites import Point, Points, Site, Sites
 from affectlens.table import versions

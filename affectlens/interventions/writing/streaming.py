@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 
 from affectlens.checkpoints import Store
-from affectlens.checkpoints.bytes import AGAIN, LocalFile
-from affectlens.errors import CheckpointError
+from affectlens.checkpoints.bytes import LocalFile
 from affectlens.files import opened
 from affectlens.interventions.writing.edited import EditedStore
 
@@ -80,8 +79,7 @@ def _by_system(file: LocalFile, start: int, stop: int, stream: FileIO) -> int:
             count = min(_AT_ONCE, stop - start - done)
             got = copier(source, stream.fileno(), count, start + done)
             if not got:
-                reason = f"changed while it was read: it ends at byte {start + done:,}"
-                raise CheckpointError(file.path, reason, fix=AGAIN)
+                break  # the end, or a system that copies nothing here: reading will tell
             done += got
     except OSError as error:
         if error.errno not in _UNABLE:
