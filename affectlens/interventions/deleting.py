@@ -13,13 +13,13 @@ _ACTIVATIONS = ("act_fn", "activation_fn", "act", "activation", "hidden_act", "a
 
 
 def deleted_mlps(lens: Lens, sites: Sites) -> Sequence[str]:
-    """Say so where zeroing whole gates, ups or downs deletes the MLP.
+    """Say so where zeroing gates, ups or downs, or neurons of them, deletes what the MLP makes of them.
 
     act(gate)·up is zero where gate is, if act(0) = 0, or where up is, unless a bias is added. What can't be
     established is not said.
     """
-    zeroed = [site for site in sites if site.role in _PARTS and site.param == "weight" and site == site.at()]
-    found = [site for site in zeroed if _deletes(lens, site, set(zeroed))]
+    zeroed = frozenset(site for site in sites if site.role in _PARTS)
+    found = [site for site in zeroed if site.param == "weight" and _deletes(lens, site, zeroed)]
     if not found:
         return ()
     roles = ", ".join(sorted({site.role for site in found}))
@@ -29,7 +29,7 @@ def deleted_mlps(lens: Lens, sites: Sites) -> Sequence[str]:
     return (f"{words}, so this does not speak for one of them.",)
 
 
-def _deletes(lens: Lens, site: Site, zeroed: set[Site]) -> bool:
+def _deletes(lens: Lens, site: Site, zeroed: frozenset[Site]) -> bool:
     family = [
         one
         for one in lens.sites
@@ -38,10 +38,10 @@ def _deletes(lens: Lens, site: Site, zeroed: set[Site]) -> bool:
         == (site.tower, site.stack, site.layer, site.expert, site.label)
     ]
     matrices = [one for one in family if one.param == "weight"]
-    if zeroed.issuperset(matrices):
+    if zeroed.issuperset(one.at(neuron=site.neuron) for one in matrices):
         return False  # whoever zeroes all three means the MLP
+    biased = {one.role for one in family if one.param == "bias" and one.at(neuron=site.neuron) not in zeroed}
     roles = {one.role for one in matrices}
-    biased = {one.role for one in family if one.param == "bias"}
     return roles == set(_PARTS) and not biased & {"gate_proj", "up_proj"} and _starts_at_zero(lens, site)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from affectlens.errors import LensError
 from affectlens.lens import Activations, Lens, Moment, Recording
-from affectlens.lens.running import answering, inner
+from affectlens.lens.running import answering, encodes, inner
 from affectlens.sites import Points
 
 
@@ -31,8 +31,9 @@ class Following:
 
     def _run(self, moment: Moment) -> None:
         args, kwargs = moment.call
-        if kwargs.get("encoder_outputs") is not None:
-            raise LensError("what an encoder said is this model's own; patch the other's from a recording")
+        alone = "decoder_input_ids" not in kwargs or kwargs.get("encoder_outputs") is not None
+        if encodes(self._lens.model) and alone:
+            raise LensError("an encoder and a decoder are run one by one here; patch from a recording")
         if not moment.start:
             self._cache = None
         elif self._cache is None:

@@ -45,7 +45,8 @@ def _sentences(lens: Lens, donor: Checkpoint, sites: Sites) -> Iterator[str]:
         yield f"The output embedding of {tied} is its input embedding, and one of its own {own}."
     astray = [site for site in _buffers(lens) - sites if site in donor.sites and _differs(live, donor, site)]
     if astray:
-        yield f"{len(astray)} buffers of {name} have other values, and are not among these sites: {astray[0]}."
+        words = f"{len(astray)} buffers of {name} have other values, and are not among these sites"
+        yield f"{words} (first: {astray[0]})."
 
 
 def _buffers(lens: Lens) -> Sites:

@@ -5,7 +5,8 @@ batch ── started ──▶ with a decoder's first token ── continued ─
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 _NOTES = ("token_type_ids", "mm_token_type_ids")  # of a tokenizer, for models that ask for them
 # A checkpoint's own generation settings may sample, search or punish repetition.
 _GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-_SEEN = {"disable_compile": True}  # a compiled step would pass hooks by
+# A compiled step would pass hooks by; without a cache each step would look like another prompt.
+_SEEN = {"disable_compile": True, "use_cache": True}
 
 
 def inner(model: nn.Module) -> nn.Module:
@@ -150,10 +152,20 @@ def generated(lens: "Lens", batch: Mapping[str, Tensor], *, max_new_tokens: int)
         "pad_token_id": lens.tokenizer.pad_token_id,
     }
     with told("the model can't answer these examples"):
-        out = answering(lens.model).generate(**given, **settings)  # type: ignore[operator]
+        out = _generate(answering(lens.model))(**given, **settings)
     before = given["decoder_input_ids" if encodes(lens.model) else "input_ids"]
     texts: Sequence[str] = lens.tokenizer.batch_decode(out[:, before.shape[1] :], skip_special_tokens=True)
     return list(texts)
+
+
+def _generate(part: nn.Module) -> Callable[..., Tensor]:
+    """How a model generates; of one that transcribes in windows, forced tokens and all, as the others do."""
+    own: Callable[..., Tensor] = part.generate  # type: ignore[assignment]
+    if "whisper" not in getattr(own, "__module__", ""):
+        return own
+    from transformers import GenerationMixin
+
+    return partial(GenerationMixin.generate, part)
 
 
 def _takes(model: nn.Module) -> Sequence[str]:

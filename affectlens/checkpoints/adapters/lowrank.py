@@ -41,8 +41,11 @@ class LowRank:
 
     @property
     def factors(self) -> Factors:
-        """The factors; those of a few sites are kept, since each part of a site needs them."""
-        return _factors(self)
+        """The factors; those of a few sites are kept, since each part of a site needs them.
+
+        Not those of a live model: they may change.
+        """
+        return self.read() if self.store.format == "memory" else _factors(self)
 
     @property
     def scale_up_to_alpha(self) -> float:
