@@ -42,7 +42,9 @@ def _deletes(lens: Lens, site: Site, zeroed: frozenset[Site]) -> bool:
         return False  # whoever zeroes all three means the MLP
     biased = {one.role for one in family if one.param == "bias" and one.at(neuron=site.neuron) not in zeroed}
     roles = {one.role for one in matrices}
-    return roles == set(_PARTS) and not biased & {"gate_proj", "up_proj"} and _starts_at_zero(lens, site)
+    # Either factor alone makes the product zero; of down it is said only where the others would do the same.
+    factors = {"gate_proj", "up_proj"} if site.role == "down_proj" else {site.role}
+    return roles == set(_PARTS) and not biased & factors and _starts_at_zero(lens, site)
 
 
 def _starts_at_zero(lens: Lens, site: Site) -> bool:

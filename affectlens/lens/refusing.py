@@ -32,7 +32,7 @@ def refuse_unlike(site: Site, parameter: Tensor) -> None:
     data = parameter.data
     if data.device.type == "meta":
         raise LensError(f"{site} is offloaded, so its weights can't be swapped; load without offloading")
-    if not data.is_floating_point():
+    if not data.is_floating_point() or data.itemsize < 2:
         raise LensError(
             f"{site} is quantised ({data.dtype}), so no weights can be put there; load it unpacked"
         )
