@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,10 @@ from affectlens.lens.running import config_of, device_of, forward, generated, st
 from affectlens.lens.verifying import Verification, verify
 from affectlens.sites import Points, Site, Sites, Span
 from affectlens.tasks import Example
+
+if TYPE_CHECKING:
+    from nnsight import NNsight
+    from transformer_lens.model_bridge import TransformerBridge
 
 
 class Lens:
@@ -118,6 +122,29 @@ class Lens:
         What it would take is known, and shown, before anything is loaded: see `Paired`.
         """
         return Paired(self, tuned)
+
+    def nnsight(self, *interventions: Intervention | ActivationIntervention) -> "NNsight":
+        """The same module as an `nnsight.NNsight`, each of whose runs has the interventions.
+
+        See `affectlens.lens.doors.nnsight_door` for what a run is, and what importing nnsight does to Python.
+        """
+        from affectlens.lens.doors.nnsight_door import nnsight_of
+
+        return nnsight_of(self, *interventions)
+
+    def bridge(
+        self,
+        *interventions: Intervention | ActivationIntervention,
+        dtype: torch.dtype | str | None = None,
+    ) -> "TransformerBridge":
+        """A TransformerLens bridge over a copy of the model, in which the interventions stay.
+
+        See `affectlens.lens.doors.bridge`; `bridge_input` there makes its input of a prepared batch. Raises
+        `LensError` for a model that TransformerLens has no adapter for, `MissingExtra` where that needs more.
+        """
+        from affectlens.lens.doors.bridge import bridge
+
+        return bridge(self, *interventions, dtype=dtype)
 
     def verify(self, *examples: Example, prompt: str = "{text}") -> Verification:
         """Test on the live model what the names say: does each gate gate, is each v a v?
