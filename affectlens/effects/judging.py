@@ -4,8 +4,9 @@ Ask (steps: whose weights at which sites; tasks) ──▶ interventions ──�
 """
 
 import threading
-from collections.abc import Mapping
-from contextlib import ExitStack
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from affectlens.checkpoints import Checkpoint, open_checkpoint
 from affectlens.drift.spreading import opens_again
 from affectlens.effects.evaluating import Prepared, judge, prepare_task
 from affectlens.effects.fingerprinting import combined, fingerprint
-from affectlens.errors import LensError
+from affectlens.errors import LensError, Remark
 from affectlens.interventions import Transplant, Zero
 from affectlens.lens import Intervention, Lens, load, remembering_senses
 from affectlens.sites import Sites
@@ -55,7 +56,7 @@ class Bench:
     def judged(self, ask: Ask) -> Judged:
         """The log-probabilities of the labels, float32."""
         found: Judged = {}
-        with self.lens.intervene(*map(self._intervention, ask.steps)):
+        with _quiet(), self.lens.intervene(*map(self._intervention, ask.steps)):
             for name in ask.tasks:
                 logps, self.prepared[name] = judge(self.lens, self.prepared[name])
                 found[name] = logps.numpy()
@@ -82,6 +83,14 @@ class Bench:
         """What a result is kept under: the weights at hand, what is done to them, and what is asked."""
         done = [[self._sources.get(s.donor, ""), [str(astuple(site)) for site in s.sites]] for s in ask.steps]
         return combined(versions(), self.weights, done, self._prints[task])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without remarks on entering: the table says once what a transplant leaves behind, and what zeros do."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Remark)
+        yield
 
 
 @dataclass(frozen=True)

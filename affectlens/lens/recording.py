@@ -40,6 +40,8 @@ class Recording:
     ) -> None:
         if keep not in KEPT:
             raise LensError(f"can't keep {keep!r} of activations. What can be kept: {near(keep, KEPT)}")
+        if not points:
+            raise NoSuchSite("there is no point to record; select some sites")
         if gradients and keep != "values":
             raise LensError("gradients are kept beside values: keep='values'")
         self.points = points
