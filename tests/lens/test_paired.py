@@ -103,6 +103,7 @@ def test_an_adapter_stays_its_factors(family: str, tmp_path: Path) -> None:
     expected = logits(wrapped, batch)
     model = BY_NAME[family].build()
     plain, before = logits(model, batch), snapshot(model)
+    hooks = [len(m._forward_hooks) for m in model.modules()]  # transformers may have some
     pair = al.Lens(model).paired(tmp_path)
     factors = sum(p.numel() * 4 for name, p in wrapped.named_parameters() if "lora_" in name)
 
@@ -113,7 +114,7 @@ def test_an_adapter_stays_its_factors(family: str, tmp_path: Path) -> None:
     torch.testing.assert_close(expected, found, rtol=1e-5, atol=1e-6)
     assert family == "phi3" or torch.equal(expected, found)
     assert torch.equal(plain, logits(model, batch))
-    assert [] == [m for m in model.modules() if m._forward_hooks]
+    assert hooks == [len(m._forward_hooks) for m in model.modules()]
 
 
 def test_dora_is_held_as_weights(tmp_path: Path) -> None:
