@@ -109,9 +109,8 @@ def _offloaded(module: nn.Module) -> dict[str, Callable[[], Tensor]]:
         hook = getattr(part, "_hf_hook", None)
         for one in getattr(hook, "hooks", (hook,)):
             kept = getattr(one, "weights_map", None)
-            inner = part.named_parameters(recurse=getattr(one, "place_submodules", False))
-            for own, parameter in inner if kept is not None else ():
-                if parameter.is_meta:
+            for own, parameter in part.named_parameters(recurse=getattr(one, "place_submodules", False)):
+                if kept is not None and parameter.is_meta:
                     found[f"{name}.{own}".removeprefix(".")] = partial(kept.__getitem__, own)
     return found
 

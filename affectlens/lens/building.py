@@ -34,7 +34,7 @@ class _Later:
 
 
 def build(
-    room: Path, checkpoint: Checkpoint, places: Mapping[str, Any], *, dtype: torch.dtype | None, code: bool
+    room: Path, checkpoint: Checkpoint, *, places: Mapping[str, Any], dtype: torch.dtype | None, code: bool
 ) -> nn.Module:
     """The model of a folder of copies, its weights from the checkpoint. Raises `LensError`, and what breaks.
 

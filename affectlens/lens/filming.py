@@ -1,13 +1,14 @@
 """Frames of films for a model, with Pillow: what transformers' own video processors need torchvision for.
 
 Each frame goes through a picture processor with the settings of the video processor, and the frames are put
-together as the family's own would. Resized by Pillow, values differ from torchvision's by a few grey levels
-in 256, as they do between transformers' two picture processors.
+together as the family's own would. Values differ by a grey level of 256 at most where frames are resized (seen
+against transformers' own with torchvision), as they do between transformers' two picture processors.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +56,23 @@ def stacked(film: np.ndarray, images: Any, **settings: Any) -> dict[str, Any]:
     return {"pixel_values_videos": torch.from_numpy(np.asarray(values))[None]}
 
 
-# Processors whose films we put together → how, by which picture processor, with which settings of their own.
-_WAYS: Mapping[str, tuple[Callable[..., dict[str, Any]], str, Mapping[str, Any]]] = {
+@dataclass(frozen=True)
+class Way:
+    """Hold how a family's films are put together: by what, from which pictures, with which settings."""
+
+    put: Callable[..., dict[str, Any]] | None
+    pictures: str
+    settings: Mapping[str, Any]
+    kind: str  # the video processor of transformers that it stands in for
+
+
+_QWEN = Way(patched, "Qwen2VLImageProcessorPil", _PATCHED, "Qwen2VLVideoProcessor")
+_WAYS: Mapping[str, Way] = {
     **dict.fromkeys(
-        ("Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen2_5OmniProcessor", "Qwen3OmniMoeProcessor"),
-        (patched, "Qwen2VLImageProcessorPil", _PATCHED),
+        ("Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen2_5OmniProcessor", "Qwen3OmniMoeProcessor"), _QWEN
     ),
-    **dict.fromkeys(
-        ("LlavaOnevisionProcessor", "InternVLProcessor"), (stacked, "CLIPImageProcessorPil", _PLAIN)
-    ),
+    "LlavaOnevisionProcessor": Way(stacked, "CLIPImageProcessorPil", _PLAIN, "LlavaOnevisionVideoProcessor"),
+    "InternVLProcessor": Way(stacked, "CLIPImageProcessorPil", _PLAIN, "InternVLVideoProcessor"),
 }
 
 
@@ -78,26 +87,32 @@ class Frames(VideoProcessorMixin):  # type: ignore[misc]
     valid_kwargs = VideosKwargs
 
     def __init__(self, processor: str, settings: Mapping[str, Any] | None = None) -> None:
-        self.way, name, own = _WAYS.get(processor, (None, "CLIPImageProcessorPil", _PLAIN))
+        unknown = Way(None, "CLIPImageProcessorPil", {}, processor.replace("Processor", "VideoProcessor"))
+        self.way = _WAYS.get(processor, unknown)
         self.model_input_names = ["pixel_values_videos"]
-        known = getattr(transformers, name)
-        given = {k: v for k, v in (settings or {}).items() if k in known.valid_kwargs.__annotations__}
-        self.images = known(**{**own, **{k: v for k, v in given.items() if v is not None}})
+        self.settings = {**self.way.settings, **(settings or {})}
+        known = getattr(transformers, self.way.pictures)
+        taken = known.valid_kwargs.__annotations__
+        self.images = known(**{k: v for k, v in self.settings.items() if k in taken and v is not None})
         self.size = self.images.size
         self.merge_size = getattr(self.images, "merge_size", None)
         self.temporal_patch_size = getattr(self.images, "temporal_patch_size", None)
         self.patch_size = getattr(self.images, "patch_size", None)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, as those of the video processor that is stood in for."""
+        return {**self.settings, "video_processor_type": self.way.kind}
+
     def preprocess(self, videos: Any, **kwargs: Any) -> BatchFeature:
         """The pixels of films, each an array of frames, or a list of pictures."""
-        if self.way is None:
+        if self.way.put is None:
             raise LensError(
                 "transformers reads the films of this model with torchvision, which is not installed: "
                 "pip install torchvision"
             )
         films = make_batched_videos(videos)
         settings = {"size": kwargs["size"]} if kwargs.get("size") else {}
-        parts = [self.way(np.asarray(film), self.images, **settings) for film in films]
+        parts = [self.way.put(np.asarray(film), self.images, **settings) for film in films]
         same = len({part["pixel_values_videos"].shape[1:] for part in parts}) == 1
         if not same:
             raise LensError("films that are read together need as many frames as each other, of one size")

@@ -78,7 +78,7 @@ def load(
             refuse_untold(name, checkpoint.config)
         own = ran is not None
         make = partial(build, room, checkpoint, dtype=wanted, code=own)
-        model = _built(lambda: placed(make, device, device_map), checkpoint, room)
+        model = _built(lambda: placed(make, device=device, device_map=device_map), checkpoint, room)
         processor, unread = load_processor(room, name=name, code=own)
     # What others go by who are given the model; the folder of copies is gone.
     for one in (getattr(model, "config", None), getattr(processor, "tokenizer", processor)):

@@ -39,20 +39,21 @@ def refuse_unplaceable(device: str | torch.device | None, device_map: str | Mapp
 
 
 def placed(
-    build: Callable[[Mapping[str, Any]], nn.Module],
+    build: Callable[..., nn.Module],
+    *,
     device: str | torch.device | None,
     device_map: str | Mapping[str, Any] | None,
 ) -> nn.Module:
     """A model that is built with what transformers is told of its places, and put where it belongs."""
     if device_map is None:
-        model = build({})
+        model = build(places={})
         return model.to(device) if device is not None else model
     folder = tempfile.mkdtemp(prefix="affectlens-offloaded-")
     asked = device_map if isinstance(device_map, str) else dict(device_map)
     says, level = logging.getLogger("accelerate"), logging.getLogger("accelerate").level
     says.setLevel(logging.ERROR)  # that parameters are offloaded is what was asked for
     try:
-        model = build({"device_map": asked, "offload_folder": folder})
+        model = build(places={"device_map": asked, "offload_folder": folder})
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

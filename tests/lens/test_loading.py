@@ -1,6 +1,7 @@
 """Loading a stranger's files: nothing runs, is fetched or read elsewhere, nothing hangs, nothing is left."""
 
 import gc
+import importlib.util
 import json
 import os
 import resource
@@ -21,7 +22,7 @@ from torch import nn
 
 import affectlens as al
 from affectlens.checkpoints.hub import remote
-from affectlens.errors import CheckpointError, LensError
+from affectlens.errors import CheckpointError, LensError, MissingExtra
 from affectlens.lens import rendering
 from affectlens.lens.isolating import cleaned
 from tests.checkpoints.hub_server import Hub, posing
@@ -560,3 +561,70 @@ def test_cleaning_keeps_what_describes_a_model() -> None:
 def test_a_model_that_was_not_loaded_ran_no_code() -> None:
     """Any module will do for a lens."""
     assert al.Lens(nn.Linear(2, 2)).remote_code is None
+
+
+SPREAD = {
+    "model.vision_tower": "disk", "model.multi_modal_projector": "cpu",
+    "model.language_model.embed_tokens": "disk", "model.language_model.layers.0": "cpu",
+    "model.language_model.layers.1": "disk",
+    "model.language_model.norm": "cpu", "model.language_model.rotary_emb": "cpu", "lm_head": "disk",
+}  # fmt: skip
+
+
+def test_a_model_is_spread_over_memory_and_disk(pair: tuple[Path, Path], tmp_path: Path,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """It runs as it does in one place, has the same sites with the same values, and leaves nothing behind."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    lens, whole = al.load(pair[0], device_map=SPREAD), al.load(pair[0])
+    ids = torch.arange(1, 9).reshape(1, -1)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    assert any(parameter.is_meta for parameter in lens.model.parameters())
+    torch.testing.assert_close(whole.run(batch), lens.run(batch), atol=1e-6, rtol=1e-6)
+    assert whole.sites == lens.sites
+    assert all(torch.equal(whole.checkpoint.read(site), lens.checkpoint.read(site)) for site in whole.sites)
+    assert (torch.device("cpu"), 1) == (lens.device, len(list(tmp_path.glob("affectlens-offloaded-*"))))
+    del lens
+    gc.collect()
+    assert [] == list(tmp_path.glob("affectlens-offloaded-*"))
+
+
+def test_offloaded_weights_are_not_changed(pair: tuple[Path, Path]) -> None:
+    """They are refused before anything is touched; those in memory can be changed as ever."""
+    lens = al.load(pair[0], device_map=SPREAD)
+    layers = lens.sites.where(tower="language", role="gate_proj")
+    ids = torch.arange(1, 9).reshape(1, -1)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    before = lens.run(batch)
+
+    with pytest.raises(LensError, match="offloaded"), lens.intervene(al.Scale(layers, factor=2.0)):
+        pass
+    assert torch.equal(before, lens.run(batch))
+    with lens.intervene(al.Scale(layers.where(layer=0), factor=2.0)):
+        assert not torch.equal(before, lens.run(batch))
+    assert torch.equal(before, lens.run(batch))
+
+
+@pytest.mark.parametrize("places", ["auto", {"": "cpu"}])
+def test_a_map_of_one_place_is_that_place(pair: tuple[Path, Path], places: Any) -> None:
+    """Nothing is offloaded where there is no need."""
+    lens = al.load(pair[0], device_map=places)
+
+    assert not any(parameter.is_meta for parameter in lens.model.parameters())
+    assert al.load(pair[0]).sites == lens.sites
+
+
+def test_places_that_can_not_be_are_told(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two answers, a map that there is none of, one with holes, and accelerate that is missing."""
+    with pytest.raises(LensError, match="both say where the model goes"):
+        al.load(pair[0], device="cpu", device_map="auto")
+    with pytest.raises(LensError, match=r"no device_map is called 'cuda'\. Known: auto"):
+        al.load(pair[0], device_map="cuda")
+    with pytest.raises(LensError, match="transformers can't load this"):
+        al.load(pair[0], device_map={"lm_head": "cpu", "model.vision_tower": "disk"})
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *_: None if name == "accelerate" else find(name)
+    )
+    with pytest.raises(MissingExtra, match=r"accelerate, which isn't installed. Try: pip install"):
+        al.load(pair[0], device_map="auto")
