@@ -1,8 +1,8 @@
-"""Writing an edited checkpoint against copying its files: python -m benchmarks.writing [--size 3b] [--folder DIR]
+"""Writing an edited checkpoint against copying its files: python -m benchmarks.writing [--size 3b]
 
 A base and a tuning that moved its gates, random bf16 in the layout of a language model, in shards of 2 GB. In
-turns, in this one run: `shutil.copyfile` of every file of the base, and `affectlens transplant BASE TUNED` as a
-process of its own, interpreter and imports counted; neither waits for the disk at the end. Memory is RssAnon
+turns, in this one run: `shutil.copyfile` of every file of the base, and `affectlens transplant` as a process
+of its own, interpreter and imports counted; neither waits for the disk at the end. Memory is RssAnon
 of that process, sampled every 2 ms.
 """
 

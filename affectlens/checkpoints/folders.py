@@ -17,6 +17,7 @@ from affectlens.html import plain
 
 _LONGEST = 80  # characters of the name of a file that is one of several
 ADAPTER = "adapter_config.json"
+RECORD = "affectlens.json"  # what an edited checkpoint says of its making
 # In the order in which transformers looks; a whole file goes before shards.
 _WHOLE = (
     "model.safetensors",
@@ -53,6 +54,8 @@ def open_store(path: Path, source: str) -> Store:
                 store.notes = (*store.notes, f"{index} lies in the same folder, and was not read")
             if _there(path, ADAPTER):
                 store.notes = (*store.notes, "an adapter lies in the same folder, and was not applied")
+            if _there(path, RECORD):
+                store.notes = (*store.notes, f"{RECORD} beside it says how it was edited")
             return store
     if _there(path, ADAPTER):
         return _adapter(path, source)

@@ -1,25 +1,37 @@
 """Whether zeros at a site delete a whole MLP, so that nothing is said of this matrix in particular."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
+from affectlens.checkpoints import Checkpoint
 from affectlens.lens import Lens, module_name
 from affectlens.sites import Site, Sites
 
 _PARTS = ("gate_proj", "up_proj", "down_proj")
+_MLP = ("tower", "stack", "layer", "expert", "label")  # what they share
 _ACTIVATIONS = ("act_fn", "activation_fn", "act", "activation", "hidden_act", "activation_func")
 
 
 def deleted_mlps(lens: Lens, sites: Sites) -> Sequence[str]:
-    """Say so where zeroing gates, ups or downs, or neurons of them, deletes what the MLP makes of them.
+    """Say so where zeroing gates, ups or downs, or neurons of them, deletes what the MLP makes of them."""
+    return deletions(lens.checkpoint, sites, starts_at_zero=lambda site: _starts_at_zero(lens, site))
+
+
+def deletions(live: Checkpoint, sites: Sites, *, starts_at_zero: Callable[[Site], bool]) -> Sequence[str]:
+    """The same of a checkpoint, given whether the activation beside a matrix maps zero to zero.
 
     act(gate)·up is zero where gate is, if act(0) = 0, or where up is, unless a bias is added. What can't be
     established is not said.
     """
     zeroed = frozenset(site for site in sites if site.role in _PARTS)
-    found = [site for site in zeroed if site.param == "weight" and _deletes(lens, site, zeroed)]
+    mlps = Sites(site for site in live.sites if site.role in _PARTS).by(*_MLP)
+    found = [
+        site
+        for site in zeroed
+        if site.param == "weight" and _deletes(site, mlps[_key(site)], zeroed) and starts_at_zero(site)
+    ]
     if not found:
         return ()
     roles = ", ".join(sorted({site.role for site in found}))
@@ -29,14 +41,11 @@ def deleted_mlps(lens: Lens, sites: Sites) -> Sequence[str]:
     return (f"{words}, so this does not speak for one of them.",)
 
 
-def _deletes(lens: Lens, site: Site, zeroed: frozenset[Site]) -> bool:
-    family = [
-        one
-        for one in lens.sites
-        if one.role in _PARTS
-        and (one.tower, one.stack, one.layer, one.expert, one.label)
-        == (site.tower, site.stack, site.layer, site.expert, site.label)
-    ]
+def _key(site: Site) -> tuple[object, ...]:
+    return tuple(getattr(site, name) for name in _MLP)
+
+
+def _deletes(site: Site, family: Sites, zeroed: frozenset[Site]) -> bool:
     matrices = [one for one in family if one.param == "weight"]
     if zeroed.issuperset(one.at(neuron=site.neuron) for one in matrices):
         return False  # whoever zeroes all three means the MLP
@@ -44,7 +53,7 @@ def _deletes(lens: Lens, site: Site, zeroed: frozenset[Site]) -> bool:
     roles = {one.role for one in matrices}
     # Either factor alone makes the product zero; of down it is said only where the others would do the same.
     factors = {"gate_proj", "up_proj"} if site.role == "down_proj" else {site.role}
-    return roles == set(_PARTS) and not biased & factors and _starts_at_zero(lens, site)
+    return roles == set(_PARTS) and not biased & factors
 
 
 def _starts_at_zero(lens: Lens, site: Site) -> bool:

@@ -38,7 +38,7 @@ class EditedStore:
     def edited(self) -> frozenset[str]:
         """The tensors that are not as stored."""
         below = self.inner.edited if isinstance(self.inner, EditedStore) else frozenset()
-        return below | self._sites.keys()
+        return below | frozenset(self._sites)
 
     def read(self, tensor: str, wanted: slice | None = None) -> Tensor:
         """Return a tensor, or some of its rows, with the edits in it."""

@@ -15,7 +15,6 @@ from typing import Any
 
 from affectlens.checkpoints import Checkpoint, Source, open_checkpoint, pair
 from affectlens.checkpoints.folders import ADAPTER
-from affectlens.checkpoints.joined import JoinedStore
 from affectlens.interventions.transplant import Transplant
 from affectlens.interventions.writing.filling import filled
 from affectlens.interventions.writing.grounding import changed
@@ -52,14 +51,14 @@ def export(
         "source": adapter.identity,
         "adapter": {
             "modules": len(parts.ranks),
-            "parameters": sum(prod(store.headers[tensor].shape) for store, tensor in parts.tensors.values()),
+            "parameters": sum(prod(header.shape) for header in parts.weights.headers.values()),
             "saved_whole": len(parts.saved),
         },
         "left_out": dict(parts.left_out),
         "versions": dict(versions()),
     }
     with filled(out) as room:
-        write_new(JoinedStore(parts.store, parts.tensors, config={}), room, single=_WEIGHTS)
+        write_new(parts.weights, room, single=_WEIGHTS)
         text = json.dumps(parts.config(base=named), indent=2, allow_nan=False)
         (room / ADAPTER).write_text(text, "utf-8")
         write_record(found, room)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from affectlens.checkpoints import Checkpoint, Source, Store, open_checkpoint
+from affectlens.checkpoints import Checkpoint, Source, open_checkpoint
 from affectlens.checkpoints.bytes import LocalFile
 from affectlens.checkpoints.folders import open_store
 from affectlens.checkpoints.indexes import weight_map
@@ -104,20 +104,21 @@ def _placed(live: Checkpoint, first: tuple[Transplant, ...]) -> Ground:
         if index is None and len(files) == 1:
             files = dict(zip([SINGLE], files.values(), strict=True))
         return Ground(live, folder, first, files, index)
-    _refuse_new(live.store, raw)
+    _refuse_new(live)
     return Ground(live, folder, first)
 
 
-def _refuse_new(store: Store, raw: Store) -> None:
-    """Raise `CheckpointError` where a store's tensors are not all that its files hold."""
-    if store is not raw:
+def _refuse_new(live: Checkpoint) -> None:
+    """Raise `CheckpointError` where the tensors that can be read are not all that the files hold."""
+    store = live.store
+    if isinstance(store, QuantizedStore):
         raise CheckpointError(
             store.name, "quantised weights in torch's files can't be written", fix=_UNQUANTISED
         )
-    if not isinstance(raw, PickleStore):
+    if not isinstance(store, PickleStore):
         fix = "Merge it with PEFT first"
         raise CheckpointError(store.name, "a model and its adapter in one file can't be written", fix=fix)
-    for tensor, (why, _) in raw.skipped.items():
+    for tensor, (why, _) in store.skipped.items():
         raise CheckpointError(store.name, f"can't be read, so it can't be written: {why}", key=tensor)
 
 

@@ -1,14 +1,14 @@
 """What a reader of an edited checkpoint should know, and its files do not say by themselves."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from affectlens.checkpoints import Checkpoint, pair
 from affectlens.errors import NothingToCompare
+from affectlens.interventions.deleting import deletions
 from affectlens.interventions.scale import Scale
 from affectlens.interventions.zero import Zero
-from affectlens.sites import MLP, Site, Sites, sections
+from affectlens.sites import Site, Sites, sections
 
 # Activations that map zero to zero, by how configs call them; of any other nothing is said.
 _THROUGH_ZERO = ("silu", "swish", "gelu", "relu", "mish", "tanh")
@@ -25,12 +25,8 @@ def notices(
         yield f"The selection spans towers ({counts} sites)."
     if donor is not None and not any(donor.targeted(site) for site in sites):
         yield f"{donor.store.name} does not touch these sites, so nothing changes."
-    zeroes = isinstance(intervention, Zero) or (isinstance(intervention, Scale) and intervention.factor == 0)
-    if zeroes and (roles := sorted({site.role for site in sites if _deletes(live, site, sites)})):
-        yield (
-            f"Zeroing {', '.join(roles)} deletes the MLP (act(0) = 0, no bias): gate, up or down give the "
-            f"same logits then, so this does not speak for one of them."
-        )
+    if isinstance(intervention, Zero) or (isinstance(intervention, Scale) and intervention.factor == 0):
+        yield from deletions(live, sites, starts_at_zero=lambda site: _through_zero(live, site))
 
 
 def left_behind(base: Checkpoint, donor: Checkpoint) -> tuple[str, ...]:
@@ -41,21 +37,8 @@ def left_behind(base: Checkpoint, donor: Checkpoint) -> tuple[str, ...]:
         return ()
 
 
-def _deletes(live: Checkpoint, site: Site, zeroed: Sites) -> bool:
-    """Whether zeros at a site make its MLP add nothing but a bias of its last matrix."""
-    if site.role not in MLP or site.param != "weight" or site != site.at():
-        return False
-    beside = [
-        Site(site.tower, role, site.layer, site.stack, "weight", site.expert, site.label) for role in MLP
-    ]
-    biases = [
-        Site(site.tower, role, site.layer, site.stack, "bias", site.expert, site.label) for role in MLP[:2]
-    ]
-    gated = all(one in live.storage for one in beside)
-    biased = any(bias in live.storage and bias not in zeroed for bias in biases)
-    return gated and not biased and _through_zero(sections(live.config, [site.tower])[site.tower])
-
-
-def _through_zero(settings: Mapping[str, Any]) -> bool:
+def _through_zero(live: Checkpoint, site: Site) -> bool:
+    """Whether the config names an activation that maps zero to zero."""
+    settings = sections(live.config, [site.tower])[site.tower]
     stated = next((settings[key] for key in _ACTIVATIONS if key in settings), "")
     return isinstance(stated, str) and any(name in stated for name in _THROUGH_ZERO)

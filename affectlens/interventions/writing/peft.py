@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from affectlens.checkpoints import Checkpoint, Store
+from affectlens.checkpoints import Checkpoint
 from affectlens.checkpoints.adapters.factors import Pair
 from affectlens.checkpoints.adapters.lowrank import LowRank
+from affectlens.checkpoints.joined import JoinedStore
 from affectlens.errors import CheckpointError
 from affectlens.sites import Site, Sites
 
@@ -17,10 +18,9 @@ _PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class Parts:
-    """What of an adapter PEFT can load: tensors by their new names, the rank and alpha of each module."""
+    """What of an adapter PEFT can load: weights by their new names, the rank and alpha of each module."""
 
-    store: Store
-    tensors: Mapping[str, tuple[Store, str]]
+    weights: JoinedStore
     targets: str
     ranks: Mapping[str, int]
     alphas: Mapping[str, float]
@@ -78,8 +78,7 @@ def adapter_parts(adapter: Checkpoint, base: Checkpoint) -> Parts:
     turned = any(low.where.transposed for low in modules.values())
     settings = {"use_dora": decomposed == {True}, "use_rslora": False, "fan_in_fan_out": turned}
     return Parts(
-        store,
-        tensors,
+        JoinedStore(store, tensors, config={}),
         Sites(
             (site for site in adapter.factors if _module(site) in modules), within=base.sites
         ).to_target_modules(),

@@ -19,13 +19,15 @@ from affectlens.interventions.writing.filling import filled
 from affectlens.interventions.writing.grounding import Ground, ground
 from affectlens.interventions.writing.recording import Step, record, write_record
 from affectlens.interventions.writing.sharding import rewrite, write_new
-from affectlens.lens import Intervention
+from affectlens.lens import ActivationIntervention, Intervention
 from affectlens.sites import Sites
+
+Written = Intervention | ActivationIntervention  # the latter to be refused in words
 
 
 def write(
     base: Source,
-    interventions: Intervention | Iterable[Intervention],
+    interventions: Written | Iterable[Written],
     out: str | Path,
     *,
     link: bool = False,

@@ -12,15 +12,16 @@ from pathlib import Path
 
 import torch
 
-from affectlens.checkpoints import Header, Store
+from affectlens.checkpoints import Header
 from affectlens.checkpoints.bytes import LocalFile, Span
 from affectlens.checkpoints.header import DTYPES
 from affectlens.checkpoints.safetensors import INDEX
 from affectlens.interventions.writing.edited import EditedStore
-from affectlens.interventions.writing.streaming import blocks, copy, copy_file, write
+from affectlens.interventions.writing.streaming import Weights, blocks, copy, copy_file, write
+from affectlens.sites import bare_name
 
 SINGLE = "model.safetensors"
-_SHARD = 5_000_000_000  # bytes
+SHARD = 5_000_000_000  # bytes
 _KINDS = {dtype: kind for kind, (dtype, _) in DTYPES.items()}
 
 
@@ -54,11 +55,10 @@ def _patched(
     copy(file, stream, start=at, stop=file.size)
 
 
-def write_new(store: Store, room: Path, *, single: str = "", shard: int = _SHARD) -> None:
+def write_new(store: Weights, room: Path, *, single: str = "") -> None:
     """Write a store's tensors into new files: one of the name `single`, or shards with their index."""
-    names = dict.fromkeys(store.headers) | dict.fromkeys(store.aliases)
-    tensors = {name: store.aliases.get(name, name) for name in names}
-    parts = [tensors] if single else list(_parts(store, tensors, limit=shard))
+    tensors = {name: name for name in store.headers} | dict(_second_names(store))
+    parts = [tensors] if single else list(_parts(store, tensors, limit=SHARD))
     files = [single or SINGLE] if len(parts) == 1 else _numbered(len(parts))
     for file, part in zip(files, parts, strict=True):
         _write_file(store, room / file, part)
@@ -69,7 +69,18 @@ def write_new(store: Store, room: Path, *, single: str = "", shard: int = _SHARD
         (room / INDEX).write_text(json.dumps(index, indent=2), "utf-8")
 
 
-def _parts(store: Store, tensors: Mapping[str, str], *, limit: int) -> Iterator[dict[str, str]]:
+def _second_names(store: Weights) -> Iterator[tuple[str, str]]:
+    """Names of what is stored under another, for who looks for them; none of a tied output embedding."""
+    text = store.config.get("text_config")
+    ties = any(
+        part.get("tie_word_embeddings") is True for part in (store.config, text) if isinstance(part, Mapping)
+    )
+    for name, tensor in store.aliases.items():
+        if not (ties and bare_name(name).endswith("lm_head.weight")):
+            yield name, tensor
+
+
+def _parts(store: Weights, tensors: Mapping[str, str], *, limit: int) -> Iterator[dict[str, str]]:
     part: dict[str, str] = {}
     size = 0
     for name, tensor in tensors.items():
@@ -86,7 +97,7 @@ def _numbered(count: int) -> list[str]:
     return [f"model-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)]
 
 
-def _write_file(store: Store, path: Path, tensors: Mapping[str, str]) -> None:
+def _write_file(store: Weights, path: Path, tensors: Mapping[str, str]) -> None:
     """One file; wide numbers come first, so that each lies at a multiple of its width."""
     headers = {name: store.headers[tensor] for name, tensor in tensors.items()}
     ordered = sorted(headers, key=lambda name: (-_width(headers[name]), name))

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 
-from affectlens.checkpoints import Store
 from affectlens.checkpoints.bytes import LocalFile
+from affectlens.checkpoints.joined import JoinedStore
 from affectlens.files import opened
 from affectlens.interventions.writing.edited import EditedStore
 
+Weights = EditedStore | JoinedStore  # what can be written
 BLOCK = 1 << 22  # bytes
 _AT_ONCE = 1 << 26  # bytes that the system copies before an interrupt is answered
 # What a system says that can't copy between these two files by itself.
@@ -50,7 +51,7 @@ def write(block: memoryview, stream: FileIO) -> None:
         block = block[stream.write(block) :]
 
 
-def blocks(store: Store, tensor: str) -> Iterator[memoryview]:
+def blocks(store: Weights, tensor: str) -> Iterator[memoryview]:
     """The bytes of a tensor as safetensors has them, made some rows at a time."""
     shape, dtype = store.headers[tensor]
     if not shape or (isinstance(store, EditedStore) and not store.by_rows(tensor)):
