@@ -46,7 +46,7 @@ def _placeholders(config: Any, depth: int) -> Iterator[tuple[str, int]]:
 
 def spans(
     input_ids: Int[Tensor, "batch position"],
-    attention_mask: Int[Tensor, "batch position"] | None = None,
+    attention_mask: Int[Tensor, "batch position"] | Bool[Tensor, "batch position"] | None = None,
     *,
     config: Any,
 ) -> dict[str, Bool[Tensor, "batch position"]]:
