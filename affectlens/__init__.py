@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Transplant,
         Zero,
     )
+    from affectlens.interventions.writing import write
     from affectlens.lens import Lens, load
     from affectlens.sites import Point, Points, Site, Sites
     from affectlens.studying import Study, study
@@ -77,6 +78,7 @@ _HOME = {
     "study": "studying",
     "sweep": "effects",
     "trajectory": "drift",
+    "write": "interventions.writing",
 }
 
 __all__ = [  # noqa: RUF022 - in the order of the argument
@@ -86,6 +88,7 @@ __all__ = [  # noqa: RUF022 - in the order of the argument
     "Lens", "load",
     "Transplant", "Zero", "Scale", "Randomise", "Shuffle",
     "Mean", "Resample", "Patch", "Steer", "Knockout",
+    "write",
     "Example", "Scores", "Task", "load_task",
     "Effects", "Grid", "evaluate", "sweep",
     "Plot", "Report", "plot",
