@@ -4,6 +4,7 @@ import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from warnings import catch_warnings
 
 import pytest
 from numpy.testing import assert_allclose
@@ -134,3 +135,15 @@ def test_factors_give_what_the_product_gives(kind: str) -> None:
     found = calls[f"{kind} from factors"]()
 
     assert_allclose(calls[f"{kind} made"](), found, rtol=1e-5)
+
+
+def test_the_benchmark_of_the_lens_prints_every_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`python -m benchmarks.lens` runs through, and each edit by hand gives the bits of ours."""
+    monkeypatch.setattr(sys, "argv", ["benchmarks.lens", "--size", "small", "--repeats", "1"])
+    with catch_warnings(action="ignore"):
+        runpy.run_module("benchmarks.lens", run_name="__main__")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+
+    assert 4 + 2 == sum(any(character.isdigit() for character in line.split("|")[2]) for line in lines)

@@ -35,6 +35,8 @@ class Patch:
         """What passed at each point in the other run."""
         points = only_points(self.points, "Patch")
         if isinstance(self.source, Lens):
+            if self.source.model is lens.model:
+                raise LensError("a model can't be run beside itself; patch it from a recording of another run")
             beside = Following(self.source, points)
             return {point: partial(_followed, point, beside) for point in points}
         return {point: _patched(point, self.source) for point in points}
