@@ -64,6 +64,7 @@ class Swaps:
         self._note(partial(_unhook, module, function))
         if side == "output":
             module.register_forward_hook(function, with_kwargs=True)
+            collect_last(module)
         else:
             module.register_forward_pre_hook(function, with_kwargs=True, prepend=side == "enter")
 
@@ -93,6 +94,17 @@ class Swaps:
         if failure is not None:
             raise failure
         raise_waiting()
+
+
+def collect_last(module: nn.Module) -> None:
+    """Let the hooks by which transformers collects hidden states, and leaves in place, see what others made.
+
+    Some models go on with what is collected: LLaVA with a layer of its vision tower.
+    """
+    hooks = module._forward_hooks
+    for number, one in list(hooks.items()):
+        if getattr(one, "__module__", "").startswith("transformers."):
+            hooks[number] = hooks.pop(number)
 
 
 def _unhook(module: nn.Module, function: Callable[..., Any]) -> None:
