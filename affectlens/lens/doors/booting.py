@@ -1,0 +1,115 @@
+"""Boot a bridge over a model that is there already: nothing is looked up, loaded, installed or run.
+
+    model ──▶ which adapter? ──▶ what does it need? ──▶ its parts, put together ──▶ TransformerBridge
+
+TransformerLens's own `boot_transformers` loads a processor by the model's name, and where that fails for want
+of torchvision it runs pip, which may replace torch. It is not called here; its installer is taken out all the
+same while a bridge is built.
+"""
+
+import copy
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from affectlens.errors import LensError, MissingExtra
+from affectlens.lens.doors.adapters import ADAPTERS, Adapter
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+def adapter_of(model: nn.Module) -> Adapter:
+    """How TransformerLens adapts to a model, its own way where it knows one.
+
+    Raises `LensError` where there is none, and `MissingExtra` where it needs a package that isn't there.
+    """
+    with quiet():
+        try:
+            from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+        except ImportError as error:
+            raise MissingExtra(f"a bridge needs transformer-lens 4 or later: {error}") from error
+    name = type(model).__name__
+    if (known := SUPPORTED_ARCHITECTURES.get(name)) is not None:
+        needed = list(known.required_libraries)
+        missing = [package for package in needed if importlib.util.find_spec(package) is None]
+        if missing:
+            packages = " and ".join(missing)
+            raise MissingExtra(
+                f"TransformerLens's adapter of {name} needs {packages}, not installed here, and nothing is "
+                f"installed for you; use lens.intervene, or install {packages} for torch {torch.__version__}"
+            )
+        found: Adapter = known
+        return found
+    if name not in ADAPTERS:
+        raise LensError(
+            f"neither TransformerLens nor affectlens has an adapter of {name}, so there is no bridge to it; "
+            f"use lens.intervene and lens.record, which need none"
+        )
+    return ADAPTERS[name]
+
+
+def boot(model: nn.Module, adapt: Adapter, *, processor: Any = None) -> "TransformerBridge":
+    """Build a bridge over a model, which becomes a part of it: its modules are wrapped in place."""
+    with quiet(), _nothing_installed(), torch.random.fork_rng(devices=[]):
+        from transformer_lens.model_bridge import TransformerBridge
+        from transformer_lens.model_bridge.sources._bridge_builder import (
+            build_bridge_config_from_hf,
+            detect_tokenizer_bos_eos,
+        )
+        from transformer_lens.model_bridge.sources.transformers_driver import TransformersDriver
+        from transformer_lens.utilities.attn_implementation import force_eager_attention
+
+        first = next(model.parameters())
+        name = type(model).__name__
+        config = build_bridge_config_from_hf(copy.deepcopy(model.config), name, name, first.dtype)
+        adapter = adapt(config)
+        adapter.cfg.device = str(first.device)
+        # Its own `generate` counts positions in one dimension, and these models in three.
+        if any(hasattr(module, "get_rope_index") for module in model.modules()):
+            adapter.supports_generation = False
+        force_eager_attention(model)
+        adapter.prepare_model(model)
+        tokenizer = getattr(processor, "tokenizer", processor)
+        if tokenizer is not None:
+            prepends, appends = detect_tokenizer_bos_eos(tokenizer)
+            adapter.cfg.tokenizer_prepends_bos, adapter.cfg.tokenizer_appends_eos = prepends, appends
+            # A text becomes the tokens that it is to the lens: nothing is put before it.
+            adapter.cfg.default_prepend_bos = prepends
+        built = TransformerBridge(
+            model, adapter, tokenizer, driver=TransformersDriver(model, adapter, tokenizer)
+        )
+        built.processor = processor if processor is not tokenizer else None
+        return built
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what importing and booting say, and what they silence for good, to themselves."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _nothing_installed() -> Iterator[None]:
+    """Take TransformerLens's installer of torchvision out."""
+    from transformer_lens.model_bridge.sources.transformers import helpers
+
+    before = helpers._ensure_torchvision
+    helpers._ensure_torchvision = lambda: False
+    try:
+        yield
+    finally:
+        helpers._ensure_torchvision = before
