@@ -54,6 +54,7 @@ def numbers(layers: str) -> set[int]:
     return found
 
 
-def _listed(words: list[str] | None) -> list[str] | None:
-    """Options that are repeated, or hold several between commas."""
-    return [word.strip() for one in words for word in one.split(",")] if words else None
+def _listed(words: list[str] | None) -> list[str] | str | None:
+    """Options that are repeated, or hold several between commas; one alone is told by itself in an error."""
+    found = [word.strip() for one in words or () for word in one.split(",")]
+    return found[0] if len(found) == 1 else found or None

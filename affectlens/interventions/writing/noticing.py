@@ -16,7 +16,7 @@ _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "feed_
 
 
 def notices(
-    live: Checkpoint, intervention: object, sites: Sites, *, donor: Checkpoint | None
+    live: Checkpoint, intervention: object, *, sites: Sites, donor: Checkpoint | None
 ) -> Iterator[str]:
     """What must not be overlooked of one intervention, in sentences."""
     towers = Counter(site.tower for site in sites)

@@ -46,7 +46,7 @@ def record(live: Checkpoint, steps: tuple[Step, ...]) -> dict[str, Any]:
     """Say what steps made of a checkpoint; JSON-like."""
     donors = {id(step.donor): step.donor for step in steps if step.donor is not None}
     sites = Sites(site for step in steps for site in step.sites)
-    told = [words for s in steps for words in notices(live, s.intervention, s.sites, donor=s.donor)]
+    told = [words for s in steps for words in notices(live, s.intervention, sites=s.sites, donor=s.donor)]
     return {
         "format": FORMAT,
         "base": live.identity,

@@ -92,4 +92,4 @@ def _fill(room: Path, found: Ground, store: EditedStore, *, link: bool) -> None:
         return
     if found.index is not None:
         shutil.copyfile(found.index, room / found.index.name)
-    rewrite(store, found.files, room, link=link)
+    rewrite(store, found.files, room=room, link=link)

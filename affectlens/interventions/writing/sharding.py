@@ -25,7 +25,7 @@ SHARD = 5_000_000_000  # bytes
 _KINDS = {dtype: kind for kind, (dtype, _) in DTYPES.items()}
 
 
-def rewrite(store: EditedStore, files: Mapping[str, LocalFile], room: Path, *, link: bool) -> None:
+def rewrite(store: EditedStore, files: Mapping[str, LocalFile], *, room: Path, link: bool) -> None:
     """Write safetensors files anew, by the names they get; those without an edit are copied, or linked."""
     edits: dict[str, list[tuple[Span, str]]] = {name: [] for name in files}
     names = {id(file): name for name, file in files.items()}
