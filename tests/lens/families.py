@@ -88,6 +88,12 @@ def _words(made: torch.Generator, *media: tuple[int, int]) -> Batch:
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def _numbered(made: torch.Generator) -> Batch:
+    """Words with their positions, for a model that learned each: padding would shift them."""
+    batch = _words(made)
+    return {**batch, "position_ids": (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)}
+
+
 def _kinds(batch: Batch) -> Tensor:
     ids = batch["input_ids"]
     return (ids == IMAGE) * 1 + (ids == VIDEO) * 2 + (ids == AUDIO) * 3
@@ -182,7 +188,8 @@ def _translated(made: torch.Generator) -> Batch:
 
 
 _QWEN = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": 252,
-         "vision_end_token_id": 251, "text_config.bos_token_id": 1, "text_config.eos_token_id": 2}  # fmt: skip
+         "vision_end_token_id": 251, "text_config.bos_token_id": 1,
+         "text_config.eos_token_id": 2}  # fmt: skip
 _CLIP = {"vision_config.image_size": 28}
 _IDEFICS = {"image_token_id": IMAGE, "vision_config.patch_size": 8, "vision_config.image_size": 32}
 _SOUND = {"audio_config.num_mel_bins": 16, "audio_config.max_source_positions": 16}
@@ -190,7 +197,7 @@ _SOUND = {"audio_config.num_mel_bins": 16, "audio_config.max_source_positions": 
 FAMILIES: tuple[Family, ...] = (
     Family("llama", "llama", _words),
     Family("phi3", "phi3", _words),
-    Family("gpt2", "gpt2", _words, gated=False),
+    Family("gpt2", "gpt2", _numbered, gated=False),
     Family("mixtral", "mixtral", _words),
     Family("qwen2_moe", "qwen2_moe", _words),
     Family("llava", "llava", _llava, changes={"image_token_index": IMAGE, **_CLIP}, media=("image",)),
@@ -218,10 +225,10 @@ FAMILIES: tuple[Family, ...] = (
                     "audio_config.n_window": 8, **_SOUND}),
     Family("whisper", "whisper", _whisper, "WhisperForConditionalGeneration", gated=False, decodes=True,
            changes={"num_mel_bins": 16, "max_source_positions": 32}),
-    Family("t5", "t5", _translated, gated=False, decodes=True),
+    Family("t5", "t5", _translated, gated=False, decodes=True, changes={"decoder_start_token_id": 0}),
     Family("t5_gated", "t5", _translated, decodes=True,
            changes={"feed_forward_proj": "gated-gelu", "is_gated_act": True, "dense_act_fn": "gelu_new",
-                    "tie_word_embeddings": False}),
+                    "tie_word_embeddings": False, "decoder_start_token_id": 0}),
     Family("t5gemma", "t5gemma", _translated, decodes=True),
 )  # fmt: skip
 BY_NAME = {family.name: family for family in FAMILIES}
