@@ -1,6 +1,6 @@
 """Knockout: keep some positions from attending to others."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from affectlens.errors import LensError
-from affectlens.interventions.selecting import only_sites
+from affectlens.interventions.selecting import Places, only_sites
 from affectlens.lens import Lens, Moment, Rewrite, without
 from affectlens.sites import Point, Site, Span
 
@@ -23,7 +23,7 @@ class Knockout:
     attention that takes no mask of queries and keys.
     """
 
-    sites: Site | Iterable[Site]
+    sites: Places
     source: Span = field(kw_only=True)
     target: Span = field(kw_only=True)
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from affectlens.interventions.selecting import only_points
+from affectlens.interventions.selecting import Places, only_points
 from affectlens.lens import Activations, Lens, Moment, Recording, Rewrite
 from affectlens.sites import Point, Points
 from affectlens.tasks import Example
@@ -24,7 +24,7 @@ class Mean:
     (arXiv 2309.16042, section 2).
     """
 
-    points: Point | Iterable[Point]
+    points: Places
     over: Over = field(kw_only=True)
     prompt: str = field(default="{text}", kw_only=True)
 
@@ -47,7 +47,7 @@ class Resample:
     points. `over` is as for `Mean`.
     """
 
-    points: Point | Iterable[Point]
+    points: Places
     over: Over = field(kw_only=True)
     seed: int = field(default=0, kw_only=True)
     prompt: str = field(default="{text}", kw_only=True)

@@ -1,6 +1,6 @@
 """Patch: activations of another run, or of another model's run, in place of one's own."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from affectlens.errors import LensError, NoSuchSite, near
 from affectlens.interventions.following import Following
-from affectlens.interventions.selecting import only_points
+from affectlens.interventions.selecting import Places, only_points
 from affectlens.lens import Activations, Lens, Moment, Recording, Rewrite
 from affectlens.sites import Point, Span
 
@@ -25,7 +25,7 @@ class Patch:
     `NoSuchSite` for a point that was not recorded, `LensError` where rows or positions of the runs differ.
     """
 
-    points: Point | Iterable[Point]
+    points: Places
     source: Recording | Lens = field(kw_only=True)
 
     def __post_init__(self) -> None:
@@ -36,7 +36,7 @@ class Patch:
         points = only_points(self.points, "Patch")
         if isinstance(self.source, Lens):
             if self.source.model is lens.model:
-                raise LensError("a model can't be run beside itself; patch it from a recording of another run")
+                raise LensError("a model can't be run beside itself; patch it from a recording")
             beside = Following(self.source, points)
             return {point: partial(_followed, point, beside) for point in points}
         return {point: _patched(point, self.source) for point in points}

@@ -5,7 +5,7 @@ can fail are real changes of other roles and of a control tuning (`affectlens.Gr
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from affectlens.checkpoints import Checkpoint, Source
 from affectlens.interventions.editing import Edit, Edits
-from affectlens.interventions.selecting import only_sites
+from affectlens.interventions.selecting import Places, only_sites
 from affectlens.interventions.transplant import fitting_donor
 from affectlens.sites import Site
 
@@ -26,7 +26,7 @@ class Randomise:
     on `seed` and the site alone, so other sites beside it change nothing. Raises as `Transplant` does.
     """
 
-    sites: Site | Iterable[Site]
+    sites: Places
     seed: int = field(default=0, kw_only=True)
     donor: Source | None = field(default=None, kw_only=True)
 
@@ -46,7 +46,7 @@ class Shuffle:
     With a `donor`, those of the change W_donor − W. Raises as `Transplant` does.
     """
 
-    sites: Site | Iterable[Site]
+    sites: Places
     seed: int = field(default=0, kw_only=True)
     donor: Source | None = field(default=None, kw_only=True)
 

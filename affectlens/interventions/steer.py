@@ -1,13 +1,13 @@
 """Steer: push activations along a direction."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from jaxtyping import Float
 from torch import Tensor
 
 from affectlens.errors import LensError
-from affectlens.interventions.selecting import only_points
+from affectlens.interventions.selecting import Places, only_points
 from affectlens.lens import Lens, Moment, Rewrite
 from affectlens.sites import Point
 
@@ -20,7 +20,7 @@ class Steer:
     on average (arXiv 2510.13900). Raises `LensError` where it has another width than what passes.
     """
 
-    points: Point | Iterable[Point]
+    points: Places
     vector: Float[Tensor, " feature"] = field(kw_only=True)
     alpha: float = field(default=1.0, kw_only=True)
 

@@ -1,6 +1,6 @@
 """Transplant: a donor's weights at some sites, wholly or in part."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -9,7 +9,7 @@ from affectlens.checkpoints import Checkpoint, Source, open_checkpoint
 from affectlens.errors import LensError
 from affectlens.interventions.editing import Edits
 from affectlens.interventions.leaving import left_behind
-from affectlens.interventions.selecting import only_sites
+from affectlens.interventions.selecting import Places, only_sites
 from affectlens.lens import Lens
 from affectlens.sites import Site, Sites
 
@@ -24,7 +24,7 @@ class Transplant:
     `NoSuchSite` where the donor lacks a site and `LensError` where its shape differs.
     """
 
-    sites: Site | Iterable[Site]
+    sites: Places
     donor: Source = field(kw_only=True)
     alpha: float = field(default=1.0, kw_only=True)
 

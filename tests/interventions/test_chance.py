@@ -1,0 +1,171 @@
+"""Noise and shuffles keep a weight's size and lose its meaning; draws depend on seed and site alone."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+import affectlens as al
+from affectlens.errors import LensError, NoSuchSite
+from tests.lens.families import BY_NAME, base, tuned
+
+KINDS = (al.Randomise, al.Shuffle)
+FAMILIES = ("llama", "phi3", "gpt2", "qwen2_moe")
+
+
+def lens_of(name: str) -> al.Lens:
+    return al.Lens(base(name))
+
+
+def inside(lens: al.Lens, change: Any, site: al.Site) -> torch.Tensor:
+    """The values of a site while an intervention holds."""
+    with lens.intervene(change):
+        return lens.parameter(site).clone()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_size_stays_and_the_meaning_goes(name: str, kind: Any) -> None:
+    """The same Frobenius norm, next to no correlation; of a shuffle the same values."""
+    lens = lens_of(name)
+    for site in lens.sites.where(tower="language", role="mlp" if name != "gpt2" else "fc1", param="weight")[
+        :4
+    ]:
+        before, after = lens.parameter(site).clone(), inside(lens, kind(site, seed=1), site)
+        assert float(before.norm()) == pytest.approx(float(after.norm()), rel=1e-5)
+        both = torch.stack([before.flatten(), after.flatten()])
+        assert abs(float(torch.corrcoef(both)[0, 1])) < 5 / before.numel() ** 0.5
+        if kind is al.Shuffle:
+            assert torch.equal(before.flatten().sort().values, after.flatten().sort().values)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_a_change_the_size_stays(kind: Any) -> None:
+    """With a donor base is kept, and noise of the norm of its change is added."""
+    lens, donor = lens_of("llama"), al.open_checkpoint(tuned("llama"))
+    for site in lens.sites.where(role="gate_proj"):
+        before, change = lens.parameter(site).clone(), donor.read(site) - lens.parameter(site)
+        after = inside(lens, kind(site, donor=tuned("llama")), site) - before
+        assert float(change.norm()) == pytest.approx(float(after.norm()), rel=1e-3)
+        assert abs(float(torch.corrcoef(torch.stack([change.flatten(), after.flatten()]))[0, 1])) < 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_draw_is_of_its_seed_and_site(kind: Any) -> None:
+    """The same again, alone or beside other sites; another for another seed or site."""
+    lens = lens_of("llama")
+    gates = lens.sites.where(role="gate_proj")
+    first = inside(lens, kind(gates[0], seed=1), gates[0])
+
+    assert torch.equal(first, inside(lens, kind(gates, seed=1), gates[0]))
+    assert not torch.equal(first, inside(lens, kind(gates, seed=2), gates[0]))
+    ups = lens.sites.where(role="up_proj")
+    with lens.intervene(al.Transplant(ups[0], donor=tuned("llama"))):
+        assert torch.equal(first, inside(lens, kind(gates[0], seed=1), gates[0]))
+
+
+def test_a_draw_is_the_same_in_another_process() -> None:
+    """A worker draws what this process does."""
+    program = """
+import affectlens as al
+from tests.lens.families import base
+lens = al.Lens(base("llama"))
+site = lens.sites.where(role="gate_proj")[0]
+with lens.intervene(al.Randomise(site, seed=3)):
+    print(repr(float(lens.parameter(site).double().sum())))
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    lens = lens_of("llama")
+    site = lens.sites.where(role="gate_proj")[0]
+
+    assert float(run.stdout) == float(inside(lens, al.Randomise(site, seed=3), site).double().sum())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("unit", ["head", "neuron"])
+def test_a_unit_is_drawn_alone(kind: Any, unit: str) -> None:
+    """The other heads and neurons of the matrix keep their bits."""
+    lens = lens_of("llama")
+    whole = lens.sites.where(role="q_proj" if unit == "head" else "gate_proj")[0]
+    before, after = lens.parameter(whole).clone(), inside(lens, kind(whole.at(**{unit: 1}), seed=1), whole)
+    moved = (before != after).any(1).nonzero().flatten().tolist()
+    units = lens.checkpoint.units(whole)
+
+    assert units is not None
+    assert list(range(units.size, 2 * units.size)) == moved
+
+
+def test_scaled_weights_are_scaled() -> None:
+    """Twice is twice, and once is the very same tensor."""
+    lens = lens_of("phi3")
+    site = lens.sites.where(role="up_proj")[0]
+    before = lens.parameter(site).clone()
+
+    assert torch.equal(2 * before, inside(lens, al.Scale(site, factor=2.0), site))
+    assert torch.equal(before, inside(lens, al.Scale(site, factor=1.0), site))
+
+
+def test_up_twice_and_down_half_changes_no_logit() -> None:
+    """Norms are not function: a drift of 100 % that does nothing."""
+    lens, batch = lens_of("llama"), BY_NAME["llama"].batch()
+    plain = lens.run(batch)
+    ups, downs = (lens.sites.where(role=role) for role in ("up_proj", "down_proj"))
+    with lens.intervene(al.Scale(ups, factor=2.0), al.Scale(downs, factor=0.5)):
+        assert torch.equal(plain, lens.run(batch))
+
+
+def test_resampled_rows_are_rows_that_occurred() -> None:
+    """Each position gets what passed somewhere in the examples, and all points the same place."""
+    lens, batch = lens_of("llama"), BY_NAME["llama"].batch()
+    points = lens.sites.where(role="down_proj").at("output")
+    source = lens.record(points, batch)
+    with lens.intervene(al.Resample(points, over=source, seed=4)):
+        found = lens.record(points, batch)
+    drawn = []
+    for point in points:
+        rows, new = source[point].rows, found[point].values.flatten(0, 1)
+        same = (new[:, None] == rows[None]).all(-1)
+        assert bool(same.any(1).all())
+        drawn.append(same.int().argmax(1).tolist())
+
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) > 3
+
+
+def test_the_mean_over_examples_is_that_of_a_recording(demo: al.Demo, lens: al.Lens) -> None:
+    """Given as examples they are run and averaged; faces, with their pictures."""
+    task = demo.task("faces-unseen")
+    points = lens.sites.where(tower="language", role="down_proj").at("output", span="image")
+    examples, prompt = task.examples[:4], task.prompt
+    recorded = lens.record(points, *examples, prompt=prompt, keep="mean")
+    logits = []
+    for over in (examples, recorded):
+        with lens.intervene(al.Mean(points, over=over, prompt=prompt)):
+            logits.append(lens.logits(*examples[:2], prompt=prompt))
+
+    assert torch.equal(*logits)
+    assert not torch.equal(logits[0], lens.logits(*examples[:2], prompt=prompt))
+
+
+def test_what_is_no_place_for_an_intervention_is_told() -> None:
+    """Points for weights, sites for activations, both at once, none, a vector of another width, itself."""
+    lens, batch = lens_of("llama"), BY_NAME["llama"].batch()
+    gates = lens.sites.where(role="gate_proj")
+    points = gates.at("gated")
+    with pytest.raises(NoSuchSite, match="Transplant changes weights"):
+        al.Transplant(points, donor=tuned("llama"))
+    with pytest.raises(NoSuchSite, match=r"Steer changes activations.*sites\.at"):
+        al.Steer(gates, vector=torch.zeros(3))
+    with pytest.raises(NoSuchSite, match="all of one kind"):
+        al.Zero([gates[0], points[0]])  # type: ignore[list-item]
+    with pytest.raises(NoSuchSite, match="would change nothing"):
+        al.Zero(points[:0])
+    with (
+        pytest.raises(LensError, match="can't be added to"),
+        lens.intervene(al.Steer(points, vector=torch.zeros(3))),
+    ):
+        lens.run(batch)
+    with pytest.raises(LensError, match="beside itself"), lens.intervene(al.Patch(points, source=lens)):
+        pass
