@@ -1,8 +1,8 @@
 """Frames of films for a model, with Pillow: what transformers' own video processors need torchvision for.
 
 Each frame goes through a picture processor with the settings of the video processor, and the frames are put
-together as the family's own would. Values differ by a grey level of 256 at most where frames are resized (seen
-against transformers' own with torchvision), as they do between transformers' two picture processors.
+together as the family's own would. Against transformers' own with torchvision, resized frames were seen to
+differ by one grey level of 256 at most, as they do between transformers' two picture processors.
 """
 
 import json
@@ -115,7 +115,10 @@ class Frames(VideoProcessorMixin):  # type: ignore[misc]
         parts = [self.way.put(np.asarray(film), self.images, **settings) for film in films]
         same = len({part["pixel_values_videos"].shape[1:] for part in parts}) == 1
         if not same:
-            raise LensError("films that are read together need as many frames as each other, of one size")
+            raise LensError(
+                "films that are read together need as many frames as each other, of one size; run them one "
+                "by one (batch_size=1)"
+            )
         data = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
         found = BatchFeature(data=data)
         if kwargs.get("return_metadata"):

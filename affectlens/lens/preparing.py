@@ -14,7 +14,7 @@ from affectlens.lens.hearing import hear
 from affectlens.lens.rendering import rendered
 from affectlens.lens.spans import MEDIA, spans
 from affectlens.lens.telling import told
-from affectlens.lens.watching import watch
+from affectlens.lens.watching import clocked, watch
 from affectlens.tasks import Example
 from affectlens.tasks.pictures import open_picture
 
@@ -51,9 +51,10 @@ def prepare(
             batch = processor(text=texts, **media, text_kwargs=settings, return_tensors="pt")
         else:
             batch = processor(text=texts, **media, **settings, return_tensors="pt")
-    found = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    # Some give labels to train by, which a model would make a loss of.
+    found = {name: t for name, t in batch.items() if isinstance(t, Tensor) and name != "labels"}
     _check_reached(found, examples, config=config)
-    return found
+    return clocked(found, media, processor=processor)
 
 
 def refuse_longer(batch: Mapping[str, Tensor], examples: Sequence[Example], *, config: Any) -> None:

@@ -1,9 +1,11 @@
 """Films for a processor: the frames that were taken, and when they are shown."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from affectlens.tasks import Example
 from affectlens.tasks.films import open_film
@@ -31,3 +33,13 @@ def watch(examples: Sequence[Example]) -> dict[str, Any]:
         "videos": [np.stack([np.asarray(frame) for frame in film.frames]) for film in films],
         "videos_kwargs": settings,
     }
+
+
+def clocked(batch: Mapping[str, Tensor], media: Mapping[str, Any], *, processor: Any) -> dict[str, Tensor]:
+    """A batch in which each film goes by its own clock, where a processor gave one to all of them."""
+    found = dict(batch)
+    if "video_second_per_grid" in found:
+        steps = processor.video_processor.temporal_patch_size
+        times = media["videos_kwargs"]["video_metadata"]
+        found["video_second_per_grid"] = torch.tensor([steps / time.fps for time in times])
+    return found

@@ -50,7 +50,10 @@ def _wave(found: bytes, source: str) -> tuple[np.ndarray, int]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of chunks that hold no sound
             rate, samples = wavfile.read(io.BytesIO(found))
+        _refuse_longer(samples.size, source)
         return _scaled(samples), int(rate)
+    except TaskError:
+        raise
     except Exception:  # a header can be broken in many ways
         raise TaskError(f"{quoted(source)}: this sound can't be read") from None
 
@@ -79,11 +82,14 @@ def _other(found: bytes, source: str) -> tuple[np.ndarray, int]:
 def _decoded(soundfile: Any, found: bytes, source: str) -> tuple[np.ndarray, int]:
     try:
         with soundfile.SoundFile(io.BytesIO(found)) as stream:
-            size = stream.frames * stream.channels
-            samples = None if size > _SAMPLES else stream.read(dtype="float32", always_2d=True)
-            rate = int(stream.samplerate)
+            _refuse_longer(stream.frames * stream.channels, source)
+            return stream.read(dtype="float32", always_2d=True), int(stream.samplerate)
+    except TaskError:
+        raise
     except Exception:
         raise TaskError(f"{quoted(source)}: this sound can't be read") from None
-    if samples is None:
+
+
+def _refuse_longer(size: int, source: str) -> None:
+    if size > _SAMPLES:
         raise TaskError(f"{quoted(source)}: a sound of {size:,} samples; most are {_SAMPLES:,}")
-    return samples, rate

@@ -199,6 +199,30 @@ def test_broken_media_are_told(medium: str, tmp_path: Path) -> None:
         lens_of("qwen2_5_omni").prepare(example)
 
 
+def test_films_go_by_their_own_clocks(tmp_path: Path) -> None:
+    """Frames that stand for longer are further apart, each film's by its own animation."""
+    made = np.random.default_rng(0)
+    frames = [Image.fromarray(made.integers(0, 255, (56, 56, 3), dtype=np.uint8)) for _ in range(4)]
+    for wait in (250, 1000):  # milliseconds
+        frames[0].save(tmp_path / f"{wait}.png", save_all=True, append_images=frames[1:], duration=wait)
+    fast, slow = (al.Example(str(w), "x", "hm", video=(str(tmp_path / f"{w}.png"),)) for w in (250, 1000))
+    for family, name in (("qwen2_5_vl", "second_per_grid_ts"), ("qwen2_5_omni", "video_second_per_grid")):
+        lens = lens_of(family)
+
+        assert [0.5, 2.0] == lens.prepare(fast, slow)[name].tolist()
+        assert not torch.equal(lens.logits(fast), lens.logits(slow))
+
+
+@pytest.mark.parametrize(("family", "medium"), MEDIA)
+def test_a_batch_may_hold_texts_too(family: str, medium: str, show: Show) -> None:
+    """Beside an example with a medium, one without any is what it is alone."""
+    lens = lens_of(family)
+    text = al.Example("text", "x", "and what do you feel?")
+    alone = torch.cat([lens.logits(show(medium)), lens.logits(text)])
+
+    torch.testing.assert_close(alone, lens.logits(show(medium), text), atol=1e-4, rtol=1e-4)
+
+
 def test_films_without_torchvision_are_told(show: Show) -> None:
     """Where no one here knows how a family's films are put together, it says what would."""
     made = lens_of("qwen2_vl").processor
