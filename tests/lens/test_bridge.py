@@ -337,6 +337,21 @@ def test_text_becomes_the_tokens_that_it_is_to_the_lens(lens: al.Lens, demo: al.
     torch.testing.assert_close(real, lens.logits(*examples), atol=1e-4, rtol=0)
 
 
+def test_logits_are_the_sum_of_what_components_contribute(lens: al.Lens, demo: al.Demo) -> None:
+    """Direct logit attribution by the cache, pictures and all: the norm's scale frozen, its weight put in."""
+    built = bridge(lens)
+    with torch.no_grad():
+        expected, cache = built.run_with_cache(
+            **bridge_input(built, lens.prepare(*demo.task("faces-unseen").examples[:2]))
+        )
+        parts = cache.decompose_resid(mode="all")
+        parts[0] = cache["blocks.0.hook_resid_pre"]  # by itself, it has the placeholder for a picture
+        parts = cache.apply_ln_to_stack(parts, layer=-1)
+        actual = (parts @ (built.ln_final.weight[:, None] * built.W_U)).sum(0)
+
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
+
+
 def test_what_could_be_misread_is_told_once() -> None:
     """A bridge says what a block would say of the same intervention."""
     lens = al.Lens(copy.deepcopy(base("llama")))
