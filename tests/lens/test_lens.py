@@ -37,10 +37,13 @@ def interventions(donor: nn.Module, sites: al.Sites) -> dict[str, object]:
         "transplant": al.Transplant(sites, donor=donor),
         "half": al.Transplant(sites, donor=donor, alpha=0.5),
         "zero": al.Zero(sites),
+        "scale": al.Scale(sites, factor=1.5),
+        "randomise": al.Randomise(sites),
+        "shuffle": al.Shuffle(sites, donor=donor),
     }
 
 
-@pytest.mark.parametrize("kind", ["transplant", "half", "zero"])
+@pytest.mark.parametrize("kind", ["transplant", "half", "zero", "scale", "randomise", "shuffle"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
