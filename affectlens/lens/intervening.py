@@ -18,7 +18,7 @@ from affectlens.lens.moments import Moments
 from affectlens.lens.places import place_of
 from affectlens.lens.refusing import refuse_compiled
 from affectlens.lens.restoring import Swaps, atomic, interruptible, raise_waiting
-from affectlens.lens.swapping import swapped
+from affectlens.lens.swapping import Swap, swapped
 from affectlens.sites import Point, Site
 
 if TYPE_CHECKING:
@@ -71,14 +71,13 @@ class Intervening:
     def __enter__(self) -> None:
         try:
             for intervention in self._interventions:
+                swaps, hooks = self._swapped(intervention), self._made(intervention)
                 self._remark(intervention)
-                if isinstance(intervention, Intervention):
-                    # Swapping `.data` keeps the Parameter itself, so that tied modules see the change
-                    # together and stay tied.
-                    for owner, name, value in self._swapped(intervention):
-                        self._swaps.swap(owner, name, value=value)
-                if isinstance(intervention, ActivationIntervention):
-                    self._hook(intervention)
+                # Swapping `.data` keeps the Parameter itself, so that tied modules see the change
+                # together and stay tied.
+                for owner, name, value in swaps:
+                    self._swaps.swap(owner, name, value=value)
+                self._put(hooks)
             raise_waiting()
         except BaseException:
             self._swaps.undo()
@@ -103,11 +102,12 @@ class Intervening:
                     _warn(words)
 
     @interruptible
-    def _swapped(self, intervention: Intervention) -> list[tuple[object, str, object]]:
+    def _swapped(self, intervention: object) -> list[Swap]:
+        if not isinstance(intervention, Intervention):
+            return []
         return swapped(self._lens, intervention.edits(self._lens.checkpoint))
 
-    def _hook(self, intervention: ActivationIntervention) -> None:
-        hooks = self._made(intervention)
+    def _put(self, hooks: list[Hook]) -> None:
         if hooks and not self._hooks:
             self._moments.follow(self._swaps)
         for hook in hooks:
@@ -116,7 +116,9 @@ class Intervening:
         self._hooks += hooks
 
     @interruptible
-    def _made(self, intervention: ActivationIntervention) -> list[Hook]:
+    def _made(self, intervention: object) -> list[Hook]:
+        if not isinstance(intervention, ActivationIntervention):
+            return []
         rewrites = intervention.rewrites(self._lens)
         if rewrites:
             refuse_compiled(self._lens.model)

@@ -124,7 +124,7 @@ class Moments:
         self._now[stack] = _moment(self._now.get(stack), args, kwargs, prefix=prefix, config=self._config)
 
     def _encoding(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._now["encoder"] = _moment(None, args, kwargs, prefix="", config=None)
+        self._now["encoder"] = _moment(None, args, kwargs, prefix="", config=self._config)
 
 
 def _moment(
