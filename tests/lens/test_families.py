@@ -1,6 +1,7 @@
 """Every family: its media are used, its weights swap to the bit, and a deleted MLP is told as one."""
 
 import warnings
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,27 @@ def test_halves_make_a_whole(name: str) -> None:
     assert torch.equal(logits(BY_NAME[name].build(), batch), logits(model, batch))
 
 
+def ties(model: nn.Module) -> list[list[str]]:
+    """The names of each parameter that has more than one, by the parameter and by its memory."""
+    found: dict[object, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found[id(parameter)].append(name)
+        found["at", parameter.data_ptr()].append(name)
+    return [names for names in found.values() if len(names) > 1]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3", "whisper", "t5", "t5gemma"])
+def test_tied_weights_stay_tied(name: str) -> None:
+    """Input and output embedding are one parameter before, in and after a block, and change together."""
+    model = base(name)
+    lens, before = al.Lens(model), ties(model)
+    assert any("embed" in one or "wte" in one or "shared" in one for names in before for one in names)
+    for change in (al.Transplant(lens.sites, donor=tuned(name)), al.Scale(lens.sites, factor=2.0)):
+        with lens.intervene(change):
+            assert before == ties(model)
+        assert before == ties(model)
+
+
 def language(model: nn.Module, role: str) -> al.Sites:
     """The matrices of a role in the text model, of all experts."""
     return al.Lens(model).sites.where(tower="language", role=role, param="weight")
@@ -143,9 +165,15 @@ def deletions(model: nn.Module, batch: dict[str, torch.Tensor]) -> list[torch.Te
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", GATED)
 def test_a_zeroed_gate_is_a_zeroed_up_and_a_zeroed_down(name: str, dtype: torch.dtype) -> None:
-    """All three delete the MLP: same logits to the bit, and its output is zero."""
+    """All three delete the MLP: same logits to the bit, and what comes out of it is nothing."""
     model, batch = base(name, dtype), BY_NAME[name].batch()
     gate, up, down = deletions(model, batch)
+    out = al.Sites(site for site in language(model, "down_proj") if site.expert is None)
+    if len(out):
+        lens = al.Lens(model)
+        with lens.intervene(al.Zero(language(model, "gate_proj"))):
+            passed = lens.record(out, batch)
+        assert not any(passed[point].values.any() for point in passed)  # type: ignore[union-attr]
 
     assert torch.equal(gate, up)
     assert torch.equal(gate, down)
@@ -179,6 +207,26 @@ def test_where_a_zeroed_gate_is_something_else_nothing_is_told(why: str) -> None
     assert not torch.equal(gate, up)
     assert not torch.equal(gate, down)
     assert [] == told(al.Lens(model), al.Zero(language(model, "gate_proj")))
+
+
+def test_what_is_left_of_a_deleted_mlp_is_the_bias_of_its_down() -> None:
+    """Gate and up without biases, down with one: still one deletion, and still told."""
+    model, batch = BY_NAME["llama"].build(**BIAS), BY_NAME["llama"].batch()
+    for layer in model.model.layers:  # type: ignore[union-attr]
+        layer.mlp.gate_proj.bias = layer.mlp.up_proj.bias = None  # type: ignore[union-attr]
+    lens = al.Lens(model)
+    gate, up, down = deletions(model, batch)
+    points = language(model, "down_proj").at("output")
+    with lens.intervene(al.Zero(language(model, "gate_proj"))):
+        passed = lens.record(points, batch)
+
+    assert torch.equal(gate, up)
+    assert torch.equal(gate, down)
+    for point in points:
+        values = passed[point].values  # type: ignore[union-attr]
+        bias = lens.module(point.site).bias
+        assert torch.equal(bias.expand_as(values), values)  # type: ignore[operator, arg-type]
+    assert [] != told(al.Lens(model), al.Zero(language(model, "gate_proj")))
 
 
 def test_gate_and_bias_together_delete_the_mlp_too() -> None:

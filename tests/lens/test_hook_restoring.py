@@ -5,7 +5,6 @@ from contextlib import contextmanager, nullcontext, suppress
 from itertools import product
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -73,26 +72,28 @@ def broken(model: nn.Module, error: type[BaseException]) -> Iterator[None]:
         handle.remove()
 
 
-def interventions(name: str, lens: al.Lens) -> dict[str, tuple[object, ...]]:
-    """Every kind, alone or several at once."""
+def interventions(name: str, lens: al.Lens, kind: str) -> tuple[object, ...]:
+    """Some of a kind, alone or with others."""
     sites = lens.sites.where(tower="language", role="o_proj", param="weight")
-    points = sites.at("heads")
-    recorded = lens.record(points, BY_NAME[name].batch())
-    width = recorded[points[0]].values.shape[-1]  # type: ignore[union-attr]
-    weights = al.Transplant(lens.sites, donor=tuned(name), alpha=0.5)
-    return {
-        "zero": (al.Zero(points),),
-        "scale": (al.Scale(sites, factor=2.0), al.Scale(points, factor=0.7)),
-        "steer": (weights, al.Steer(points, vector=torch.ones(width))),
-        "mean": (al.Mean(points, over=recorded),),
-        "resample": (al.Resample(points, over=recorded), al.Shuffle(sites, seed=1)),
-        "patch": (al.Patch(points, source=recorded), weights),
-        "beside": (
-            al.Patch(points, source=al.Lens(tuned(name))),
-            al.Randomise(sites, donor=tuned(name), seed=2),
-        ),
-        "knockout": (al.Knockout(sites, source="prompt", target="last"), weights),
-    }
+    points, donor = sites.at("heads"), tuned(name)
+    weights = al.Transplant(lens.sites, donor=donor, alpha=0.5)
+    if kind in ("steer", "mean", "resample", "patch"):
+        recorded = lens.record(points, BY_NAME[name].batch())
+    if kind == "zero":
+        return (al.Zero(points),)
+    if kind == "scale":
+        return al.Scale(sites, factor=2.0), al.Scale(points, factor=0.7)
+    if kind == "steer":
+        return weights, al.Steer(points, vector=recorded[points[0]].mean.float())
+    if kind == "mean":
+        return (al.Mean(points, over=recorded),)
+    if kind == "resample":
+        return al.Resample(points, over=recorded), al.Shuffle(sites, seed=1)
+    if kind == "patch":
+        return al.Patch(points, source=recorded), weights
+    if kind == "beside":
+        return al.Patch(points, source=al.Lens(donor)), al.Randomise(sites, donor=donor, seed=2)
+    return al.Knockout(sites, source="prompt", target="last"), weights
 
 
 KINDS = ("zero", "scale", "steer", "mean", "resample", "patch", "beside", "knockout")
@@ -136,7 +137,7 @@ def test_nothing_is_left_of_a_broken_block(kind: str, place: str) -> None:
         error = ERRORS[(count + KINDS.index(kind) + PLACES.index(place)) % len(ERRORS)]
         model, batch = base(name), BY_NAME[name].batch()
         lens = al.Lens(model)
-        changes = interventions(name, lens)[kind]
+        changes = interventions(name, lens, kind)
         users: list[object] = []
         handle = next(model.children()).register_forward_hook(lambda *_, users=users: users.append(1))
         try:
@@ -162,10 +163,10 @@ def test_nothing_is_left_of_a_broken_block(kind: str, place: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_nothing_is_left_of_a_block_that_ends(kind: str, dtype: torch.dtype) -> None:
     """Entered, run, generated in and left, in any dtype; the donor is as it was, too."""
-    for name in FAMILIES:
+    for name in FAMILIES if dtype == torch.float32 else FAMILIES[::2]:
         model, batch = base(name, dtype), typed(BY_NAME[name].batch(), dtype)
         lens = al.Lens(model)
-        changes = interventions(name, lens)[kind]
+        changes = interventions(name, lens, kind)
         before, hooked, donor = snapshot(model), hooks(model), snapshot(tuned(name))
         expected, about = logits(model, batch), state(model)
         for _ in range(2):
@@ -232,13 +233,13 @@ def test_blocks_left_in_another_order_leave_nothing() -> None:
     assert torch.equal(expected, logits(model, batch))
 
 
-def test_a_thousand_blocks_leave_nothing() -> None:
+def test_hundreds_of_blocks_leave_nothing() -> None:
     """No hook, and no state of a random generator, piles up."""
     model, batch = base("llama"), BY_NAME["llama"].batch()
     lens = al.Lens(model)
     points = lens.sites.where(role="down_proj").at("gated")
     before, hooked, about = snapshot(model), hooks(model), state(model)
-    for number in range(1000):
+    for number in range(300):
         with suppress(LensError), lens.intervene(al.Scale(points, factor=0.5)):
             if number % 100 == 0:
                 logits(model, batch)
@@ -247,4 +248,3 @@ def test_a_thousand_blocks_leave_nothing() -> None:
     assert same(before, snapshot(model))
     assert hooked == hooks(model)
     assert about == state(model)
-    assert np.random.get_state()[2] == np.random.get_state()[2]

@@ -136,6 +136,25 @@ def test_zeroing_an_adapted_site_zeroes_its_factors_too(name: str) -> None:
     assert torch.allclose(changed(whole, batch, al.Scale(sites, factor=0.5)), scaled, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_passes_an_adapted_module_is_what_it_computes_with_its_adapter(name: str) -> None:
+    """Recorded around the adapter, as a merged model has it; put back it is nothing, and zeroed it goes."""
+    model, whole, batch = adapted(name), merged(name), BY_NAME[name].batch()
+    lens = al.Lens(model)
+    sites = al.Sites(s for s in lens.checkpoint.factors if s.tower == "language" and s.param == "weight")
+    for kind in ("output", "input"):
+        where = sites.at(kind)
+        recorded, expected = (al.Lens(one).record(where, batch) for one in (model, whole))
+        for point in where:
+            one, other = (found[point].values for found in (recorded, expected))  # type: ignore[union-attr]
+            assert torch.allclose(other, one, rtol=0, atol=1e-4), point
+        assert torch.equal(logits(model, batch), changed(model, batch, al.Patch(where, source=recorded)))
+    zeroed = [changed(one, batch, al.Zero(sites.at("output"))) for one in (model, whole)]
+
+    assert torch.allclose(zeroed[1], zeroed[0], rtol=0, atol=1e-4)
+    assert not torch.equal(logits(model, batch), zeroed[0])
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_a_merged_adapter_is_refused_untouched(name: str) -> None:
     """Merged into the weights it is still beside, an adapter is refused before anything is touched."""
