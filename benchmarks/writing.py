@@ -25,7 +25,7 @@ from benchmarks.diff.timing import spread
 
 ROLES = {"gate": ["--role", "gate_proj"], "embedding": ["--role", "embed_tokens"], "all": []}
 _EVERY = 0.002  # seconds
-_IMPORTED = "from affectlens.interventions import writing; input()"
+_IMPORTED = "from affectlens.interventions import writing; print(flush=True); input()"
 
 
 class Run(NamedTuple):
@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--size", default="3b", choices=LAYOUTS)
     parser.add_argument("--folder", type=Path, help="where the pair is, or is made and kept")
-    parser.add_argument("--what", nargs="*", default=list(ROLES), choices=ROLES)
+    parser.add_argument("--what", nargs="*", default=["gate"], choices=ROLES)
     parser.add_argument("--repeats", type=int, default=3)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -57,6 +57,8 @@ def _tell(folder: Path, name: str, *, what: list[str], repeats: int) -> None:
     out = folder / "out"
     for repeat in range(repeats):
         for one in list(runs)[:: -1 if repeat % 2 else 1]:
+            for side in ("all", "base"):
+                _warmed(folder / side)
             words = [str(folder / "base"), str(folder / "all"), *ROLES.get(one, []), "-o", str(out)]
             runs[one].append(_copied(folder / "base", out) if one == "copy" else transplanted(words))
             shutil.rmtree(out)
@@ -71,6 +73,14 @@ def _tell(folder: Path, name: str, *, what: list[str], repeats: int) -> None:
         print(f"| {one} | {times} | {spread(speeds)} | {memory} |")
 
 
+def _warmed(folder: Path) -> None:
+    """Have the system hold the files in memory, as far as it can: no contestant is to read for the others."""
+    for file in sorted(folder.iterdir()):
+        with file.open("rb", buffering=0) as stream:
+            while stream.read(1 << 22):
+                pass
+
+
 def _copied(base: Path, out: Path) -> Run:
     out.mkdir()
     wall, cpu = time.perf_counter(), time.process_time()
@@ -83,7 +93,7 @@ def transplanted(words: list[str]) -> Run:
     """Run `affectlens transplant` and watch it."""
     before, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     most = _watched(
-        [sys.executable, "-m", "affectlens", "transplant", *words], lambda process: process.wait()
+        [sys.executable, "-m", "affectlens", "transplant", *words], lambda process: process.communicate()
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -94,14 +104,16 @@ def _imports() -> float:
     """MB of a process that has imported what writes, and does nothing."""
 
     def ended(process: "subprocess.Popen[bytes]") -> None:
-        time.sleep(6)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(10 * _EVERY)
         process.communicate(b"\n")
 
     return _watched([sys.executable, "-c", _IMPORTED], ended)
 
 
 def _watched(command: list[str], until: Callable[["subprocess.Popen[bytes]"], object]) -> float:
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     most, over = 0.0, threading.Event()
 
     def look() -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import affectlens as al
 from affectlens.cli.choosing import numbers
@@ -33,6 +34,7 @@ from affectlens.cli import main
 main()
 """
 
+FILE = "model.safetensors"
 Words = Callable[..., "Ended"]
 
 
@@ -172,6 +174,23 @@ def test_errors_are_told_in_a_line(pair: tuple[Path, Path], words: Words, tmp_pa
     inside = words("zero", base, "--role", "gate_proj", "-o", base / "out")
     assert (1, True) == (inside.code, "lies in" in inside.told)
     assert [] == list(tmp_path.iterdir())
+
+
+def test_names_from_files_can_not_speak_to_the_terminal(words: Words, tmp_path: Path) -> None:
+    """Escape sequences in folders, tensors and settings reach neither what is printed nor an error."""
+    evil = "\x1b[31mevil\x1b]0;title\x07"
+    for seed, name in enumerate((evil, "tuned" + evil)):
+        model = tiny("llama", seed=seed)
+        model.config.update({evil: f"{seed}{evil}"})
+        model.save_pretrained(tmp_path / name)
+        tensors = {f"model.layers.0.{evil}.weight": torch.ones(4, 4), "lm_head.weight": torch.ones(64, 32)}
+        save_file({**load_file(tmp_path / name / FILE), **tensors}, tmp_path / name / FILE)
+    told = words("transplant", tmp_path / evil, tmp_path / f"tuned{evil}", "-o", tmp_path / f"out{evil}")
+    again = words("zero", tmp_path / evil, "--role", "gate_proj", "-o", tmp_path / f"out{evil}")
+
+    assert (0, 1) == (told.code, again.code)
+    assert "evil" in told.out
+    assert "\x1b" not in told.out + told.told + again.told
 
 
 def test_layers_are_numbers_and_ranges() -> None:

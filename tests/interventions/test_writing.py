@@ -24,6 +24,7 @@ from affectlens.interventions import Randomise, Scale, Shuffle, Steer, Transplan
 from affectlens.interventions.editing import Edits
 from affectlens.interventions.writing import read_record, sharding, streaming, write
 from affectlens.sites import Site, Sites
+from tests.checkpoints.hub_server import posing
 from tests.conftest import nudge
 from tests.conftest import tiny as small
 from tests.tiny_models import tiny
@@ -562,3 +563,22 @@ def test_a_part_of_a_model_is_edited_as_a_file(pairs: Pairs, tmp_path: Path) -> 
     assert list(gates(base)) == unlike(base, found)
     assert (folder / "out" / "model.safetensors").exists()
     assert isinstance(al.load(folder / "out").model, nn.Module)
+
+
+def test_a_base_on_a_hub_is_fetched_into_its_cache(
+    pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its licence; the record names the repository and the commit, and no folder of the cache."""
+    base = pairs("sharded")[0]
+    files = {path.name: path.read_bytes() for path in base.iterdir()} | {"LICENSE": b"free"}
+    with posing(monkeypatch, cache=tmp_path / "cache") as hub:
+        commit = hub.push("lab/tiny", files)
+        sites = gates(al.open_checkpoint("lab/tiny"))
+        found = write("lab/tiny", Zero(sites), tmp_path / "out", link=True)
+
+    record = read_record(tmp_path / "out")
+    assert list(sites) == unlike(al.open_checkpoint(base), found)
+    assert ("lab/tiny", commit) == (record["base"]["name"], record["base"]["revision"])
+    assert b"free" == (tmp_path / "out" / "LICENSE").read_bytes()
+    assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
+    assert str(tmp_path) not in (tmp_path / "out" / RECORD).read_text()

@@ -11,6 +11,7 @@ from io import FileIO
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from affectlens.checkpoints import Header
 from affectlens.checkpoints.bytes import LocalFile, Span
@@ -33,7 +34,7 @@ def rewrite(store: EditedStore, files: Mapping[str, LocalFile], *, room: Path, l
         span = store.stored(tensor)
         assert span is not None, tensor
         edits[names[id(span.of)]].append((span, tensor))
-    for name, file in files.items():
+    for name, file in tqdm(files.items(), desc="write", unit="file", leave=False, disable=None):
         if not edits[name]:
             copy_file(file, room / name, link=link)
         else:

@@ -19,8 +19,8 @@ from affectlens.files import opened
 from affectlens.interventions.writing.edited import EditedStore
 
 Weights = EditedStore | JoinedStore  # what can be written
-BLOCK = 1 << 22  # bytes
-_AT_ONCE = 1 << 26  # bytes that the system copies before an interrupt is answered
+BLOCK = 1 << 20  # bytes; memory of this size is used again, larger ones are new pages each time
+_AT_ONCE = 1 << 22  # bytes that the system copies before an interrupt is answered
 # What a system says that can't copy between these two files by itself.
 _UNABLE = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF, errno.ETXTBSY)
 
@@ -77,8 +77,9 @@ def _by_system(file: LocalFile, start: int, stop: int, stream: FileIO) -> int:
     source, done = opened(file.path), 0
     try:
         while start + done < stop:
-            count = min(_AT_ONCE, stop - start - done)
-            got = copier(source, stream.fileno(), count, start + done)
+            at = start + done
+            # Up to a border of pages first: from there on whole ones are passed on, a third faster.
+            got = copier(source, stream.fileno(), min(_AT_ONCE - at % _AT_ONCE, stop - at), at)
             if not got:
                 break  # the end, or a system that copies nothing here: reading will tell
             done += got
