@@ -1,5 +1,7 @@
 """Whatever breaks into a block of hooks or swaps: every bit, hook, flag and random state is as before."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import product
@@ -181,6 +183,58 @@ def test_nothing_is_left_of_a_block_that_ends(kind: str, dtype: torch.dtype) -> 
         assert hooked == hooks(model)
         assert about == state(model)
         assert torch.equal(expected, logits(model, batch))
+
+
+# In a process of its own: what checks shapes in the tests wraps functions, and an interrupt may fall there.
+MOMENTS = """
+import gc, signal, time
+import numpy as np, torch
+import affectlens as al
+from tests.lens.families import BY_NAME, base, logits, tuned
+from tests.lens.test_hook_restoring import hooks
+from tests.lens.test_lens import same, snapshot
+
+signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+model, donor, batch = base("llama"), tuned("llama"), BY_NAME["llama"].batch()
+lens = al.Lens(model)
+sites = lens.sites.where(role="o_proj")
+points, width = sites.at("heads"), 64
+recorded = lens.record(points, batch)
+changes = (al.Transplant(sites, donor=donor), al.Patch(points, source=recorded), al.Zero(sites.at("output")),
+           al.Knockout(sites, source=0, target="last"))
+before, hooked, expected = snapshot(model), hooks(model), logits(model, batch)
+gc.collect()
+gc.disable()  # Python drops an interrupt that falls into a finalizer
+places = []
+for delay in np.random.default_rng(0).uniform(1e-6, 0.006, 300):
+    place = "entering"
+    try:
+        signal.setitimer(signal.ITIMER_REAL, delay)
+        with lens.intervene(*changes), lens.record(points):
+            place = "inside"
+            logits(model, batch)
+            place = "leaving"
+        place = "after"
+        time.sleep(0.1)
+    except KeyboardInterrupt:
+        places.append(place)
+    assert same(before, snapshot(model)), (place, delay)
+    assert hooked == hooks(model), (place, delay)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+assert torch.equal(expected, logits(model, batch))
+print(len(places), *(places.count(place) for place in ("entering", "inside", "leaving", "after")))
+"""
+
+
+def test_an_interrupt_at_any_moment_leaves_no_hook() -> None:
+    """Real signals while hooks are put in, called and taken out: all is as before each time."""
+    run = subprocess.run([sys.executable, "-c", MOMENTS], capture_output=True, text=True, check=False)
+    total, *places = map(int, run.stdout.split() or [0])
+
+    assert (0, "") == (run.returncode, run.stderr)
+    assert 300 == total
+    assert places[0] > 0
+    assert places[1] > 0
 
 
 @pytest.mark.filterwarnings("error::affectlens.errors.Remark")
