@@ -105,6 +105,8 @@ class Checkpoint:
         self, store: Store, *, like: "Checkpoint | None" = None, change: Change | None = None
     ) -> None:
         self.store, self.change, self.config = store, change, store.config
+        # Of a live model while an intervention holds: the same as it was before.
+        self.untouched: Checkpoint = self
         # The sites that an adapter changes by a product of factors.
         self.factors: Mapping[Site, LowRank] = change.factors if change else {}
         # What is stored and can't be compared: why, and its number of elements.

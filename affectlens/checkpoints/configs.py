@@ -22,9 +22,26 @@ def differing(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> tuple[str, .
     >>> differing({"text_config": {"rope_theta": 1e4}}, {"text_config": {"rope_theta": 1e6}, "dtype": "x"})
     ('text_config.rope_theta (10000.0 → 1000000.0)',)
     """
-    found = list(_differences(base, tuned, ""))
+    found = list(_differences(_modern(base), _modern(tuned), ""))
     more = [f"{len(found) - _MOST} more"] if len(found) > _MOST else []
     return (*found[:_MOST], *more)
+
+
+def _modern(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config as it is written now: what turns positions lies in one section of each tower's."""
+    found = {
+        name: _modern(value) if isinstance(value, Mapping) and name != "rope_parameters" else value
+        for name, value in config.items()
+    }
+    if "rope_theta" not in found or "rope_parameters" in found:
+        return found
+    scaling = found.pop("rope_scaling", None)
+    found["rope_parameters"] = {
+        "rope_type": "default",
+        "rope_theta": found.pop("rope_theta"),
+        **(scaling if isinstance(scaling, Mapping) else {}),
+    }
+    return found
 
 
 def _differences(base: Mapping[str, Any], tuned: Mapping[str, Any], path: str) -> list[str]:

@@ -1,16 +1,20 @@
 """The store over tensors in memory: a live module, or a mapping from names to tensors."""
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, MutableMapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from affectlens.checkpoints.bytes import Span
 from affectlens.checkpoints.checkpoint import Checkpoint, Header
 from affectlens.errors import CheckpointError
+
+# What parameters held before the outermost of the blocks that change them now.
+BEFORE: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
 
 
 class TensorBytes:
@@ -46,6 +50,7 @@ class MemoryStore:
         self.name, self.format, self.source = name, "memory", ""
         self._tensors = tensors
         self._elsewhere = elsewhere or {}  # how values are had that are not in these tensors
+        self.untouched = False  # whether to read what was there before an intervention, where one holds
         self.config: Mapping[str, Any] = config or {}
         self.skipped: Mapping[str, tuple[str, int]] = {}
         self.aliases: Mapping[str, str] = {}
@@ -58,6 +63,8 @@ class MemoryStore:
     def read(self, tensor: str, rows: slice | None = None) -> Tensor:
         """Return a tensor, or some of its rows, sharing its memory; one that is offloaded is fetched."""
         found = self._tensors[tensor].detach()
+        if self.untouched:
+            found = BEFORE.get(self._tensors[tensor], found)
         if found.is_meta and tensor in self._elsewhere:
             found = self._elsewhere[tensor]().detach()
         if found.is_meta:
@@ -70,6 +77,8 @@ class MemoryStore:
     def span(self, tensor: str) -> Span | None:
         """Where the bytes of a tensor are; None for one elsewhere, or that does not lie end to end."""
         found = self._tensors[tensor].detach()
+        if self.untouched and self._tensors[tensor] in BEFORE:
+            return None
         if found.device.type != "cpu" or not found.is_contiguous() or not found.numel():
             return None
         data = TensorBytes(found, tensor)

@@ -46,9 +46,22 @@ def open_checkpoint(
         return source
     if isinstance(source, str | Path):
         store, config = stored(source)
-        store = unpacked(store)
-    else:
-        store, config = _live(source)
+        return _opened(unpacked(store), config, base=base, preset=preset, alpha=alpha)
+    found, before = (_live(source, untouched=untouched) for untouched in (False, True))
+    live, live.untouched = (
+        _opened(store, config, base=base, preset=preset, alpha=alpha) for store, config in (found, before)
+    )
+    return live
+
+
+def _opened(
+    store: Store,
+    config: Mapping[str, Any],
+    *,
+    base: Source | None,
+    preset: str | None,
+    alpha: float | None,
+) -> Checkpoint:
     if not config and not any(FACTOR.search(name) for name in store.headers):
         preset_of(store.name, preset)  # a misspelt one is told, also where there is nothing to scale
         return Checkpoint(store)
@@ -132,11 +145,13 @@ def _parted(store: Store, found: Sorted) -> tuple[Checkpoint, Store]:
     return base, JoinedStore(store, rest, config=store.config)
 
 
-def _live(source: object) -> tuple[Store, Mapping[str, Any]]:
+def _live(source: object, *, untouched: bool) -> tuple[Store, Mapping[str, Any]]:
     # A module exists only where torch has been imported; importing it here to ask would be slow.
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(source, torch.nn.Module):
         from affectlens.checkpoints.memory import peft_config, store_of
 
-        return store_of(source), peft_config(source)
+        store = store_of(source)
+        store.untouched = untouched
+        return store, peft_config(source)
     raise CheckpointError(type(source).__name__, "is neither a path, a hub id, a Checkpoint nor a module")

@@ -34,7 +34,12 @@ class Following:
         alone = "decoder_input_ids" not in kwargs or kwargs.get("encoder_outputs") is not None
         if encodes(self._lens.model) and alone:
             raise LensError("an encoder and a decoder are run one by one here; patch from a recording")
-        if not moment.start:
+        if kwargs.get("mm_encoder_outputs") is not None:
+            raise LensError(
+                "generate has encoded pictures and sounds by this model before, so the other one can't see "
+                "them; patch from a recording of what the other generates, or compare logits"
+            )
+        if moment.begins:
             self._cache = None
         elif self._cache is None:
             raise LensError("the other model has not seen the prompt, so it can't go on from it")

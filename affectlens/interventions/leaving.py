@@ -18,7 +18,7 @@ def left_behind(lens: Lens, source: Source, *, sites: Sites) -> Sequence[str]:
 
     Base with all of tuned's weights is tuned to the bit only where there is nothing to say.
     """
-    donor = open_checkpoint(source, base=lens.checkpoint)
+    donor = open_checkpoint(source, base=lens.checkpoint.untouched)
     return tuple(_sentences(lens, donor, sites))
 
 

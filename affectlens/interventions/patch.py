@@ -10,7 +10,7 @@ from torch import Tensor
 from affectlens.errors import LensError, NoSuchSite, near
 from affectlens.interventions.following import Following
 from affectlens.interventions.selecting import Places, only_points
-from affectlens.lens import Activations, Lens, Moment, Recording, Rewrite
+from affectlens.lens import Activations, Lens, Moment, Recording, Rewrite, spread
 from affectlens.sites import Point, Span
 
 
@@ -20,8 +20,8 @@ class Patch:
 
     `source` is a recording, of this model on another input or of another model (cross-model patching:
     arXiv 2402.14811), or a lens: that model is then run beside this one on whatever this one is given, in
-    `generate` step by step. Positions are matched in order, padding aside: the k-th of the point's span here
-    gets what passed at the k-th there. What is generated beyond a recording keeps its own activations. Raises
+    `generate` of a text step by step. Positions are matched in order, padding aside: the k-th of the point's
+    span here gets what passed at the k-th there. What is generated beyond a recording keeps its own activations. Raises
     `NoSuchSite` for a point that was not recorded, `LensError` where rows or positions of the runs differ.
     """
 
@@ -61,6 +61,11 @@ class _InTurn:
     def __init__(self, point: Point, passed: Tensor) -> None:
         self._point, self._passed, self._next = point, passed, 0
 
+    def begin(self) -> None:
+        """Another pass: what was recorded is put from its first row on."""
+        if self._next:
+            raise LensError(f"{self._point!r}: {self._next} rows passed, {len(self._passed)} were recorded")
+
     def __call__(self, values: Tensor, moment: Moment | None) -> Tensor:
         start, stop = self._next, self._next + len(values)
         found = self._passed[start:stop]
@@ -89,9 +94,10 @@ def aligned(
     here, there = moment.so_far(span).to(values.device), passed.chosen.to(values.device)
     if len(here) != len(there):
         raise LensError(f"{point!r}: {len(here)} examples are run, {len(there)} were recorded")
-    if span is None and theirs.shape == values.shape and bool((here == there).all()):
+    alike = moment.begins and span is None and theirs.shape == values.shape and here.shape == there.shape
+    if alike and bool((here == there).all()):
         return theirs  # padding too: then it is the other run to the bit
-    if not moment.start:
+    if moment.begins:
         _refuse_uneven(here, there, point=point, span=span)
     number = (here.cumsum(1) - 1)[:, moment.start :]
     # The chosen of each row first, in their order.
@@ -99,7 +105,7 @@ def aligned(
     known = here[:, moment.start :] & (number < there.sum(1, keepdim=True))
     row = torch.arange(len(here), device=values.device)[:, None]
     found = theirs[row, order[row, number.clamp(0, order.shape[1] - 1)]]
-    return torch.where(known[..., None], found, values)
+    return torch.where(spread(known, values), found, values)
 
 
 def _refuse_uneven(here: Tensor, there: Tensor, *, point: Point, span: Span) -> None:

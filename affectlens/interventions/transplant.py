@@ -51,8 +51,8 @@ class Transplant:
 
 
 def fitting_donor(donor: Source, live: Checkpoint, *, sites: Sites) -> Checkpoint:
-    """Open a donor; an adapter is read over the weights at hand. Raises for a site that does not fit."""
-    found = open_checkpoint(donor, base=live)
+    """Open a donor; an adapter is read over the weights as they were. Raises for a site that does not fit."""
+    found = open_checkpoint(donor, base=live.untouched)
     for site in sites:
         if found.shape(site) != live.shape(site):
             raise LensError(

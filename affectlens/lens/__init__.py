@@ -8,7 +8,7 @@ loading ──▶ Lens ── preparing (chat template, media) ──▶ logits,
               └── verifying: what the names say, tested on the modules with recorded inputs
 """
 
-from affectlens.lens.activations import Activations, Statistics
+from affectlens.lens.activations import Activations, Statistics, spread
 from affectlens.lens.hooking import Rewrite
 from affectlens.lens.intervening import ActivationIntervention, Intervention
 from affectlens.lens.lens import Lens
@@ -37,6 +37,7 @@ __all__ = [
     "load",
     "module_name",
     "remembering_senses",
+    "spread",
     "told",
     "without",
 ]

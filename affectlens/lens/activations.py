@@ -74,6 +74,11 @@ class Statistics:
             self.products = more if self.products is None else self.products + more
 
 
+def spread(chosen: Bool[Tensor, "batch position"], values: Tensor) -> Tensor:
+    """A mask of positions as one that fits values, which may have several dimensions a position."""
+    return chosen.to(values.device).reshape(*chosen.shape, *(1,) * (values.ndim - chosen.ndim))
+
+
 def of_span(
     values: Float[Tensor, "batch position feature"], chosen: Bool[Tensor, "batch position"]
 ) -> Activations:

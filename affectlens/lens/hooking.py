@@ -5,13 +5,14 @@ a tensor that passes ──▶ its features ──▶ rewrite(values, moment) �
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from affectlens.errors import LensError
+from affectlens.lens.activations import spread
 from affectlens.lens.masking import mask_of
 from affectlens.lens.moments import Moment, Moments
 from affectlens.lens.places import Place
@@ -20,6 +21,15 @@ from affectlens.sites import Point
 # Given the values of a point, (batch, position, feature) where it has positions, and the moment: new values
 # of the same shape, or the very same tensor to change nothing. An attention's mask is (batch, 1, query, key).
 Rewrite = Callable[[Tensor, Moment | None], Tensor]
+
+
+@runtime_checkable
+class Beginning(Protocol):
+    """A rewrite that counts its calls, and begins anew with each pass of the model."""
+
+    def begin(self) -> None:
+        """Another pass has begun."""
+        ...
 
 
 @dataclass(eq=False)
@@ -31,6 +41,7 @@ class Hook:
     rewrite: Rewrite
     moments: Moments
     reached: int = 0
+    _pass: int = 0
 
     def __post_init__(self) -> None:
         if self.point.span is not None and not self.place.positional:
@@ -43,11 +54,16 @@ class Hook:
 
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any], *output: Any) -> Any:
         """The new output of a module, or its new input; None where nothing changes."""
+        if self.moments.passes != self._pass:
+            self._pass = self.moments.passes
+            counting: object = self.rewrite
+            if isinstance(counting, Beginning):
+                counting.begin()
         if self.place.side == "mask":
-            self.reached += 1
             moment = self._moment(kwargs.get("hidden_states", *args[:1]))
-            mask = mask_of(module, kwargs, moment=moment)
+            mask, moment = mask_of(module, kwargs, moment=moment, encoder=self.moments.encoder)
             new = self.rewrite(mask, moment)
+            self.reached += new is not mask
             return None if new is mask else (args, {**kwargs, "attention_mask": new})
         if output:
             return self._within(output[0])
@@ -126,4 +142,4 @@ class Hook:
                 f"{self.point!r}: {tuple(values.shape)} passes there, and would become {tuple(new.shape)}"
             )
         new = new.to(device=values.device, dtype=values.dtype)
-        return new if chosen is None else torch.where(chosen.to(values.device)[..., None], new, values)
+        return new if chosen is None else torch.where(spread(chosen, values), new, values)

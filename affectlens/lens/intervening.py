@@ -15,7 +15,7 @@ from affectlens.checkpoints import Checkpoint
 from affectlens.errors import LensError, Remark
 from affectlens.lens.hooking import Hook, Rewrite
 from affectlens.lens.moments import Moments
-from affectlens.lens.places import place_of
+from affectlens.lens.places import place_of, refuse_unheard
 from affectlens.lens.refusing import refuse_compiled
 from affectlens.lens.restoring import Swaps, atomic, interruptible, raise_waiting
 from affectlens.lens.swapping import Swap, swapped
@@ -69,6 +69,7 @@ class Intervening:
 
     @atomic
     def __enter__(self) -> None:
+        self._swaps.open()
         try:
             for intervention in self._interventions:
                 swaps, hooks = self._swapped(intervention), self._made(intervention)
@@ -92,6 +93,7 @@ class Intervening:
                     passes = self._moments.passes
                     _warn(f"{hook.point!r} chose nothing in {passes} forward passes: nothing was changed")
         self._hooks = []
+        self._moments.forget()
 
     @interruptible
     def _remark(self, intervention: object) -> None:
@@ -130,6 +132,7 @@ def hooks_of(lens: "Lens", rewrites: Mapping[Point, Rewrite], *, moments: Moment
     found: dict[object, Hook] = {}
     for point, rewrite in rewrites.items():
         place = place_of(point, model=lens.model, live=lens.checkpoint)
+        refuse_unheard(point, place, lens.model)
         found.setdefault((place, point.span), Hook(point, place, rewrite, moments))
     return list(found.values())
 

@@ -20,6 +20,15 @@ from affectlens.lens.running import answering, config_of, encodes, inner
 from affectlens.lens.spans import spans
 from affectlens.sites import Span
 
+_AT_ONCE = (
+    "several tokens at once go on from a cache, so which of them are the prompt can't be known; generate "
+    "without prefill_chunk_size and assistants"
+)
+_OTHER_MASK = (
+    "the mask that the model is given does not say which tokens are padding, so spans can't be known; "
+    "generate with a dynamic cache, or give a mask of batch and positions"
+)
+
 
 @dataclass
 class Moment:
@@ -31,6 +40,10 @@ class Moment:
     ids: Int[Tensor, "batch prompt"] | None  # unknown where embeddings were given
     config: Any  # which says the placeholders of media
     call: tuple[tuple[Any, ...], Mapping[str, Any]]  # what the model was called with
+    begins: bool = True  # a new input, not a further step of the last
+    blind: str = ""  # why padding or the prompt can't be told, if so
+    first_key: int = 0  # in an attention: the position of its first key
+    across: "Moment | None" = None  # in an attention: what its keys are of, where that is another stack
     _known: dict[Span, Tensor] = field(default_factory=dict)
 
     def tail(self, count: int) -> "Moment":
@@ -48,6 +61,8 @@ class Moment:
 
     def so_far(self, span: Span) -> Bool[Tensor, "batch position"]:
         """The same of all positions up to the end of this pass."""
+        if self.blind and span is not None:
+            raise LensError(self.blind)
         rows, prompt = self.own.shape
         later = torch.zeros(
             rows, max(0, self.start + self.length - prompt), dtype=torch.bool, device=self.own.device
@@ -56,15 +71,14 @@ class Moment:
             return torch.cat([self.own & (span is None), ~later], dim=1)
         if not isinstance(span, str):
             return self._numbered((span,) if isinstance(span, int) else span, later)
-        return torch.cat([self._named(span), later], dim=1)
+        # Of each row its own last token: the batch may be padded on either side.
+        return (
+            self._numbered((-1,), later) if span == "last" else torch.cat([self._named(span), later], dim=1)
+        )
 
     def _named(self, span: str) -> Bool[Tensor, "batch prompt"]:
         if span == "prompt":
             return self.own
-        if span == "last":
-            found = torch.zeros_like(self.own)
-            found[:, -1] = True
-            return found
         if self.ids is None:
             raise LensError(f"the model was given embeddings, so where its {span} is can't be known")
         parts = spans(self.ids, self.own.long(), config=self.config)
@@ -108,6 +122,15 @@ class Moments:
         if encodes(self._model):
             yield answers.get_encoder(), self._encoding  # type: ignore[operator]
 
+    def forget(self) -> None:
+        """Let go of what the model was called with."""
+        self._now.clear()
+
+    @property
+    def encoder(self) -> Moment | None:
+        """The moment of the encoder, where it reads tokens."""
+        return self._now.get("encoder")
+
     def now(self, stack: str | None, shape: Sequence[int]) -> Moment | None:
         """The moment of the running pass that what has this shape belongs to; None where it has no tokens.
 
@@ -143,10 +166,14 @@ def _moment(
     rows, length = given.shape[:2]
     past = kwargs.get("past_key_values")
     start = int(past.get_seq_length()) if past is not None and hasattr(past, "get_seq_length") else 0
+    call = (args, kwargs)
     if start and before is not None and len(before.own) == rows:
-        return Moment(start, length, before.own, before.ids, config, (args, kwargs))
+        blind = before.blind or (_AT_ONCE if length > 1 else "")
+        return Moment(start, length, before.own, before.ids, config, call, begins=False, blind=blind)
     mask = kwargs.get(f"{prefix}attention_mask")
     own = torch.ones(rows, start + length, dtype=torch.bool, device=given.device)
     if isinstance(mask, Tensor) and mask.shape == own.shape:
         own = mask.bool()
-    return Moment(start, length, own, ids if given is ids and not start else None, config, (args, kwargs))
+    known = mask is None or (isinstance(mask, Tensor) and mask.shape == own.shape)
+    blind = "" if known else _OTHER_MASK
+    return Moment(start, length, own, ids if given is ids and not start else None, config, call, blind=blind)

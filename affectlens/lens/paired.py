@@ -1,22 +1,22 @@
 """A second model beside the first, in the memory of what differs: its tensors, or its adapter's factors."""
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from affectlens.checkpoints import Checkpoint, Source, open_checkpoint
-from affectlens.checkpoints.adapters.lowrank import LowRank
+from affectlens.checkpoints.checkpoint import Change
 from affectlens.checkpoints.joined import JoinedStore
 from affectlens.checkpoints.memory import MemoryStore
 from affectlens.checkpoints.pairing import pair
 from affectlens.errors import LensError, Remark
-from affectlens.lens.places import module_name, parameter_name, place_of
-from affectlens.lens.refusing import refuse_unlike
+from affectlens.lens.beside import Beside, beside, fits_beside
+from affectlens.lens.places import parameter_name
 from affectlens.lens.restoring import Swaps, atomic, interruptible, raise_waiting
 from affectlens.lens.swapping import Swap, swapped
-from affectlens.sites import Point, Site, Sites
+from affectlens.sites import Site, Sites
 
 if TYPE_CHECKING:
     from affectlens.lens.lens import Lens
@@ -36,8 +36,8 @@ class Paired:
 
     def __init__(self, lens: "Lens", tuned: Source) -> None:
         self._lens = lens
-        self.source: Checkpoint = open_checkpoint(tuned, base=lens.checkpoint)
-        pairing = pair(lens.checkpoint, self.source)
+        self.source: Checkpoint = open_checkpoint(tuned, base=lens.checkpoint.untouched)
+        pairing = pair(lens.checkpoint.untouched, self.source)
         astray = pairing.reshaped | pairing.only_tuned
         if astray:
             name = self.source.store.name
@@ -45,10 +45,12 @@ class Paired:
                 f"{name} has {len(astray)} parameters that have no place here; first: {astray[0]}"
             )
         self.unlike = pairing.unlike
-        self._factors = {site: one for site, one in self.source.factors.items() if _beside(lens, site, one)}
+        self._factors = {
+            site: one for site, one in self.source.factors.items() if fits_beside(lens, site, one)
+        }
         self.differing = Sites(s for s in pairing.comparable if s in self._factors or self._differs(s))
         self._held: list[Swap] | None = None
-        self._hooks: list[tuple[nn.Module, _LowRank]] = []
+        self._hooks: list[tuple[nn.Module, Beside]] = []
 
     @property
     def bytes(self) -> int:
@@ -71,31 +73,40 @@ class Paired:
         if self._factors:
             return self.source
         self._load()
-        live = self._lens.checkpoint
+        live = self._lens.checkpoint.untouched
         names = {id(parameter): name for name, parameter in self._lens.parameters.items()}
         held = {names[id(owner)]: value for owner, _, value in self._held or ()}
         store = MemoryStore(held, name=self.source.store.name, config=self.source.config)
         parts = {name: (store if name in held else live.store, name) for name in live.store.headers}
         return Checkpoint(JoinedStore(store, parts, config=self.source.config), like=live)
 
+    def effective(self) -> Checkpoint:
+        """The live weights with the factors that are applied beside them: what the model computes with."""
+        live = self._lens.checkpoint
+        change = Change(live, laid={}, whole={}, factors=self._factors, skipped={})
+        found = Checkpoint(live.store, change=change)
+        found.untouched = live.untouched
+        return found
+
     def tuned(self) -> "Switched":
         """The tuned model, for the length of a `with` block."""
         return Switched(self)
 
     def _differs(self, site: Site) -> bool:
-        here, there = self._lens.parameter(site), self.source.read(site)
+        here, there = self._lens.checkpoint.untouched.read(site), self.source.read(site)
         return not torch.equal(here, there.to(device=here.device, dtype=here.dtype))
 
     def _load(self) -> None:
         if self._held is not None:
             return
-        groups: dict[str, list[Site]] = {}
-        for site in self.differing - self._factors:
-            groups.setdefault(parameter_name(self._lens.checkpoint.at(site)), []).append(site)
+        live, groups = self._lens.checkpoint, dict[str, list[Site]]()
+        for site, where in live.storage.items():
+            groups.setdefault(parameter_name(where), []).append(site)
+        changed = {parameter_name(live.at(site)) for site in self.differing - self._factors}
         held: list[Swap] = []
-        for sites in groups.values():  # one parameter at a time: no more is in memory than is kept
-            held += swapped(self._lens, {site: self.source.read(site) for site in sites})
-        self._hooks = [_LowRank.of(self._lens, site, factors=one) for site, one in self._factors.items()]
+        for name in sorted(changed):  # one parameter at a time: no more is in memory than is kept
+            held += swapped(self._lens, {site: self.source.read(site) for site in groups[name]})
+        self._hooks = [beside(self._lens, site, factors=one) for site, one in self._factors.items()]
         self._held = held
 
     def __repr__(self) -> str:
@@ -115,10 +126,13 @@ class Switched:
 
     @atomic
     def __enter__(self) -> None:
+        self._swaps.open()
         try:
             self._ready()
             for owner, name, value in self._paired._held or ():
                 self._swaps.swap(owner, name, value=value)
+            if self._paired._hooks:
+                self._swaps.swap(self._paired._lens, "checkpoint", value=self._paired.effective())
             for module, function in self._paired._hooks:
                 self._swaps.hook(module, function, side="output")
             raise_waiting()
@@ -137,45 +151,6 @@ class Switched:
                 self._paired._lens.told.add(words)
                 warnings.warn(words, Remark, stacklevel=4)
         self._paired._load()
-
-
-class _LowRank:
-    """Add scale · B·A·x to what a matrix makes of x, as PEFT does."""
-
-    def __init__(self, a: Tensor, b: Tensor, *, scale: float, features: Any) -> None:
-        self._a, self._b, self._scale, self._features = a, b, scale, features
-
-    @classmethod
-    def of(cls, lens: "Lens", site: Site, *, factors: LowRank) -> "tuple[nn.Module, _LowRank]":
-        """The hook of a site, and the module that it belongs to."""
-        place = place_of(Point(site), model=lens.model, live=lens.checkpoint)
-        like = lens.parameters[parameter_name(lens.checkpoint.at(site))]
-        a, b = (factors.store.read(name).to(like.device) for name in (factors.pair.a, factors.pair.b))
-        if factors.where.cut is not None:
-            b = factors.factors.b.to(device=like.device, dtype=b.dtype)
-        assert factors.scale is not None
-        return lens.model.get_submodule(place.module), cls(a, b, scale=factors.scale, features=place.features)
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
-        x = args[0] if args else next(iter(kwargs.values()))
-        more = nn.functional.linear(nn.functional.linear(x.to(self._a.dtype), self._a), self._b) * self._scale
-        if self._features is None:
-            return (output + more).to(output.dtype)
-        new = output.clone()
-        new[..., list(self._features)] += more.to(output.dtype)
-        return new
-
-
-def _beside(lens: "Lens", site: Site, factors: LowRank) -> bool:
-    """Whether a change of low rank can be computed beside its matrix, from its input."""
-    if factors.decomposed or factors.pair.embedding or factors.scale is None:
-        return False
-    where = lens.checkpoint.at(site)
-    refuse_unlike(site, lens.parameters[parameter_name(where)])
-    cut = where.cut
-    rows = cut is None or (cut.dim == 0) != where.transposed
-    plain = isinstance(lens.model.get_submodule(module_name(where)), nn.Linear)
-    return plain and rows and where.expert is None
 
 
 def _width(dtype: str) -> int:

@@ -50,6 +50,16 @@ def place_of(point: Point, *, model: nn.Module, live: Checkpoint) -> Place:
     return _place(site, module, side, _features(point, where, live, side=side))
 
 
+def refuse_unheard(point: Point, place: Place, model: nn.Module) -> None:
+    """Raise `LensError` for an output that nobody reads, so that a new one would do nothing."""
+    module = model.get_submodule(place.module)
+    if point.site.role == "router" and place.side == "output" and not isinstance(module, nn.Linear):
+        raise LensError(
+            f"{point!r}: {type(module).__name__} chooses the experts inside itself, and nobody reads its "
+            f"scores; change what goes in, or its weights"
+        )
+
+
 def _place(site: Site, module: str, side: str, features: range | tuple[int, ...] | None) -> Place:
     return Place(module, side, features, site.tower == "language", site.stack)
 

@@ -3,13 +3,14 @@
 points ──▶ hooks that keep what passes ──▶ Recording: point → Activations | Statistics
 """
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from affectlens.errors import LensError, NoSuchSite, near
 from affectlens.lens.activations import Activations, Statistics, joined, of_span
@@ -45,28 +46,29 @@ class Recording:
         if gradients and keep != "values":
             raise LensError("gradients are kept beside values: keep='values'")
         self.points = points
-        self._model, self._keep, self._gradients = lens.model, keep, gradients
+        self._keep, self._gradients = keep, gradients
+        # Kept until the block is over, and then let go of: what was recorded needs no model.
+        self._model: nn.Module | None = lens.model
+        self._known = weakref.ref(lens.model)
         self._passed: dict[Point, list[list[Activations]]] = {point: [] for point in points}
         self._statistics = {point: Statistics() for point in points}
         self._waiting: list[tuple[Activations, Tensor, Tensor | None]] = []
-        self._swaps, self._moments = Swaps(), Moments(lens.model)
-        self._hooks = [
-            Hook(
-                point,
-                place_of(point, model=lens.model, live=lens.checkpoint),
-                self._keeper(point),
-                self._moments,
-            )
-            for point in points
-        ]
+        self._swaps = Swaps()
+        self._places = {point: place_of(point, model=lens.model, live=lens.checkpoint) for point in points}
 
     @atomic
     def __enter__(self) -> "Recording":
+        self._swaps.open()
         try:
-            refuse_compiled(self._model)
-            self._moments.follow(self._swaps)
-            for hook in self._hooks:
-                self._swaps.hook(self._model.get_submodule(hook.place.module), hook, side=hook.side)
+            model = self._known()
+            if model is None:
+                raise LensError("the model that this recording was made for is gone; make another one")
+            refuse_compiled(model)
+            moments = Moments(model)
+            moments.follow(self._swaps)
+            for point, place in self._places.items():
+                hook = Hook(point, place, self._keeper(point), moments)
+                self._swaps.hook(model.get_submodule(place.module), hook, side=hook.side)
             raise_waiting()
         except BaseException:
             self._swaps.undo()
@@ -76,6 +78,7 @@ class Recording:
     @atomic
     def __exit__(self, *_: object) -> None:
         self._swaps.undo()
+        self._model = None
 
     def differentiate(self, metric: Tensor) -> None:
         """Fill in the gradients of a metric (its sum) at what passed since the last time."""
@@ -91,7 +94,7 @@ class Recording:
     def _keep_values(self, point: Point, values: Tensor, moment: Moment | None) -> Tensor:
         passed, chosen = _seen(point, values.detach(), moment)
         batches = self._passed[point]
-        if moment is None or not moment.start or not batches:
+        if moment is None or moment.begins or not batches:
             batches.append([])
         batches[-1].append(passed)
         if not self._gradients:
@@ -148,7 +151,8 @@ def recorded(
     # Where logits are recorded, all of them are asked for.
     last = 0 if any(point.site.role == "lm_head" for point in recording.points) else 1
     for batch in _batches(lens, examples, prompt=prompt, size=batch_size):
-        with recording, torch.set_grad_enabled(metric is not None):
+        # What was made in inference mode, e.g. by the caller, has no gradient.
+        with recording, torch.inference_mode(False), torch.set_grad_enabled(metric is not None):
             logits = forward(lens, batch, last=last)
             if metric is not None:
                 recording.differentiate(metric(logits[:, -1]))

@@ -13,7 +13,10 @@ from inspect import unwrap
 from types import CodeType, FrameType
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
+
+from affectlens.checkpoints.memory import BEFORE
+from affectlens.errors import LensError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,12 +50,23 @@ class Swaps:
 
     def __init__(self) -> None:
         self._undoings: list[Callable[[], None]] = []
-        self._shielded = False
+        self._shielded = self._opened = False
+
+    @atomic
+    def open(self) -> None:
+        """Say that a block begins; raises `LensError` inside one: leaving it would end the outer one too."""
+        if self._opened:
+            raise LensError("this block is entered already; make another one to nest it")
+        self._opened = True
 
     @atomic
     def swap(self, owner: Any, name: str, *, value: Any) -> None:
         """Set an attribute, and keep what it was."""
-        self._note(partial(setattr, owner, name, getattr(owner, name)))
+        before = getattr(owner, name)
+        first = name == "data" and isinstance(owner, Tensor) and owner not in BEFORE
+        self._note(partial(_put_back, owner, name, before, first))
+        if first:
+            BEFORE[owner] = before
         setattr(owner, name, value)
 
     @atomic
@@ -88,6 +102,7 @@ class Swaps:
             if tries >= _TRIES:
                 self._undoings.pop()
                 tries = 0
+        self._opened = False
         if self._shielded:
             self._shielded = False
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -105,6 +120,12 @@ def collect_last(module: nn.Module) -> None:
     for number, one in list(hooks.items()):
         if getattr(one, "__module__", "").startswith("transformers."):
             hooks[number] = hooks.pop(number)
+
+
+def _put_back(owner: Any, name: str, before: Any, first: bool) -> None:
+    setattr(owner, name, before)
+    if first:
+        BEFORE.pop(owner, None)
 
 
 def _unhook(module: nn.Module, function: Callable[..., Any]) -> None:

@@ -23,7 +23,7 @@ _NOTES = ("token_type_ids", "mm_token_type_ids")  # of a tokenizer, for models t
 # A checkpoint's own generation settings may sample, search or punish repetition.
 _GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 # A compiled step would pass hooks by; without a cache each step would look like another prompt.
-_SEEN = {"disable_compile": True, "use_cache": True}
+_SEEN = {"disable_compile": True, "use_cache": True, "prefill_chunk_size": None}
 
 
 def inner(model: nn.Module) -> nn.Module:

@@ -7,13 +7,16 @@ factors are set to zero, and the module is told to leave them out: then it compu
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from affectlens.checkpoints import Checkpoint
 from affectlens.checkpoints.slicing import put
 from affectlens.errors import LensError
+from affectlens.lens.beside import Beside
 from affectlens.lens.places import module_name, parameter_name
 from affectlens.lens.refusing import refuse_unlike
 from affectlens.sites import Site
@@ -45,7 +48,7 @@ def swapped(lens: "Lens", edits: Mapping[Site, Tensor]) -> list[Swap]:
                 new[name] = old.data.clone()
             put(new[name], where, value=value)
     found: list[Swap] = [(parameters[name], "data", value) for name, value in new.items()]
-    return found + [swap for module in adapted.values() for swap in _silenced(module)]
+    return found + _silenced(lens, adapted)
 
 
 def _adapted(lens: "Lens", edits: Mapping[Site, Tensor]) -> dict[str, nn.Module]:
@@ -75,9 +78,26 @@ def _merged(lens: "Lens", adapted: Mapping[str, nn.Module]) -> Iterator[tuple[st
         yield name, whole
 
 
-def _silenced(module: nn.Module) -> Iterator[Swap]:
-    """Leave the factors of an adapted module out, and set them to zero for who reads them."""
-    yield module, "_disable_adapters", True
-    for name, parameter in module.named_parameters():
-        if ".lora_B." in f".{name}" or ".lora_embedding_B." in f".{name}":
-            yield parameter, "data", torch.zeros_like(parameter.data)
+def _silenced(lens: "Lens", adapted: Mapping[str, nn.Module]) -> list[Swap]:
+    """Leave the factors of adapted modules out: PEFT's are set to zero for who reads them, ours forgotten."""
+    found: list[Swap] = []
+    hooks = {n: [h for h in m._forward_hooks.values() if isinstance(h, Beside)] for n, m in adapted.items()}
+    for name, module in adapted.items():
+        found += [(hook, "off", True) for hook in hooks[name]]
+        if hooks[name]:
+            continue
+        found.append((module, "_disable_adapters", True))
+        for inner, parameter in module.named_parameters():
+            if ".lora_B." in f".{inner}" or ".lora_embedding_B." in f".{inner}":
+                found.append((parameter, "data", torch.zeros_like(parameter.data)))
+    gone = {name for name, own in hooks.items() if own}
+    return [*found, (lens, "checkpoint", _less(lens.checkpoint, gone))] if gone else found
+
+
+def _less(live: Checkpoint, names: set[str]) -> Checkpoint:
+    """The live checkpoint without the factors of some parameters, which are in them now."""
+    assert live.change is not None
+    kept = {site: one for site, one in live.factors.items() if parameter_name(live.at(site)) not in names}
+    found = Checkpoint(live.store, change=replace(live.change, factors=kept))
+    found.untouched = live.untouched
+    return found

@@ -8,7 +8,7 @@ from affectlens.errors import NoSuchSite, WrongCount, near
 from affectlens.sites.site import Site
 
 # Where in the forward pass: what each is of a site is said in `Sites.at`.
-KINDS = ("output", "input", "pre_activation", "gated", "heads", "residual", "attention")
+KINDS = ("output", "input", "pre_activation", "gated", "heads", "residual")
 SPANS = ("image", "audio", "video", "text", "prompt", "last", "generated")
 Span = str | int | tuple[int, ...] | None
 

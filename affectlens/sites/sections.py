@@ -46,7 +46,15 @@ def number(config: Mapping[str, Any], *keys: str) -> int | None:
 def heads(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
     """How many heads an attention has, and how many of k and v: fewer under grouped queries."""
     every = number(
-        config, "num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads", "heads"
+        config,
+        "num_attention_heads",
+        "n_head",
+        "num_heads",
+        "n_heads",
+        "encoder_attention_heads",
+        "heads",
+        "attention_heads",
+        "decoder_attention_heads",
     )
     inner = config.get("attn_config")
     grouped = number(inner, "kv_n_heads") if isinstance(inner, dict) else None

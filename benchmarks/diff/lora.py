@@ -26,6 +26,7 @@ class _Factors:
 
     tensors: dict[str, Tensor]
     name: str = "factors"
+    format: str = "files"
 
     def read(self, tensor: str, rows: slice | None = None) -> Tensor:
         return self.tensors[tensor]
