@@ -134,8 +134,9 @@ def break_off(
 
 @pytest.mark.parametrize(("kind", "place"), list(product(KINDS, PLACES)))
 def test_nothing_is_left_of_a_broken_block(kind: str, place: str) -> None:
-    """384 injections: eight kinds of change, at eight places, in six families, five errors by turns."""
-    for count, name in enumerate(FAMILIES):
+    """378 injections: eight kinds of change, at eight places, in six families, five errors by turns."""
+    speaking = kind == "beside" and place in ("generate", "step")  # what saw the pictures was this model
+    for count, name in enumerate(FAMILIES[:3] if speaking else FAMILIES):
         error = ERRORS[(count + KINDS.index(kind) + PLACES.index(place)) % len(ERRORS)]
         model, batch = base(name), BY_NAME[name].batch()
         lens = al.Lens(model)
