@@ -582,3 +582,18 @@ def test_a_base_on_a_hub_is_fetched_into_its_cache(
     assert b"free" == (tmp_path / "out" / "LICENSE").read_bytes()
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
     assert str(tmp_path) not in (tmp_path / "out" / RECORD).read_text()
+
+
+def test_rows_without_a_value_take_no_time(tmp_path: Path) -> None:
+    """However many a header claims."""
+    tensors = {
+        "model.layers.0.mlp.gate_proj.weight": torch.empty(2**60, 0),
+        "model.norm.weight": torch.ones(4),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    base = al.open_checkpoint(tmp_path / "model.safetensors")
+
+    found = write(base, Zero(base.sites), tmp_path / "out")
+
+    assert base.store.headers == found.store.headers
+    assert not found.read(found.sites.where(role="norm")[0]).any()
