@@ -99,7 +99,7 @@ class MissingExtra(AffectlensError, ImportError):
 
 
 class Remark(UserWarning):
-    """Something that a result can't be read without; as a warning it is told once, and can be made an error."""
+    """Something that a result can't be read without; told once, as a warning that can be made an error."""
 
 
 def quoted(name: object) -> str:

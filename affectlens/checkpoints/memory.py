@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Hashable, Mapping, MutableMapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,8 +14,16 @@ from affectlens.checkpoints.bytes import Span
 from affectlens.checkpoints.checkpoint import Checkpoint, Header
 from affectlens.errors import CheckpointError
 
-# What parameters held before the outermost of the blocks that change them now.
-BEFORE: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
+
+@dataclass(eq=False)
+class Held:
+    """What a parameter held before a block changed it."""
+
+    before: Tensor
+
+
+# The blocks that change a parameter now, the outermost first.
+HELD: MutableMapping[Tensor, list[Held]] = WeakIdKeyDictionary()
 
 
 class TensorBytes:
@@ -63,8 +72,8 @@ class MemoryStore:
     def read(self, tensor: str, rows: slice | None = None) -> Tensor:
         """Return a tensor, or some of its rows, sharing its memory; one that is offloaded is fetched."""
         found = self._tensors[tensor].detach()
-        if self.untouched:
-            found = BEFORE.get(self._tensors[tensor], found)
+        if self.untouched and self._tensors[tensor] in HELD:
+            found = HELD[self._tensors[tensor]][0].before
         if found.is_meta and tensor in self._elsewhere:
             found = self._elsewhere[tensor]().detach()
         if found.is_meta:
@@ -77,7 +86,7 @@ class MemoryStore:
     def span(self, tensor: str) -> Span | None:
         """Where the bytes of a tensor are; None for one elsewhere, or that does not lie end to end."""
         found = self._tensors[tensor].detach()
-        if self.untouched and self._tensors[tensor] in BEFORE:
+        if self.untouched and self._tensors[tensor] in HELD:
             return None
         if found.device.type != "cpu" or not found.is_contiguous() or not found.numel():
             return None

@@ -158,7 +158,7 @@ def _sequence_logp(lens: Lens, batch: Mapping[str, Tensor], ids: tuple[int, ...]
     """Run prompt and label together; the k label tokens are predicted at the k positions before the last."""
     answer = torch.tensor(ids, device=lens.device)
     longer = continued(batch, answer)
-    logps = lens.run(longer, last=len(ids) + 1)[:, :-1].log_softmax(-1)
+    logps = lens.run(longer, last=len(ids) + 1, answer=len(ids))[:, :-1].log_softmax(-1)
     said = answer.to(logps.device).expand(len(logps), -1).unsqueeze(-1)
     return logps.gather(-1, said).squeeze(-1).sum(1)
 

@@ -29,8 +29,23 @@ class Following:
             self._call = moment.call
         return self._passed[type(point)(point.site, point.kind)]
 
+    def _reorder_with(self, cache: Any) -> None:
+        """Let a search that exchanges the rows of this model's cache exchange those of the other's too."""
+        if cache is None or not hasattr(cache, "reorder_cache"):
+            return
+        exchange = cache.reorder_cache
+
+        def both(rows: Tensor) -> None:
+            exchange(rows)
+            if self._cache is not None:
+                self._cache.reorder_cache(rows)
+
+        cache.reorder_cache = both
+
     def _run(self, moment: Moment) -> None:
-        args, kwargs = moment.call
+        kwargs = moment.call
+        if moment.blind:
+            raise LensError(moment.blind)
         alone = "decoder_input_ids" not in kwargs or kwargs.get("encoder_outputs") is not None
         if encodes(self._lens.model) and alone:
             raise LensError("an encoder and a decoder are run one by one here; patch from a recording")
@@ -39,13 +54,14 @@ class Following:
                 "generate has encoded pictures and sounds by this model before, so the other one can't see "
                 "them; patch from a recording of what the other generates, or compare logits"
             )
+        if moment.start and (moment.begins or self._cache is None):
+            raise LensError("the other model has not seen what is in the cache, so it can't go on from it")
         if moment.begins:
             self._cache = None
-        elif self._cache is None:
-            raise LensError("the other model has not seen the prompt, so it can't go on from it")
+            self._reorder_with(kwargs.get("past_key_values"))
         own = {**kwargs, "past_key_values": self._cache} if "past_key_values" in kwargs else dict(kwargs)
         with torch.no_grad(), Recording(self._lens, self._places) as recording:
-            out = inner(answering(self._lens.model))(*args, **own)
+            out = inner(answering(self._lens.model))(**own)
         self._cache = getattr(out, "past_key_values", None)
         for point in self._places:
             passed = recording[point]

@@ -77,7 +77,7 @@ def _recorded(lens: Lens, points: Points, over: Over, *, prompt: str, keep: str)
 
 
 def _always(mean: Float[Tensor, " feature"]) -> Callable[[Tensor, Moment | None], Tensor]:
-    return lambda values, _: mean.to(device=values.device, dtype=values.dtype).expand_as(values)
+    return lambda values, _: mean.to(values).expand_as(values).clone()
 
 
 def _draws(rows: Float[Tensor, "row feature"], seed: int) -> Callable[[Tensor, Moment | None], Tensor]:

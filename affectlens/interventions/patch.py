@@ -21,8 +21,9 @@ class Patch:
     `source` is a recording, of this model on another input or of another model (cross-model patching:
     arXiv 2402.14811), or a lens: that model is then run beside this one on whatever this one is given, in
     `generate` of a text step by step. Positions are matched in order, padding aside: the k-th of the point's
-    span here gets what passed at the k-th there. What is generated beyond a recording keeps its own activations. Raises
-    `NoSuchSite` for a point that was not recorded, `LensError` where rows or positions of the runs differ.
+    span here gets what passed at the k-th there. What is generated beyond a recording keeps its own
+    activations. Raises `NoSuchSite` for a point that was not recorded, `LensError` where rows or positions of
+    the two runs differ.
     """
 
     points: Places
@@ -30,6 +31,8 @@ class Patch:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "points", only_points(self.points, "Patch"))
+        if not isinstance(self.source, Recording | Lens):
+            raise LensError(f"Patch takes a recording or a lens, not a {type(self.source).__name__}")
 
     def rewrites(self, lens: Lens) -> Mapping[Point, Rewrite]:
         """What passed at each point in the other run."""
@@ -73,13 +76,13 @@ class _InTurn:
             there = (len(self._passed) - start, *self._passed.shape[1:])
             raise LensError(f"{self._point!r}: {tuple(values.shape)} passes there, {there} was recorded")
         self._next = stop if stop < len(self._passed) else 0
-        return found
+        return found.clone()  # a model may write into it
 
 
 def _followed(point: Point, beside: Following, values: Tensor, moment: Moment | None) -> Tensor:
     if moment is None:
         raise LensError(f"{point!r} has no positions of the text; patch it from a recording")
-    return beside.at(point, moment).to(device=values.device, dtype=values.dtype)
+    return beside.at(point, moment).to(device=values.device, dtype=values.dtype, copy=True)
 
 
 def aligned(
@@ -96,7 +99,7 @@ def aligned(
         raise LensError(f"{point!r}: {len(here)} examples are run, {len(there)} were recorded")
     alike = moment.begins and span is None and theirs.shape == values.shape and here.shape == there.shape
     if alike and bool((here == there).all()):
-        return theirs  # padding too: then it is the other run to the bit
+        return theirs.clone()  # padding too: then it is the other run to the bit
     if moment.begins:
         _refuse_uneven(here, there, point=point, span=span)
     number = (here.cumsum(1) - 1)[:, moment.start :]

@@ -65,12 +65,12 @@ class Statistics:
         return self.second - torch.outer(self.mean, self.mean)
 
     def add(self, rows: Float[Tensor, "row feature"], *, products: bool) -> None:
-        """Add some rows; products are summed in float32 within a pass, and in float64 over passes."""
+        """Add some rows."""
         self.count += len(rows)
         total = rows.double().sum(0)
         self.total = total if self.total is None else self.total + total
         if products:
-            more = (rows.float().mT @ rows.float()).double()
+            more = rows.double().mT @ rows.double()
             self.products = more if self.products is None else self.products + more
 
 
@@ -135,7 +135,6 @@ def _all(tensors: Sequence[Tensor | None], *, dim: int = 0) -> Tensor | None:
 
 
 def _rows(values: Tensor, chosen: Tensor | None) -> Tensor:
-    if chosen is not None:
-        return values[chosen]
+    values = values if chosen is None else values[chosen]
     flat: Tensor = rearrange(values, "... feature -> (...) feature") if values.ndim != 2 else values
     return flat

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class Beside:
-    """Add scale · B·A·x to what a matrix makes of x; nothing while it is `off`."""
+    """Add scale · B·A·x to what a matrix makes of x, unless it is `off`; `on` says that a block has it."""
 
     def __init__(self, a: Tensor, b: Tensor, *, scale: float, features: Any) -> None:
         self._a, self._b, self._scale, self._features = a, b, scale, features
-        self.off = False
+        self.on = self.off = False
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
         if self.off:

@@ -3,6 +3,7 @@
 a tensor that passes ──▶ its features ──▶ rewrite(values, moment) ──▶ at the chosen positions, its features
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -23,6 +24,9 @@ from affectlens.sites import Point
 Rewrite = Callable[[Tensor, Moment | None], Tensor]
 
 
+_CHANNELS_FIRST = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
 @runtime_checkable
 class Beginning(Protocol):
     """A rewrite that counts its calls, and begins anew with each pass of the model."""
@@ -40,8 +44,10 @@ class Hook:
     place: Place
     rewrite: Rewrite
     moments: Moments
+    always: bool = False  # whether it is called also where nothing of its span passes
     reached: int = 0
     _pass: int = 0
+    _turned: bool = False
 
     def __post_init__(self) -> None:
         if self.point.span is not None and not self.place.positional:
@@ -59,7 +65,9 @@ class Hook:
             counting: object = self.rewrite
             if isinstance(counting, Beginning):
                 counting.begin()
+        self._turned = isinstance(module, _CHANNELS_FIRST)
         if self.place.side == "mask":
+            args, kwargs = _by_name(module, args, kwargs)
             moment = self._moment(kwargs.get("hidden_states", *args[:1]))
             mask, moment = mask_of(module, kwargs, moment=moment, encoder=self.moments.encoder)
             new = self.rewrite(mask, moment)
@@ -89,7 +97,14 @@ class Hook:
     def _changed(self, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             raise LensError(f"{self.point!r}: {tensor.dtype} passes there, no real numbers")
+        if self._turned:  # a convolution's features are its second dimension
+            new = self._features(tensor.movedim(1, -1), None)
+            return new.movedim(-1, 1)
         moment = self._moment(tensor)
+        if moment is not None and tensor.ndim == 4 and tensor.shape[1] != moment.length == tensor.shape[2]:
+            heads_first = tensor.transpose(1, 2)
+            new = self._features(heads_first, moment)
+            return tensor if new is heads_first else new.transpose(1, 2)
         if moment is not None and self.point.site.role == "lm_head" and tensor.ndim == 3:
             moment = moment.tail(min(tensor.shape[1], moment.length))
         flat = moment is not None and tensor.ndim == 2 and len(tensor) == len(moment.own) * moment.length
@@ -131,7 +146,7 @@ class Hook:
                     f"{self.point!r}: what passes there, {tuple(values.shape)}, has no positions of tokens"
                 )
             chosen = moment.chosen(self.point.span)
-            if not bool(chosen.any()):
+            if not self.always and not bool(chosen.any()):
                 return values
         self.reached += 1
         new = self.rewrite(values, moment)
@@ -143,3 +158,12 @@ class Hook:
             )
         new = new.to(device=values.device, dtype=values.dtype)
         return new if chosen is None else torch.where(spread(chosen, values), new, values)
+
+
+def _by_name(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A call with its mask by name: some layers hand it on by its place."""
+    names = list(inspect.signature(module.forward).parameters)
+    at = names.index("attention_mask")
+    if at >= len(args):
+        return args, kwargs
+    return args[:at], {**dict(zip(names[at:], args[at:], strict=False)), **kwargs}

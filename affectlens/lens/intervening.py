@@ -79,6 +79,10 @@ class Intervening:
                 for owner, name, value in swaps:
                     self._swaps.swap(owner, name, value=value)
                 self._put(hooks)
+            # What an intervention ran to know its values was no pass of the block.
+            self._moments.passes = 0
+            for hook in self._hooks:
+                hook.reached = 0
             raise_waiting()
         except BaseException:
             self._swaps.undo()

@@ -83,10 +83,11 @@ class Lens:
     def intervene(self, *interventions: Intervention | ActivationIntervention) -> Intervening:
         """Apply interventions, in order, for the length of a `with` block; blocks nest.
 
-        On leaving, error or not, every parameter is the very tensor it was before, and no hook is left. A
-        `Remark` is warned of once where a number could be misread: a donor of which something does not come
-        along, zeros that delete a whole MLP, a point that nothing passed. Raises `LensError` for what can't
-        be changed (offloaded, quantised or compiled parts, experts computed as one) before anything is.
+        On leaving, error or not, every parameter is the very tensor it was before, and no hook is left;
+        inside it may be the donor's own memory, so train nothing there. A `Remark` is warned of once where a
+        number could be misread: a donor of which something does not come along, zeros that delete a whole
+        MLP, a point that nothing passed. Raises `LensError` for what can't be changed (offloaded, quantised
+        or compiled parts, experts computed as one) before anything is.
         """
         return Intervening(self, interventions)
 
@@ -110,6 +111,8 @@ class Lens:
         `metric` turns the logits after each prompt, (batch, vocabulary), into a number an example or one in
         all; its gradients at what passed are then kept beside the values. Raises `LensError`, `NoSuchSite`.
         """
+        if where is not None and not isinstance(places, Sites):
+            raise LensError("where= is for sites; points have their span: sites.at(point, span=…)")
         points = places.at("output", span=where) if isinstance(places, Sites) else places
         recording = Recording(self, points, keep=keep, gradients=metric is not None)
         return recorded(
@@ -177,12 +180,15 @@ class Lens:
         return self.run(self.prepare(*examples, prompt=prompt))[:, -1]
 
     @torch.no_grad()
-    def run(self, batch: Mapping[str, Tensor], *, last: int = 1) -> Float[Tensor, "batch last vocabulary"]:
+    def run(
+        self, batch: Mapping[str, Tensor], *, last: int = 1, answer: int = 0
+    ) -> Float[Tensor, "batch last vocabulary"]:
         """Run a prepared batch; returns the logits of the last `last` positions, in float32.
 
-        Raises `LensError` where the model can't.
+        The last `answer` tokens of the batch are an answer that is given: to interventions they are
+        `"generated"`, and the prompt ends before them. Raises `LensError` where the model can't.
         """
-        return forward(self, batch, last=last)
+        return forward(self, batch, last=last, answer=answer)
 
     @torch.no_grad()
     def generate(self, *examples: Example, prompt: str = "{text}", max_new_tokens: int = 8) -> list[str]:

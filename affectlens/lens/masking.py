@@ -50,9 +50,15 @@ def mask_of(
 def _keys(module: nn.Module, kwargs: Mapping[str, Any], moment: Moment) -> tuple[int, int]:
     """How many keys there will be, and the position of the first: a sliding cache has dropped some."""
     cache, layer = kwargs.get("past_key_values"), getattr(module, "layer_idx", None)
+    there = moment.start + moment.length
     if cache is None or layer is None or not hasattr(cache, "get_mask_sizes"):
-        return moment.start + moment.length, 0
-    keys, first = cache.get_mask_sizes(moment.length, layer)
+        return there, 0
+    try:
+        keys, first = cache.get_mask_sizes(moment.length, layer)
+    except ValueError:  # a layer that uses the keys of another has none of its own
+        mask = kwargs.get("attention_mask")
+        keys = mask.shape[-1] if isinstance(mask, Tensor) and mask.ndim == 4 else there
+        first = max(0, there - keys)
     return int(keys), int(first)
 
 

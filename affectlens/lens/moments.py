@@ -6,6 +6,7 @@ Hooks deep inside a model see tensors and no tokens. What was asked is written d
 entered: the prompt at the first pass, and from then on how much of it lies in the cache.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from affectlens.errors import LensError
 from affectlens.lens.restoring import Swaps
-from affectlens.lens.running import answering, config_of, encodes, inner
+from affectlens.lens.running import ANSWER, answering, config_of, encodes, inner
 from affectlens.lens.spans import spans
 from affectlens.sites import Span
 
@@ -39,7 +40,7 @@ class Moment:
     own: Bool[Tensor, "batch prompt"]  # false for padding
     ids: Int[Tensor, "batch prompt"] | None  # unknown where embeddings were given
     config: Any  # which says the placeholders of media
-    call: tuple[tuple[Any, ...], Mapping[str, Any]]  # what the model was called with
+    call: Mapping[str, Any]  # what the model was called with
     begins: bool = True  # a new input, not a further step of the last
     blind: str = ""  # why padding or the prompt can't be told, if so
     first_key: int = 0  # in an attention: the position of its first key
@@ -49,6 +50,13 @@ class Moment:
     def tail(self, count: int) -> "Moment":
         """The same of the last positions alone: a model may leave out logits that nobody asked for."""
         return replace(self, start=self.start + self.length - count, length=count, _known={})
+
+    def asked(self, answer: int) -> "Moment":
+        """The same where the last tokens of a new input are an answer, as if it had been generated."""
+        if not answer or not self.begins:
+            return self
+        ids = None if self.ids is None else self.ids[:, :-answer]
+        return replace(self, own=self.own[:, :-answer], ids=ids, _known={})
 
     def chosen(self, span: Span) -> Bool[Tensor, "batch position"]:
         """The positions of this pass that belong to a span; all but padding for None.
@@ -144,36 +152,42 @@ class Moments:
     def _entered(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.passes += 1
         stack, prefix = ("decoder", "decoder_") if encodes(self._model) else ("", "")
-        self._now[stack] = _moment(self._now.get(stack), args, kwargs, prefix=prefix, config=self._config)
+        names = inspect.signature(module.forward).parameters
+        kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+        found = _moment(self._now.get(stack), kwargs, prefix=prefix, config=self._config)
+        self._now[stack] = found if found is None else found.asked(ANSWER.get())
 
     def _encoding(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._now["encoder"] = _moment(None, args, kwargs, prefix="", config=self._config)
+        self._now["encoder"] = _moment(
+            None, {**kwargs, **({"input_ids": args[0]} if args else {})}, prefix="", config=self._config
+        )
 
 
 def _moment(
     before: Moment | None,
-    args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     *,
     prefix: str,
     config: Any,
 ) -> Moment | None:
     """What a call is about, given what the last one was; None where no tokens go in."""
-    ids = kwargs.get(f"{prefix}input_ids", args[0] if args and not prefix else None)
+    ids = kwargs.get(f"{prefix}input_ids")
     given = ids if isinstance(ids, Tensor) and ids.ndim == 2 else kwargs.get(f"{prefix}inputs_embeds")
     if not isinstance(given, Tensor):
         return None
     rows, length = given.shape[:2]
     past = kwargs.get("past_key_values")
     start = int(past.get_seq_length()) if past is not None and hasattr(past, "get_seq_length") else 0
-    call = (args, kwargs)
-    if start and before is not None and len(before.own) == rows:
+    # A step goes on with the very cache of the one before; another cache is another input.
+    if start and before is not None and before.call.get("past_key_values") is past:
         blind = before.blind or (_AT_ONCE if length > 1 else "")
-        return Moment(start, length, before.own, before.ids, config, call, begins=False, blind=blind)
+        return Moment(start, length, before.own, before.ids, config, kwargs, begins=False, blind=blind)
     mask = kwargs.get(f"{prefix}attention_mask")
     own = torch.ones(rows, start + length, dtype=torch.bool, device=given.device)
     if isinstance(mask, Tensor) and mask.shape == own.shape:
         own = mask.bool()
     known = mask is None or (isinstance(mask, Tensor) and mask.shape == own.shape)
     blind = "" if known else _OTHER_MASK
-    return Moment(start, length, own, ids if given is ids and not start else None, config, call, blind=blind)
+    return Moment(
+        start, length, own, ids if given is ids and not start else None, config, kwargs, blind=blind
+    )

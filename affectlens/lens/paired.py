@@ -131,10 +131,8 @@ class Switched:
             self._ready()
             for owner, name, value in self._paired._held or ():
                 self._swaps.swap(owner, name, value=value)
-            if self._paired._hooks:
-                self._swaps.swap(self._paired._lens, "checkpoint", value=self._paired.effective())
-            for module, function in self._paired._hooks:
-                self._swaps.hook(module, function, side="output")
+            if self._paired._hooks and not any(hook.on for _, hook in self._paired._hooks):
+                self._put(self._paired._hooks)
             raise_waiting()
         except BaseException:
             self._swaps.undo()
@@ -143,6 +141,13 @@ class Switched:
     @atomic
     def __exit__(self, *_: object) -> None:
         self._swaps.undo()
+
+    def _put(self, hooks: list[tuple[nn.Module, Beside]]) -> None:
+        """Apply the factors; a block of the same pair inside this one finds them on."""
+        self._swaps.swap(self._paired._lens, "checkpoint", value=self._paired.effective())
+        for module, hook in hooks:
+            self._swaps.swap(hook, "on", value=True)
+            self._swaps.hook(module, hook, side="weights")
 
     @interruptible
     def _ready(self) -> None:

@@ -6,6 +6,7 @@ A site knows its place in storage: the slice of a fused matrix that it is has th
 """
 
 import inspect
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -13,9 +14,11 @@ from torch import nn
 
 from affectlens.checkpoints import Checkpoint
 from affectlens.errors import LensError
+from affectlens.lens.running import config_of
 from affectlens.sites import ATTENTION, MLP, Point, Site, Storage
 
 _PLAIN_MLP = ("fc1", "fc2")
+_ACROSS = re.compile(r"(?i)cross|encoder_attn|encdec")
 _WRAPPED = (".base_layer", ".original_module")
 
 
@@ -53,7 +56,12 @@ def place_of(point: Point, *, model: nn.Module, live: Checkpoint) -> Place:
 def refuse_unheard(point: Point, place: Place, model: nn.Module) -> None:
     """Raise `LensError` for an output that nobody reads, so that a new one would do nothing."""
     module = model.get_submodule(place.module)
-    if point.site.role == "router" and place.side == "output" and not isinstance(module, nn.Linear):
+    if (
+        point.site.role == "router"
+        and point.kind != "residual"
+        and place.side == "output"
+        and not isinstance(module, nn.Linear)
+    ):
         raise LensError(
             f"{point!r}: {type(module).__name__} chooses the experts inside itself, and nobody reads its "
             f"scores; change what goes in, or its weights"
@@ -61,7 +69,9 @@ def refuse_unheard(point: Point, place: Place, model: nn.Module) -> None:
 
 
 def _place(site: Site, module: str, side: str, features: range | tuple[int, ...] | None) -> Place:
-    return Place(module, side, features, site.tower == "language", site.stack)
+    # Keys and values of attention across stacks are made of what the encoder said.
+    across = site.role in ("k_proj", "v_proj") and _ACROSS.search(site.label)
+    return Place(module, side, features, site.tower == "language", "encoder" if across else site.stack)
 
 
 def module_name(where: Storage) -> str:
@@ -129,6 +139,10 @@ def _refuse_hidden(point: Point, where: Storage, module: nn.Module) -> None:
 
 def _features(point: Point, where: Storage, live: Checkpoint, *, side: str) -> range | tuple[int, ...] | None:
     shape = live.store.headers[where.tensor].shape
+    if len(shape) == 1 and side == "input":
+        if where.unit is not None:
+            raise LensError(f"{point!r}: a bias adds to the output, and has no features of the input")
+        return None
     cut, unit = where.cut, where.unit
     turned = where.transposed and len(shape) == 2
     # The dimension of the stored tensor that counts features on this side.
@@ -153,10 +167,15 @@ def _compact(numbers: list[int]) -> range | tuple[int, ...]:
 def _block(site: Site, model: nn.Module, live: Checkpoint) -> str:
     """The layer that a site is in."""
     parts = parameter_name(live.at(site)).split(".")
-    for at, part in enumerate(parts):
-        around = ".".join(parts[:at])
-        if part.isdigit() and isinstance(model.get_submodule(around), nn.ModuleList):
-            return f"{around}.{part}"
+    found = [
+        ".".join(parts[: at + 1])
+        for at, part in enumerate(parts)
+        if part.isdigit() and isinstance(model.get_submodule(".".join(parts[:at])), nn.ModuleList)
+    ]
+    own = [name for name in found if name.endswith(f".{site.layer}")]
+    if found:
+        # Experts are numbered too, below the layer; towers in stages have layers below each stage.
+        return found[0] if site.tower == "language" or not own else own[-1]
     raise LensError(f"{site} is in no layer, so no residual stream leaves it")
 
 
@@ -165,6 +184,12 @@ def _attention(site: Site, model: nn.Module, live: Checkpoint) -> str:
     if site.role not in ATTENTION:
         raise LensError(f"{site} is no part of an attention; choose one of {', '.join(ATTENTION)}")
     name = module_name(live.at(site)).rpartition(".")[0]
+    kinds = getattr(config_of(model), "get_text_config", lambda: None)()
+    kinds = getattr(kinds, "layer_types", None) if site.tower == "language" else None
+    if kinds and site.layer is not None and site.layer < len(kinds):
+        kind = str(kinds[site.layer])
+        if kind.startswith("linear") or "attention" not in kind:
+            raise LensError(f"{site}: this layer is of kind {kind!r}, in which no query looks at keys")
     module = model.get_submodule(name)
     if "attention_mask" not in inspect.signature(module.forward).parameters:
         raise LensError(

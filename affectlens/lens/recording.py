@@ -6,6 +6,7 @@ points ──▶ hooks that keep what passes ──▶ Recording: point → Acti
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
@@ -67,7 +68,7 @@ class Recording:
             moments = Moments(model)
             moments.follow(self._swaps)
             for point, place in self._places.items():
-                hook = Hook(point, place, self._keeper(point), moments)
+                hook = Hook(point, place, self._keeper(point), moments, always=True)
                 self._swaps.hook(model.get_submodule(place.module), hook, side=hook.side)
             raise_waiting()
         except BaseException:
@@ -82,6 +83,8 @@ class Recording:
 
     def differentiate(self, metric: Tensor) -> None:
         """Fill in the gradients of a metric (its sum) at what passed since the last time."""
+        if not metric.requires_grad:
+            raise LensError("the metric does not depend on the logits, so it has no gradient")
         found = torch.autograd.grad(metric.sum(), [kept for _, kept, _ in self._waiting], allow_unused=True)
         for (passed, kept, chosen), gradient in zip(self._waiting, found, strict=True):
             whole = torch.zeros_like(kept) if gradient is None else gradient
@@ -102,7 +105,7 @@ class Recording:
         # A copy on the way: the gradient is that of what goes on from here, not of all that read the tensor.
         kept = values.clone() if values.requires_grad else values.detach().clone().requires_grad_()
         self._waiting.append((passed, kept, chosen))
-        return kept
+        return kept.clone()  # a model may write into it
 
     def _add(self, point: Point, values: Tensor, moment: Moment | None) -> Tensor:
         passed, _ = _seen(point, values.detach(), moment)
@@ -124,8 +127,16 @@ class Recording:
     def __len__(self) -> int:
         return len(self.points)
 
+    def __getstate__(self) -> dict[str, object]:
+        # What passed is all that travels; a copy can't be entered again.
+        return {**vars(self), "_model": None, "_known": _gone, "_places": {}, "_swaps": Swaps()}
+
     def __repr__(self) -> str:
         return f"Recording({self.points!r}, {self._keep})"
+
+
+def _gone() -> None:
+    """What a copy knows of the model."""
 
 
 def _seen(point: Point, values: Tensor, moment: Moment | None) -> tuple[Activations, Tensor | None]:
@@ -148,10 +159,14 @@ def recorded(
     batch_size: int,
 ) -> Recording:
     """Run examples in batches, and prepared batches as they are, and record what passes."""
+    for one in examples:
+        if not isinstance(one, Example | Mapping):
+            raise LensError(f"a {type(one).__name__} is neither an example nor a prepared batch")
     # Where logits are recorded, all of them are asked for.
     last = 0 if any(point.site.role == "lm_head" for point in recording.points) else 1
     for batch in _batches(lens, examples, prompt=prompt, size=batch_size):
         # What was made in inference mode, e.g. by the caller, has no gradient.
+        batch = {name: tensor.clone() if tensor.is_inference() else tensor for name, tensor in batch.items()}
         with recording, torch.inference_mode(False), torch.set_grad_enabled(metric is not None):
             logits = forward(lens, batch, last=last)
             if metric is not None:
@@ -162,7 +177,11 @@ def recorded(
 def _batches(
     lens: "Lens", examples: Sequence[Example | Mapping[str, Tensor]], *, prompt: str, size: int
 ) -> Iterator[Mapping[str, Tensor]]:
-    shown = [one for one in examples if isinstance(one, Example)]
-    for start in range(0, len(shown), size):
-        yield lens.prepare(*shown[start : start + size], prompt=prompt)
-    yield from (one for one in examples if not isinstance(one, Example))
+    for shown, group in groupby(examples, key=lambda one: isinstance(one, Example)):
+        some = list(group)
+        if not shown:
+            yield from (one for one in some if isinstance(one, Mapping))
+            continue
+        for start in range(0, len(some), size):
+            part = (one for one in some[start : start + size] if isinstance(one, Example))
+            yield lens.prepare(*part, prompt=prompt)

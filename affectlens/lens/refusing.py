@@ -32,7 +32,8 @@ def refuse_unlike(site: Site, parameter: Tensor) -> None:
     data = parameter.data
     if data.device.type == "meta":
         raise LensError(f"{site} is offloaded, so its weights can't be swapped; load without offloading")
-    if not data.is_floating_point() or data.itemsize < 2:
+    counts = isinstance(parameter, nn.Parameter)  # a buffer may well hold whole numbers
+    if data.itemsize < 2 or (counts and not data.is_floating_point()):
         raise LensError(
             f"{site} is quantised ({data.dtype}), so no weights can be put there; load it unpacked"
         )

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from affectlens.checkpoints.memory import BEFORE
+from affectlens.checkpoints.memory import HELD, Held
 from affectlens.errors import LensError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -63,21 +63,24 @@ class Swaps:
     def swap(self, owner: Any, name: str, *, value: Any) -> None:
         """Set an attribute, and keep what it was."""
         before = getattr(owner, name)
-        first = name == "data" and isinstance(owner, Tensor) and owner not in BEFORE
-        self._note(partial(_put_back, owner, name, before, first))
-        if first:
-            BEFORE[owner] = before
+        if name == "data" and isinstance(owner, Tensor):
+            held = Held(before)
+            self._note(partial(_release, owner, held))
+            HELD.setdefault(owner, []).append(held)
+        else:
+            self._note(partial(setattr, owner, name, before))
         setattr(owner, name, value)
 
     @atomic
     def hook(self, module: nn.Module, function: Callable[..., Any], *, side: str) -> None:
         """Call a function with a module's input and keyword arguments, and after it with its output.
 
-        `side` is `"output"`, `"input"`, or `"enter"`: before all hooks that are there already.
+        `side` is `"output"`, `"input"`, or, before all hooks that are there already: `"enter"`, and
+        `"weights"` for what is a part of the module itself.
         """
         self._note(partial(_unhook, module, function))
-        if side == "output":
-            module.register_forward_hook(function, with_kwargs=True)
+        if side in ("output", "weights"):
+            module.register_forward_hook(function, with_kwargs=True, prepend=side == "weights")
             collect_last(module)
         else:
             module.register_forward_pre_hook(function, with_kwargs=True, prepend=side == "enter")
@@ -105,7 +108,7 @@ class Swaps:
         self._opened = False
         if self._shielded:
             self._shielded = False
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            _unshield()
         if failure is not None:
             raise failure
         raise_waiting()
@@ -122,10 +125,19 @@ def collect_last(module: nn.Module) -> None:
             hooks[number] = hooks.pop(number)
 
 
-def _put_back(owner: Any, name: str, before: Any, first: bool) -> None:
-    setattr(owner, name, before)
-    if first:
-        BEFORE.pop(owner, None)
+def _release(owner: Tensor, held: Held) -> None:
+    """Give a parameter back what a block found; where another block was entered since, that one will."""
+    blocks = HELD.get(owner, [])
+    if held not in blocks:
+        return
+    at = blocks.index(held)
+    if blocks[at + 1 :]:
+        blocks[at + 1].before = held.before
+    else:
+        owner.data = held.before
+    blocks.remove(held)
+    if not blocks:
+        HELD.pop(owner, None)
 
 
 def _unhook(module: nn.Module, function: Callable[..., Any]) -> None:
@@ -147,6 +159,13 @@ def _shield() -> bool:
         return False
     signal.signal(signal.SIGINT, _interrupted)
     return True
+
+
+def _unshield() -> None:
+    """Give the answer to Ctrl-C back, if it is still ours to give."""
+    main = threading.current_thread() is threading.main_thread()
+    if main and signal.getsignal(signal.SIGINT) is _interrupted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:

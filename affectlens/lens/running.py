@@ -6,6 +6,7 @@ batch ── started ──▶ with a decoder's first token ── continued ─
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _NOTES = ("token_type_ids", "mm_token_type_ids")  # of a tokenizer, for models that ask for them
 # A checkpoint's own generation settings may sample, search or punish repetition.
 _GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+ANSWER: ContextVar[int] = ContextVar("ANSWER", default=0)  # how many last tokens of an input are its answer
 # A compiled step would pass hooks by; without a cache each step would look like another prompt.
 _SEEN = {"disable_compile": True, "use_cache": True, "prefill_chunk_size": None}
 
@@ -127,18 +129,29 @@ def continued(batch: Mapping[str, Tensor], answer: Int[Tensor, " token"]) -> dic
 
 
 def forward(
-    lens: "Lens", batch: Mapping[str, Tensor], *, last: int = 1
+    lens: "Lens", batch: Mapping[str, Tensor], *, last: int = 1, answer: int = 0
 ) -> Float[Tensor, "batch last vocabulary"]:
-    """The logits of the last positions, in float32. Raises `LensError` where the model can't run."""
+    """The logits of the last positions, in float32. Raises `LensError` where the model can't run.
+
+    To interventions the last `answer` tokens are no part of the prompt, but generated.
+    """
     takes = _takes(lens.model)
     given = typed(lens.model, started(lens.model, batch))
     # Where a model can, it computes the logits of the last positions alone.
     settings: dict[str, Any] = {"logits_to_keep": last} if "logits_to_keep" in takes else {}
-    if "position_ids" in takes and "position_ids" not in given and _numbers(lens.model):
+    if (
+        "position_ids" in takes
+        and {"position_ids", "attention_mask"} & given.keys() == {"attention_mask"}
+        and _numbers(lens.model)
+    ):
         given["position_ids"] = (given["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-    with told("the model can't run these examples"):
-        out = answering(lens.model)(**given, use_cache=False, **settings)
-        logits: Tensor = out.logits
+    asked = ANSWER.set(answer)
+    try:
+        with told("the model can't run these examples"):
+            out = answering(lens.model)(**given, use_cache=False, **settings)
+            logits: Tensor = out.logits
+    finally:
+        ANSWER.reset(asked)
     return logits[:, -last:].float()
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from affectlens.checkpoints import Checkpoint
+from affectlens.checkpoints.memory import saved_tensors
 from affectlens.checkpoints.slicing import put
 from affectlens.errors import LensError
 from affectlens.lens.beside import Beside
@@ -29,11 +30,13 @@ Swap = tuple[Any, str, Any]  # owner, attribute, new value
 
 def swapped(lens: "Lens", edits: Mapping[Site, Tensor]) -> list[Swap]:
     """The attributes to set so that sites have their new values. Raises `LensError`, and sets none."""
+    _refresh(lens)
     live, parameters = lens.checkpoint, lens.parameters
     for site in edits:
         refuse_unlike(site, parameters[parameter_name(live.at(site))])
     adapted = _adapted(lens, edits)
     new: dict[str, Tensor] = dict(_merged(lens, adapted))
+    given: set[str] = set()  # new tensors that are somebody's own: nothing is written into them
     for site, value in edits.items():
         where = live.at(site)
         if tuple(value.shape) != where.shape:
@@ -43,12 +46,22 @@ def swapped(lens: "Lens", edits: Mapping[Site, Tensor]) -> list[Swap]:
         value = value.to(device=old.device, dtype=old.dtype)
         if where.size == old.numel() and not where.transposed:
             new[name] = value.reshape(old.shape)
+            given.add(name)
         else:
-            if name not in new:
-                new[name] = old.data.clone()
+            if name not in new or name in given:
+                new[name] = new.get(name, old.data).clone()
+                given.discard(name)
             put(new[name], where, value=value)
     found: list[Swap] = [(parameters[name], "data", value) for name, value in new.items()]
     return found + _silenced(lens, adapted)
+
+
+def _refresh(lens: "Lens") -> None:
+    """Look the tensors up anew where the model has others since: `model.to(…)` makes new buffers."""
+    known = {id(tensor) for tensor in lens.parameters.values()}
+    if not known.issuperset(id(tensor) for tensor in saved_tensors(lens.model).values()):
+        for cached in ("parameters", "checkpoint"):
+            vars(lens).pop(cached, None)
 
 
 def _adapted(lens: "Lens", edits: Mapping[Site, Tensor]) -> dict[str, nn.Module]:
@@ -63,7 +76,10 @@ def _adapted(lens: "Lens", edits: Mapping[Site, Tensor]) -> dict[str, nn.Module]
                 f"{site} is adapted by DoRA, which rescales what is put there; merge the adapter first"
             )
         where = live.at(whole)
-        found[parameter_name(where)] = lens.model.get_submodule(module_name(where))
+        module = lens.model.get_submodule(module_name(where))
+        if any(getattr(module, "lora_bias", {}).values()):
+            raise LensError(f"{site} is adapted with a bias beside its factors; merge the adapter first")
+        found[parameter_name(where)] = module
     return found
 
 

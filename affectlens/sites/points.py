@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import overload
 
 from affectlens.errors import NoSuchSite, WrongCount, near
@@ -11,6 +12,16 @@ from affectlens.sites.site import Site
 KINDS = ("output", "input", "pre_activation", "gated", "heads", "residual")
 SPANS = ("image", "audio", "video", "text", "prompt", "last", "generated")
 Span = str | int | tuple[int, ...] | None
+
+
+def numbered(span: object) -> Span:
+    """A span as it is kept: a name, or whole numbers of any kind. Raises `NoSuchSite` for another."""
+    if span is None or isinstance(span, str):
+        return span
+    try:
+        return tuple(map(index, span)) if isinstance(span, Iterable) else index(span)  # type: ignore[arg-type]
+    except TypeError:
+        raise NoSuchSite(f"{span!r} is no span. Spans: {', '.join(SPANS)}, or token numbers") from None
 
 
 @dataclass(frozen=True)

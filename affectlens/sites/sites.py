@@ -5,7 +5,7 @@ from typing import Any, overload
 
 from affectlens.errors import NoSuchSite, WrongCount, near
 from affectlens.sites.mlps import MLP
-from affectlens.sites.points import Point, Points, Span
+from affectlens.sites.points import Point, Points, Span, numbered
 from affectlens.sites.roles import ATTENTION
 from affectlens.sites.site import Site
 from affectlens.sites.targets import to_target_modules
@@ -80,7 +80,7 @@ class Sites(Sequence[Site]):
         what is `"generated"`, or numbers of an example's own tokens, negative ones from the prompt's end.
         Raises `NoSuchSite` for another kind or span.
         """
-        return Points(Point(site, kind, tuple(span) if isinstance(span, list) else span) for site in self)
+        return Points(Point(site, kind, numbered(span)) for site in self)
 
     def by(self, *names: str) -> dict[tuple[Any, ...], "Sites"]:
         """Group the sites by their fields, e.g. `by("role", "layer")`."""
