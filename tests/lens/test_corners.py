@@ -1,0 +1,352 @@
+"""Where an intervention could do nothing, or another thing than it says, without a word."""
+
+import pickle
+import warnings
+from typing import Any
+
+import pytest
+import torch
+
+import affectlens as al
+from affectlens.effects.evaluating import _sequence_logp
+from affectlens.errors import LensError, NoSuchSite, Remark
+from affectlens.lens.running import started
+from tests.lens.families import BY_NAME, base, logits, tuned
+from tests.lens.test_lens import same, snapshot
+from tests.tiny_models import tiny as of_type
+
+
+def language(lens: al.Lens, role: str) -> al.Sites:
+    sites = lens.sites.where(tower="language", role=role, param="weight")
+    return al.Sites(site for site in sites if site.stack != "encoder")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2_5_vl", "t5_gated"])
+@pytest.mark.parametrize("kind", ["zero", "steer", "patch"])
+def test_a_given_answer_is_no_part_of_the_prompt(family: str, kind: str) -> None:
+    """A label's log-probability under a change of the last token is that of the prompt run alone."""
+    lens, batch = al.Lens(base(family)), BY_NAME[family].batch()
+    batch.pop("decoder_input_ids", None)
+    batch = started(lens.model, batch)
+    points = language(lens, "down_proj").at("residual", span="last")
+    width = lens.parameter(points[0].site).shape[0]
+    change = {
+        "zero": al.Zero(points[:1]),
+        "steer": al.Steer(points[:1], vector=torch.ones(width)),
+        "patch": al.Patch(points[:1], source=al.Lens(tuned(family)).record(points[:1], batch)),
+    }[kind]
+    plain = _sequence_logp(lens, batch, (7,))
+    with lens.intervene(change):
+        expected = lens.run(batch)[:, -1].log_softmax(-1)[:, 7]
+        found = _sequence_logp(lens, batch, (7,))
+
+    torch.testing.assert_close(expected, found, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(plain, found, atol=1e-3)
+
+
+def test_an_answer_is_what_is_generated() -> None:
+    """What is told to be an answer is in the span of what is generated, and in no span of the prompt."""
+    lens = al.Lens(base("llama"))
+    ids = torch.arange(3, 11).reshape(1, -1)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    counts = {}
+    for span in ("prompt", "text", "last", "generated"):
+        with lens.record(language(lens, "down_proj")[:1].at("residual", span=span)) as recording:
+            lens.run(batch, answer=3)
+        counts[span] = recording[recording.points[0]].values.shape[1]
+
+    assert {"prompt": 5, "text": 5, "last": 1, "generated": 3} == counts
+
+
+def test_what_is_given_is_not_written_into() -> None:
+    """A whole and a part of it in one intervention: neither the donor nor the live model keeps the part."""
+    model, donor = BY_NAME["llama"].build(), BY_NAME["llama"].build(seed=1)
+    lens = al.Lens(model)
+    gate = language(lens, "gate_proj")[0]
+    before, theirs = snapshot(model), snapshot(donor)
+
+    class Both:
+        def __init__(self, values: torch.Tensor) -> None:
+            self.values = values
+
+        def edits(self, live: al.Checkpoint) -> dict[al.Site, torch.Tensor]:
+            one = gate.at(neuron=3)
+            return {gate: self.values, one: torch.zeros(live.shape(one))}
+
+    for values in (al.Lens(donor).parameter(gate), lens.parameter(gate)):
+        with lens.intervene(Both(values)):
+            assert not lens.parameter(gate)[3].any()
+            assert torch.equal(values[4:], lens.parameter(gate)[4:])
+
+    assert same(before, snapshot(model))
+    assert same(theirs, snapshot(donor))
+
+
+@pytest.mark.parametrize("order", ["weights first", "weights last"])
+def test_blocks_may_end_in_any_order(order: str) -> None:
+    """The first to be entered is left first: the second holds until its end, and then all is as before."""
+    model = BY_NAME["llama"].build()
+    lens, batch = al.Lens(model), BY_NAME["llama"].batch()
+    gates = language(lens, "gate_proj")
+    before, plain = snapshot(model), logits(model, batch)
+    one, two = lens.intervene(al.Zero(gates)), lens.intervene(al.Scale(gates, factor=3.0))
+    first, second = (one, two) if order == "weights first" else (two, one)
+    first.__enter__()
+    second.__enter__()
+    inside = logits(model, batch)
+    first.__exit__(None, None, None)
+    assert torch.equal(inside, logits(model, batch))
+    second.__exit__(None, None, None)
+
+    assert torch.equal(plain, logits(model, batch))
+    assert same(before, snapshot(model))
+
+
+def test_a_batch_without_the_medium_keeps_its_rows() -> None:
+    """Row k of a recording is example k, whatever the batches and whether it has a picture."""
+    lens, batch = al.Lens(base("llava")), BY_NAME["llava"].batch()
+    text = {"input_ids": batch["input_ids"].clone(), "attention_mask": batch["attention_mask"]}
+    text["input_ids"][BY_NAME["llava"].span(batch, "image")] = 7
+    points = language(lens, "down_proj")[:1].at("residual", span="image")
+    found = lens.record(points, batch, text, batch)[points[0]]
+
+    assert 6 == len(found.values)
+    assert [True, True, False, False, True, True] == found.chosen.any(1).tolist()
+
+
+def test_examples_and_batches_are_recorded_in_the_order_given(lens: al.Lens, demo: al.Demo) -> None:
+    """Examples, a prepared batch, and an example again."""
+    task = demo.task("faces-unseen")
+    points = lens.sites.where(tower="language", role="down_proj")[:1].at("residual", span="last")
+    one, two, three = task.examples[:3]
+    batch = lens.prepare(two, prompt=task.prompt)
+    mixed = lens.record(points, one, batch, three, prompt=task.prompt)[points[0]].values
+    alone = [lens.record(points, x, prompt=task.prompt)[points[0]].values for x in (one, two, three)]
+
+    torch.testing.assert_close(torch.cat(alone), mixed)
+
+
+def test_a_bias_has_no_features_of_the_input() -> None:
+    """The part of a fused bias counts outputs: at the input it is the whole, and its heads are refused."""
+    lens, batch = al.Lens(base("gpt2")), BY_NAME["gpt2"].batch()
+    bias = lens.sites.where(role="k_proj", param="bias")[0]
+    points = al.Sites([bias]).at("input")
+
+    assert 64 == lens.record(points, batch)[points[0]].values.shape[-1]
+    with pytest.raises(LensError, match="a bias adds to the output"):
+        lens.record(al.Sites([bias.at(head=1)]).at("input"), batch)
+
+
+def test_the_features_of_a_convolution_come_last() -> None:
+    """Channels, which come second in what passes, are averaged and steered like any features."""
+    lens, batch = al.Lens(base("llava")), BY_NAME["llava"].batch()
+    site = lens.sites.where(tower="vision", role="patch_embed", param="weight")[0]
+    points = al.Sites([site]).at("output")
+    channels = lens.parameter(site).shape[0]
+    plain = lens.record(points, batch)[points[0]].values
+    vector = torch.arange(channels).float()
+    with lens.intervene(al.Steer(points, vector=vector)):
+        found = lens.record(points, batch)[points[0]].values
+
+    assert channels == plain.shape[-1]
+    torch.testing.assert_close(plain + vector, found)
+    assert (channels,) == lens.record(points, batch, keep="mean")[points[0]].mean.shape
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "gemma3_text"])
+def test_norms_of_heads_have_positions(model_type: str) -> None:
+    """(batch, position, head, feature) or heads first: spans are of tokens, padding does not count."""
+    lens = al.Lens(of_type(model_type))
+    site = lens.sites.where(role="q_norm")[0]
+    ids = torch.arange(3, 17).reshape(2, 7)
+    batch = {"input_ids": ids, "attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7])}
+    point = al.Sites([site]).at("output")[0]
+    heads = lens.checkpoint.units(lens.sites.where(role="q_proj")[0])
+    assert heads is not None
+    passed = lens.record(al.Sites([site]).at("output"), batch)[point]
+    moments = lens.record(al.Sites([site]).at("output"), batch, keep="second")[point]
+
+    assert (2, 7) == passed.values.shape[:2]
+    assert 12 * heads.count == moments.count == len(passed.rows)
+    torch.testing.assert_close(
+        passed.rows.double().T @ passed.rows.double() / len(passed.rows), moments.second
+    )
+    with lens.intervene(al.Zero(al.Sites([site]).at("output", span="last"))):
+        zeroed = lens.record(al.Sites([site]).at("output"), batch)[point].values
+    assert not zeroed[:, -1].any()
+    assert torch.equal(passed.values[:, :-1], zeroed[:, :-1])
+
+
+def test_counters_are_transplanted_as_they_are() -> None:
+    """Whole numbers that a save holds, as of batch norms, come along with everything."""
+    model, donor = of_type("granite_speech"), of_type("granite_speech", seed=1)
+    lens = al.Lens(model)
+    for name, buffer in donor.named_buffers():
+        if "num_batches_tracked" in name:
+            buffer += 5
+    counters = [site for site in lens.sites if "int" in lens.checkpoint.dtype(site)]
+    assert counters
+    with lens.intervene(al.Transplant(lens.sites, donor=donor)):
+        assert all(5 == int(lens.parameter(site)) for site in counters)
+    assert all(0 == int(lens.parameter(site)) for site in counters)
+
+
+def test_a_model_that_was_cast_since_is_changed_all_the_same() -> None:
+    """Casting makes new buffers; those are swapped, not the ones that were there first."""
+    model = of_type("granite_speech")
+    lens = al.Lens(model)
+    assert len(lens.sites) > 0
+    model.to(torch.bfloat16)
+    variances = al.Sites(site for site in lens.sites if "running_var" in site.parameter)
+    with lens.intervene(al.Zero(variances)):
+        assert not any(b.any() for name, b in model.named_buffers() if name.endswith("running_var"))
+    assert all(b.any() for name, b in model.named_buffers() if name.endswith("running_var"))
+
+
+def test_what_is_recorded_is_not_written_into() -> None:
+    """Falcon adds to what its MLP makes in place: a recording that was put there keeps its values."""
+    model: Any = of_type("falcon")
+    lens, ids = al.Lens(model), torch.arange(3, 11).reshape(1, -1)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    points = lens.sites.where(role="fc2").at("output")
+    recording = lens.record(points, batch)
+    values = [recording[point].values.clone() for point in points]
+    plain = lens.run(batch)
+    for change in (al.Patch(points, source=recording), al.Mean(points, over=recording)):
+        with lens.intervene(change):
+            found = [lens.run(batch) for _ in range(2)]
+        assert torch.equal(*found)
+        assert isinstance(change, al.Mean) == (not torch.equal(plain, found[0]))
+
+    assert all(torch.equal(old, recording[point].values) for old, point in zip(values, points, strict=True))
+
+
+def test_layers_of_another_kind_of_attention_are_refused() -> None:
+    """Where no query looks at keys there is nothing to cut; the others are cut."""
+    lens = al.Lens(of_type("qwen3_next"))
+    kinds = lens.model.config.layer_types  # type: ignore[union-attr]
+    assert {"linear_attention", "full_attention"} == set(kinds)
+    ids = torch.arange(3, 11).reshape(1, -1)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    for site in lens.sites.where(role="o_proj"):
+        cut = al.Knockout(site, source=0, target="last")
+        if kinds[site.layer] == "linear_attention":
+            with pytest.raises(LensError, match="no query looks at keys"), lens.intervene(cut):
+                pass
+        else:
+            with lens.intervene(cut):
+                changed = lens.run(batch)
+            assert not torch.equal(changed, lens.run(batch))
+
+
+def test_beams_are_followed() -> None:
+    """With tuned's stream and head a search over beams is tuned's, whose cache is exchanged alike."""
+    one, other = base("llama"), tuned("llama")
+    lens, batch = al.Lens(one), BY_NAME["llama"].batch()
+    stream = language(lens, "down_proj")[-1:].at("residual")
+    rest = al.Sites(site for site in lens.sites if site.layer is None)
+    settings = {"num_beams": 3, "max_new_tokens": 5, "do_sample": False, "early_stopping": True}
+    expected = other.generate(**batch, **settings)  # type: ignore[operator]
+    with lens.intervene(al.Transplant(rest, donor=other), al.Patch(stream, source=al.Lens(other))):
+        found = one.generate(**batch, **settings)  # type: ignore[operator]
+
+    assert torch.equal(expected, found)
+
+
+def test_recordings_and_what_uses_them_travel() -> None:
+    """Pickled and back, a patch does the same; the copy of a recording is read and not entered."""
+    lens, batch = al.Lens(base("llama")), BY_NAME["llama"].batch()
+    points = language(lens, "down_proj").at("residual")
+    recording = al.Lens(tuned("llama")).record(points, batch)
+    patch = al.Patch(points, source=recording)
+    again = pickle.loads(pickle.dumps(patch))
+    found = []
+    for one in (patch, again):
+        with lens.intervene(one):
+            found.append(lens.run(batch))
+
+    assert torch.equal(*found)
+    with pytest.raises(LensError, match="is gone"), again.source:
+        pass
+
+
+def test_spans_are_names_or_numbers_of_any_kind() -> None:
+    """NumPy's numbers and lists are kept as plain ones; anything else is told at once."""
+    import numpy as np
+
+    gates = al.Lens(base("llama")).sites.where(role="gate_proj")
+
+    assert gates.at("gated", span=3) == gates.at("gated", span=np.int64(3))
+    assert gates.at("gated", span=(1, 2)) == gates.at("gated", span=[1, np.int64(2)])
+    for wrong in (1.5, (2, "last"), slice(3)):
+        with pytest.raises(NoSuchSite, match="is no span"):
+            gates.at("gated", span=wrong)
+    with pytest.raises(NoSuchSite, match="no span 'picture'"):
+        al.Knockout(gates, source="picture", target="last")
+
+
+def test_what_is_no_input_is_told() -> None:
+    """A list of batches, a module for a lens, `where` beside points, a metric of nothing."""
+    lens, batch = al.Lens(base("llama")), BY_NAME["llama"].batch()
+    points = language(lens, "down_proj").at("residual")
+    with pytest.raises(LensError, match="where= is for sites"):
+        lens.record(points, batch, where="last")
+    with pytest.raises(LensError, match="does not depend on the logits"):
+        lens.record(points, batch, metric=lambda logits: torch.zeros(2))
+
+
+def test_what_cuts_nothing_is_told() -> None:
+    """No picture in the text, so nothing is kept from it; and what a mean is taken over is no pass."""
+    lens, batch = al.Lens(base("llava")), BY_NAME["llava"].batch()
+    text = {"input_ids": batch["input_ids"].clone(), "attention_mask": batch["attention_mask"]}
+    text["input_ids"][BY_NAME["llava"].span(batch, "image")] = 7
+    attention = language(lens, "o_proj")
+    with (
+        pytest.warns(Remark, match="chose nothing"),
+        lens.intervene(al.Knockout(attention, source="image", target="last")),
+    ):
+        lens.run(text)
+    over = lens.record(attention.at("output"), batch, keep="mean")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with lens.intervene(al.Zero(attention.at("heads")), al.Mean(attention.at("output"), over=over)):
+            pass
+
+
+def test_the_factors_of_a_second_model_are_part_of_it(tmp_path: Any) -> None:
+    """Recorded and zeroed outside of the block, an adapted output is the adapted one; entered twice, once."""
+    from tests.lens.test_paired import adapted
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped: Any = adapted(BY_NAME["llama"].build(), ["gate_proj", "q_proj"])
+        wrapped.save_pretrained(tmp_path)
+        expected = logits(wrapped, BY_NAME["llama"].batch())
+    model, batch = BY_NAME["llama"].build(), BY_NAME["llama"].batch()
+    lens = al.Lens(model)
+    gates, pair = language(lens, "gate_proj"), lens.paired(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with lens.record(gates.at("output")) as recording, pair.tuned():
+            with pair.tuned():
+                assert torch.equal(expected, logits(model, batch))
+            assert torch.equal(expected, logits(model, batch))
+        with lens.intervene(al.Zero(gates.at("output"))), pair.tuned():
+            zeroed = logits(model, batch)
+        with pair.tuned(), lens.intervene(al.Zero(gates.at("output"))):
+            assert torch.equal(zeroed, logits(model, batch))
+    with al.Lens(wrapped).record(al.Lens(wrapped).sites.where(role="gate_proj").at("output")) as theirs:
+        logits(wrapped, batch)
+    ours, other = (r[r.points[0]].values[:2] for r in (recording, theirs))
+    torch.testing.assert_close(other, ours)
+
+
+def test_a_mask_that_means_the_opposite_is_refused() -> None:
+    """MPT's says from which tokens one is kept: nothing is guessed."""
+    lens = al.Lens(of_type("mpt"))
+    ids = torch.arange(3, 11).reshape(1, -1)
+    with (
+        lens.intervene(al.Knockout(lens.sites.where(role="o_proj"), source=0, target="last")),
+        pytest.raises(LensError, match="means something else"),
+    ):
+        lens.run({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
