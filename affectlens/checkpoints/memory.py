@@ -69,6 +69,12 @@ class MemoryStore:
             for key, tensor in tensors.items()
         }
 
+    def shares(self, other: object) -> bool:
+        """Whether another store serves the very same tensors."""
+        if not isinstance(other, MemoryStore):
+            return False
+        return any(self._tensors[name] is other._tensors.get(name) for name in self.headers)
+
     def read(self, tensor: str, rows: slice | None = None) -> Tensor:
         """Return a tensor, or some of its rows, sharing its memory; one that is offloaded is fetched."""
         found = self._tensors[tensor].detach()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from affectlens.checkpoints import Checkpoint, Source, open_checkpoint
+from affectlens.checkpoints.memory import MemoryStore
 from affectlens.errors import LensError
 from affectlens.interventions.editing import Edits
 from affectlens.interventions.leaving import left_behind
@@ -53,6 +54,8 @@ class Transplant:
 def fitting_donor(donor: Source, live: Checkpoint, *, sites: Sites) -> Checkpoint:
     """Open a donor; an adapter is read over the weights as they were. Raises for a site that does not fit."""
     found = open_checkpoint(donor, base=live.untouched)
+    if isinstance(found.store, MemoryStore) and found.store.shares(live.store):
+        found = found.untouched  # the live model itself: to put it back is to put back what was there
     for site in sites:
         if found.shape(site) != live.shape(site):
             raise LensError(

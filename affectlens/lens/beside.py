@@ -44,7 +44,7 @@ def beside(lens: "Lens", site: Site, *, factors: LowRank) -> tuple[nn.Module, Be
     return lens.model.get_submodule(place.module), found
 
 
-def fits_beside(lens: "Lens", site: Site, factors: LowRank) -> bool:
+def fits_beside(lens: "Lens", site: Site, *, factors: LowRank) -> bool:
     """Whether a change of low rank can be computed beside its matrix: of a plain one, on its rows."""
     if factors.decomposed or factors.pair.embedding or factors.scale is None:
         return False

@@ -136,7 +136,7 @@ def hooks_of(lens: "Lens", rewrites: Mapping[Point, Rewrite], *, moments: Moment
     found: dict[object, Hook] = {}
     for point, rewrite in rewrites.items():
         place = place_of(point, model=lens.model, live=lens.checkpoint)
-        refuse_unheard(point, place, lens.model)
+        refuse_unheard(point, place, model=lens.model)
         found.setdefault((place, point.span), Hook(point, place, rewrite, moments))
     return list(found.values())
 

@@ -4,12 +4,12 @@ import warnings
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from affectlens.checkpoints import Checkpoint, Source, open_checkpoint
 from affectlens.checkpoints.checkpoint import Change
 from affectlens.checkpoints.joined import JoinedStore
-from affectlens.checkpoints.memory import MemoryStore
+from affectlens.checkpoints.memory import HELD, MemoryStore
 from affectlens.checkpoints.pairing import pair
 from affectlens.errors import LensError, Remark
 from affectlens.lens.beside import Beside, beside, fits_beside
@@ -46,7 +46,7 @@ class Paired:
             )
         self.unlike = pairing.unlike
         self._factors = {
-            site: one for site, one in self.source.factors.items() if fits_beside(lens, site, one)
+            site: one for site, one in self.source.factors.items() if fits_beside(lens, site, factors=one)
         }
         self.differing = Sites(s for s in pairing.comparable if s in self._factors or self._differs(s))
         self._held: list[Swap] | None = None
@@ -96,6 +96,11 @@ class Paired:
         here, there = self._lens.checkpoint.untouched.read(site), self.source.read(site)
         return not torch.equal(here, there.to(device=here.device, dtype=here.dtype))
 
+    def _tuned(self, site: Site) -> Tensor:
+        """What a site is in tuned; a file of what was trained leaves the rest as it was."""
+        side = self.source if site in self.source.storage else self._lens.checkpoint.untouched
+        return side.read(site)
+
     def _load(self) -> None:
         if self._held is not None:
             return
@@ -105,7 +110,7 @@ class Paired:
         changed = {parameter_name(live.at(site)) for site in self.differing - self._factors}
         held: list[Swap] = []
         for name in sorted(changed):  # one parameter at a time: no more is in memory than is kept
-            held += swapped(self._lens, {site: self.source.read(site) for site in groups[name]})
+            held += swapped(self._lens, {site: self._tuned(site) for site in groups[name]})
         self._hooks = [beside(self._lens, site, factors=one) for site, one in self._factors.items()]
         self._held = held
 
@@ -144,7 +149,12 @@ class Switched:
 
     def _put(self, hooks: list[tuple[nn.Module, Beside]]) -> None:
         """Apply the factors; a block of the same pair inside this one finds them on."""
-        self._swaps.swap(self._paired._lens, "checkpoint", value=self._paired.effective())
+        lens = self._paired._lens
+        for site in self._paired._factors:
+            parameter = lens.parameters[parameter_name(lens.checkpoint.at(site))]
+            if parameter in HELD:  # tuned is base as it was, and the factors
+                self._swaps.swap(parameter, "data", value=HELD[parameter][0].before)
+        self._swaps.swap(lens, "checkpoint", value=self._paired.effective())
         for module, hook in hooks:
             self._swaps.swap(hook, "on", value=True)
             self._swaps.hook(module, hook, side="weights")

@@ -53,7 +53,7 @@ def place_of(point: Point, *, model: nn.Module, live: Checkpoint) -> Place:
     return _place(site, module, side, _features(point, where, live, side=side))
 
 
-def refuse_unheard(point: Point, place: Place, model: nn.Module) -> None:
+def refuse_unheard(point: Point, place: Place, *, model: nn.Module) -> None:
     """Raise `LensError` for an output that nobody reads, so that a new one would do nothing."""
     module = model.get_submodule(place.module)
     if (

@@ -280,5 +280,41 @@ def test_a_routers_scores_are_read_by_nobody() -> None:
         pass
 
 
+def test_the_live_model_is_a_donor_as_it_was() -> None:
+    """With everything tuned's, gates reverted to the model at hand are base's."""
+    model, batch = base("llama"), BY_NAME["llama"].batch()
+    lens = al.Lens(model)
+    everything = al.Transplant(lens.sites, donor=tuned("llama"))
+    with lens.intervene(everything, al.Transplant(gates(lens), donor=BY_NAME["llama"].build())):
+        expected = logits(model, batch)
+    for itself in (model, lens.checkpoint):
+        with lens.intervene(everything, al.Transplant(gates(lens), donor=itself)):
+            assert torch.equal(expected, logits(model, batch))
+
+
+def test_tuned_is_tuned_whatever_holds(lora: tuple[str, Path, nn.Module]) -> None:
+    """Entered inside a block that changed base's matrices, the second model is none of that."""
+    name, folder, merged = lora
+    model, batch = BY_NAME[name].build(), BY_NAME[name].batch()
+    lens = al.Lens(model)
+    pair = lens.paired(folder)
+    with quiet(), lens.intervene(al.Zero(al.Sites(pair.differing))), pair.tuned():
+        assert close(logits(merged, batch), logits(model, batch))
+
+
+def test_a_part_of_a_fused_matrix_pairs_with_the_whole(tmp_path: Path) -> None:
+    """A file of gates alone leaves up as it was."""
+    from safetensors.torch import save_file
+
+    model, batch = BY_NAME["phi3"].build(), BY_NAME["phi3"].batch()
+    lens = al.Lens(model)
+    name = "model.layers.0.mlp.gate_proj.weight"
+    save_file({name: lens.parameter(gates(lens)[0]) + 0.1}, tmp_path / "gates.safetensors")
+    with lens.intervene(al.Transplant(gates(lens)[0], donor=tmp_path / "gates.safetensors")):
+        expected = logits(model, batch)
+    with lens.paired(tmp_path / "gates.safetensors").tuned():
+        assert torch.equal(expected, logits(model, batch))
+
+
 def quiet() -> Any:
     return warnings.catch_warnings(action="ignore")
