@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from affectlens.errors import LensError
 from affectlens.interventions.selecting import Places, only_points
 from affectlens.lens import Activations, Lens, Moment, Recording, Rewrite
 from affectlens.sites import Point, Points
@@ -63,7 +64,8 @@ class Resample:
         drawn = {}
         for point in points:
             passed = found[point]
-            assert isinstance(passed, Activations)
+            if not isinstance(passed, Activations) or not len(passed.rows):
+                raise LensError(f"{point!r}: nothing passed there that could be drawn from")
             drawn[point] = _draws(passed.rows, self.seed)
         return drawn
 

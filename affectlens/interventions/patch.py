@@ -101,7 +101,7 @@ def aligned(
     if alike and bool((here == there).all()):
         return theirs.clone()  # padding too: then it is the other run to the bit
     if moment.begins:
-        _refuse_uneven(here, there, point=point, span=span)
+        _refuse_uneven(here[:, : moment.own.shape[1]], there, point=point, span=span)
     number = (here.cumsum(1) - 1)[:, moment.start :]
     # The chosen of each row first, in their order.
     order = torch.sort((~there).byte(), dim=1, stable=True).indices

@@ -68,7 +68,7 @@ class Hook:
         self._turned = isinstance(module, _CHANNELS_FIRST)
         if self.place.side == "mask":
             args, kwargs = _by_name(module, args, kwargs)
-            moment = self._moment(kwargs.get("hidden_states", *args[:1]))
+            moment = self._reached(kwargs.get("hidden_states", *args[:1]))
             mask, moment = mask_of(module, kwargs, moment=moment, encoder=self.moments.encoder)
             new = self.rewrite(mask, moment)
             self.reached += new is not mask
@@ -100,13 +100,11 @@ class Hook:
         if self._turned:  # a convolution's features are its second dimension
             new = self._features(tensor.movedim(1, -1), None)
             return new.movedim(-1, 1)
-        moment = self._moment(tensor)
+        moment = self._reached(tensor)
         if moment is not None and tensor.ndim == 4 and tensor.shape[1] != moment.length == tensor.shape[2]:
             heads_first = tensor.transpose(1, 2)
             new = self._features(heads_first, moment)
             return tensor if new is heads_first else new.transpose(1, 2)
-        if moment is not None and self.point.site.role == "lm_head" and tensor.ndim == 3:
-            moment = moment.tail(min(tensor.shape[1], moment.length))
         flat = moment is not None and tensor.ndim == 2 and len(tensor) == len(moment.own) * moment.length
         if flat and moment is not None:
             shaped = rearrange(
@@ -119,6 +117,13 @@ class Hook:
                 else rearrange(new, "batch position feature -> (batch position) feature")
             )
         return self._features(tensor, moment)
+
+    def _reached(self, passing: Any) -> Moment | None:
+        """The moment of what passes: of its last positions alone, where a model has left out the others."""
+        moment = self._moment(passing)
+        if moment is None or passing.ndim != 3 or len(passing) != len(moment.own):
+            return moment
+        return moment.tail(passing.shape[1]) if passing.shape[1] < moment.length else moment
 
     def _moment(self, passing: Any) -> Moment | None:
         if not self.place.positional or not isinstance(passing, Tensor):

@@ -26,6 +26,8 @@ def mask_of(
     way = getattr(getattr(module, "config", None), "_attn_implementation", "eager")
     if moment is None:
         raise LensError(f"{name} runs without tokens, so there are no positions to keep apart")
+    if moment.blind:
+        raise LensError(moment.blind)
     across = any(kwargs.get(other) is not None for other in _ACROSS)
     if across and encoder is None:
         raise LensError(f"{name} attends to what another tower made, which has no positions of the text")

@@ -51,6 +51,10 @@ class Moment:
         """The same of the last positions alone: a model may leave out logits that nobody asked for."""
         return replace(self, start=self.start + self.length - count, length=count, _known={})
 
+    def goes_on(self, start: int, cache: Any) -> bool:
+        """Whether a pass that starts there is a further step of this one's input, and not of another."""
+        return start == self.start + self.length or self.call.get("past_key_values") is cache
+
     def asked(self, answer: int) -> "Moment":
         """The same where the last tokens of a new input are an answer, as if it had been generated."""
         if not answer or not self.begins:
@@ -178,8 +182,8 @@ def _moment(
     rows, length = given.shape[:2]
     past = kwargs.get("past_key_values")
     start = int(past.get_seq_length()) if past is not None and hasattr(past, "get_seq_length") else 0
-    # A step goes on with the very cache of the one before; another cache is another input.
-    if start and before is not None and before.call.get("past_key_values") is past:
+    # A step goes on where the one before ended, or takes back a part of it, in the very same cache.
+    if start and before is not None and len(before.own) == rows and before.goes_on(start, past):
         blind = before.blind or (_AT_ONCE if length > 1 else "")
         return Moment(start, length, before.own, before.ids, config, kwargs, begins=False, blind=blind)
     mask = kwargs.get(f"{prefix}attention_mask")

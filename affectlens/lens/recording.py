@@ -83,7 +83,7 @@ class Recording:
 
     def differentiate(self, metric: Tensor) -> None:
         """Fill in the gradients of a metric (its sum) at what passed since the last time."""
-        if not metric.requires_grad:
+        if not isinstance(metric, Tensor) or not metric.requires_grad:
             raise LensError("the metric does not depend on the logits, so it has no gradient")
         found = torch.autograd.grad(metric.sum(), [kept for _, kept, _ in self._waiting], allow_unused=True)
         for (passed, kept, chosen), gradient in zip(self._waiting, found, strict=True):

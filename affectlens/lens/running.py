@@ -25,7 +25,12 @@ _NOTES = ("token_type_ids", "mm_token_type_ids")  # of a tokenizer, for models t
 _GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 ANSWER: ContextVar[int] = ContextVar("ANSWER", default=0)  # how many last tokens of an input are its answer
 # A compiled step would pass hooks by; without a cache each step would look like another prompt.
-_SEEN = {"disable_compile": True, "use_cache": True, "prefill_chunk_size": None}
+_SEEN = {
+    "disable_compile": True,
+    "use_cache": True,
+    "cache_implementation": "dynamic",
+    "prefill_chunk_size": None,
+}
 
 
 def inner(model: nn.Module) -> nn.Module:

@@ -13,6 +13,7 @@ from affectlens.errors import LensError, NoSuchSite, Remark
 from affectlens.lens.running import started
 from tests.lens.families import BY_NAME, base, logits, tuned
 from tests.lens.test_lens import same, snapshot
+from tests.tiny_models import _AT_BIRTH
 from tests.tiny_models import tiny as of_type
 
 
@@ -350,3 +351,56 @@ def test_a_mask_that_means_the_opposite_is_refused() -> None:
         pytest.raises(LensError, match="means something else"),
     ):
         lens.run({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+
+def test_a_loop_by_hand_is_followed_step_by_step() -> None:
+    """The cache that a pass gives back is gone on from: the same positions as in `generate`."""
+    lens, batch = al.Lens(base("llama")), BY_NAME["llama"].batch()
+    points = language(lens, "down_proj").at("residual", span="generated")
+    with lens.record(points) as expected:
+        ids = lens.model.generate(**batch, max_new_tokens=4, do_sample=False)  # type: ignore[operator]
+    with lens.record(points) as found, torch.no_grad():
+        given, cache = dict(batch), None
+        for step in range(4):
+            out = lens.model(**given, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            given["input_ids"] = out.logits[:, -1:].argmax(-1)
+            assert torch.equal(ids[:, batch["input_ids"].shape[1] + step], given["input_ids"][:, 0])
+            given["attention_mask"] = torch.nn.functional.pad(given["attention_mask"], (0, 1), value=1)
+
+    for point in points:
+        assert (2, 3) == found[point].values.shape[:2]
+        torch.testing.assert_close(expected[point].values, found[point].values)
+
+
+def test_layers_that_run_on_the_last_position_alone_have_it() -> None:
+    """Gemma 4's upper layers, which share their keys, see one position: it is the last of the prompt."""
+    from transformers import Gemma4ForCausalLM, Gemma4TextConfig
+
+    kinds = ["sliding_attention", "full_attention"] * 2
+    shared = {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": kinds}
+    torch.manual_seed(0)
+    config = Gemma4TextConfig(**{**_AT_BIRTH["gemma4_text"], **shared})
+    lens = al.Lens(Gemma4ForCausalLM(config).eval())
+    ids = torch.arange(3, 11).reshape(1, -1)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    points = lens.sites.where(role="down_proj").at("residual", span="last")
+    plain = lens.run(batch)
+    with lens.intervene(al.Patch(points, source=lens.record(points, batch))):
+        assert torch.equal(plain, lens.run(batch))
+    with lens.intervene(al.Zero(points[-1:])):
+        assert not torch.equal(plain, lens.run(batch))
+    for site in lens.sites.where(role="o_proj"):
+        with lens.intervene(al.Knockout(site, source=0, target="last")):
+            assert not torch.equal(plain, lens.run(batch))
+
+
+def test_a_prompts_recording_is_patched_under_labels_of_several_tokens() -> None:
+    """What was recorded of the prompt is put there, and the answer keeps its own."""
+    lens, batch = al.Lens(base("llama")), BY_NAME["llama"].batch()
+    points = language(lens, "down_proj").at("residual")
+    plain = _sequence_logp(lens, batch, (7, 9, 4))
+    with lens.intervene(al.Patch(points, source=lens.record(points, batch))):
+        found = _sequence_logp(lens, batch, (7, 9, 4))
+
+    torch.testing.assert_close(plain, found)
