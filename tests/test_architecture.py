@@ -123,8 +123,9 @@ def test_public_names_are_pinned_and_resolve() -> None:
     """`__all__` is what it was, and every name in it exists."""
     expected = (
         "Site Sites Point Points Checkpoint open_checkpoint Drift diff Trajectory trajectory Agreement "
-        "agreement Lens load Transplant Zero Scale Randomise Shuffle Mean Resample Patch Steer Knockout write Example Scores Task load_task Effects Grid evaluate sweep "
-        "Plot Report plot Study study Demo load_demo AffectlensError"
+        "agreement Lens load Transplant Zero Scale Randomise Shuffle Mean Resample Patch Steer Knockout "
+        "write Example Scores Task load_task Effects Grid evaluate sweep Plot Report plot Study study Demo "
+        "load_demo AffectlensError"
     )
 
     assert expected.split() == affectlens.__all__
