@@ -134,7 +134,7 @@ def break_off(
 
 @pytest.mark.parametrize(("kind", "place"), list(product(KINDS, PLACES)))
 def test_nothing_is_left_of_a_broken_block(kind: str, place: str) -> None:
-    """254 injections: eight kinds of change, at eight places, in six families and with five errors by turns."""
+    """254 injections: eight kinds of change, at eight places, in six families, five errors by turns."""
     speaking = kind == "beside" and place in ("generate", "step")  # what saw the pictures was this model
     turn = KINDS.index(kind) + PLACES.index(place)
     turned = [FAMILIES[(turn + number) % len(FAMILIES)] for number in range(4)]
