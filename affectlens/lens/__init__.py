@@ -8,19 +8,19 @@ loading ──▶ Lens ── preparing (chat template, media) ──▶ logits,
               └── verifying: what the names say, tested on the modules with recorded inputs
 """
 
-from affectlens.lens.activations import Activations, Statistics, spread
-from affectlens.lens.hooking import Rewrite
+from affectlens.lens.hooks.activations import Activations, Statistics, spread
+from affectlens.lens.hooks.hooking import Rewrite
+from affectlens.lens.hooks.masking import without
+from affectlens.lens.hooks.moments import Moment
+from affectlens.lens.hooks.places import module_name
+from affectlens.lens.hooks.recording import Recording
 from affectlens.lens.intervening import ActivationIntervention, Intervention
 from affectlens.lens.lens import Lens
-from affectlens.lens.loading import load
-from affectlens.lens.masking import without
-from affectlens.lens.moments import Moment
-from affectlens.lens.paired import Paired
-from affectlens.lens.places import module_name
-from affectlens.lens.recording import Recording
+from affectlens.lens.models.loading import load
+from affectlens.lens.probes.verifying import Claim, Verification
 from affectlens.lens.remembering import remembering_senses
 from affectlens.lens.telling import told
-from affectlens.lens.verifying import Claim, Verification
+from affectlens.lens.weights.paired import Paired
 
 __all__ = [
     "ActivationIntervention",

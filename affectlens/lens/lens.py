@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from affectlens.checkpoints import Checkpoint, Source, open_checkpoint
 from affectlens.checkpoints.memory import saved_tensors
 from affectlens.errors import LensError
+from affectlens.lens.hooks.places import module_name
+from affectlens.lens.hooks.recording import Metric, Recording, recorded
+from affectlens.lens.inputs.preparing import prepare, refuse_longer
 from affectlens.lens.intervening import ActivationIntervention, Intervening, Intervention
-from affectlens.lens.paired import Paired
-from affectlens.lens.places import module_name
-from affectlens.lens.preparing import prepare, refuse_longer
-from affectlens.lens.recording import Metric, Recording, recorded
+from affectlens.lens.probes.verifying import Verification, verify
 from affectlens.lens.running import config_of, device_of, forward, generated, started, typed
-from affectlens.lens.verifying import Verification, verify
+from affectlens.lens.weights.paired import Paired
 from affectlens.sites import Points, Site, Sites, Span
 from affectlens.tasks import Example
 
@@ -165,7 +165,7 @@ class Lens:
 
         Raises `LensError` without a processor, when the placeholders for media in the rendered text are
         more or fewer than the media, when media would not reach the model, or when an example has more tokens
-        than the model has positions. Where in the text the media stand is what `affectlens.lens.spans` says.
+        than the model has positions. `affectlens.lens.inputs.spans` says where in the text the media stand.
         """
         if self.processor is None:
             why = self._unread or "this lens has no processor"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import affectlens as al
 from affectlens.errors import LensError
-from affectlens.lens.places import place_of
+from affectlens.lens.hooks.places import place_of
 from affectlens.sites import Point, Points, Site
 from tests.lens.families import BY_NAME, FAMILIES, FEW, NAMES, Batch, base, logits, tuned
 from tests.lens.test_families import changed, language

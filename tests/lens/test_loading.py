@@ -23,8 +23,8 @@ from torch import nn
 import affectlens as al
 from affectlens.checkpoints.hub import remote
 from affectlens.errors import CheckpointError, LensError, MissingExtra
-from affectlens.lens import rendering
-from affectlens.lens.isolating import cleaned
+from affectlens.lens.inputs import rendering
+from affectlens.lens.models.isolating import cleaned
 from tests.checkpoints.hub_server import Hub, posing
 from tests.conftest import tiny
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import affectlens as al
 from affectlens.errors import LensError, TaskError
-from affectlens.lens import filming
+from affectlens.lens.inputs import filming
+from affectlens.lens.inputs.spans import spans
 from affectlens.lens.running import config_of
-from affectlens.lens.spans import spans
 from tests.lens.families import AUDIO, IMAGE, VIDEO, base
 from tests.lens.processors import processor, tokenizer
 

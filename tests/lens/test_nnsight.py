@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import affectlens as al
 from affectlens.errors import LensError, Remark
 from affectlens.interventions import Knockout, Mean, Patch, Randomise, Resample, Scale, Shuffle, Steer
-from affectlens.lens.places import place_of
+from affectlens.lens.hooks.places import place_of
 from affectlens.sites import Point, Points
 from tests.lens.families import BY_NAME, FEW, base, logits, tuned
 from tests.lens.test_families import changed

@@ -10,7 +10,7 @@ from torch import nn
 from affectlens.checkpoints import Checkpoint
 from affectlens.checkpoints.memory import from_module
 from affectlens.errors import AffectlensError, RoleRefuted
-from affectlens.lens.verifying import Verification, verify
+from affectlens.lens.probes.verifying import Verification, verify
 from affectlens.sites import Cut, Site
 from tests.tiny_models import MODEL_TYPES, tiny
 

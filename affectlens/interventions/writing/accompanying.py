@@ -13,7 +13,7 @@ from pathlib import Path
 from affectlens.checkpoints.folders import RECORD, inside
 from affectlens.checkpoints.parsing import read_json
 from affectlens.files import opened
-from affectlens.lens.isolating import BESIDE_CODE, visible
+from affectlens.lens.models.isolating import BESIDE_CODE, visible
 
 _LICENCE = r"(?i:licen[cs]e|notice|copying|(?:acceptable_)?use_policy)[^/]*"
 BESIDE = f"{BESIDE_CODE.pattern}|{_LICENCE}"

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from affectlens.checkpoints import Checkpoint
 from affectlens.errors import LensError, Remark
 from affectlens.lens.doors.names import hook_name
-from affectlens.lens.hooking import Hook
-from affectlens.lens.places import module_name
+from affectlens.lens.hooks.hooking import Hook
+from affectlens.lens.hooks.places import module_name
 from affectlens.lens.restoring import collect_last
 
 if TYPE_CHECKING:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from affectlens.errors import LensError, Remark
 from affectlens.lens.doors.attaching import attach
 from affectlens.lens.doors.booting import adapter_of, boot
-from affectlens.lens.hooking import Hook, Rewrite
+from affectlens.lens.hooks.hooking import Hook, Rewrite
+from affectlens.lens.hooks.moments import Moments
 from affectlens.lens.intervening import ActivationIntervention, Intervention, Remarking, hooks_of
-from affectlens.lens.moments import Moments
 from affectlens.lens.refusing import refuse_compiled
-from affectlens.lens.swapping import swapped
+from affectlens.lens.weights.swapping import swapped
 from affectlens.sites import Point
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from affectlens.checkpoints import Checkpoint
 from affectlens.errors import LensError
-from affectlens.lens.hooking import Hook, Rewrite
+from affectlens.lens.hooks.hooking import Hook, Rewrite
+from affectlens.lens.hooks.moments import Moments
 from affectlens.lens.intervening import ActivationIntervention, Intervention, Remarking, hooks_of
-from affectlens.lens.moments import Moments
 from affectlens.lens.refusing import refuse_compiled
 from affectlens.sites import Point, Site
 

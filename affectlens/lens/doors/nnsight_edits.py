@@ -19,9 +19,9 @@ from nnsight.intervention.source import STATE
 from torch import nn
 
 from affectlens.errors import Remark
-from affectlens.lens.hooking import Hook
+from affectlens.lens.hooks.hooking import Hook
+from affectlens.lens.hooks.moments import Moments
 from affectlens.lens.intervening import ActivationIntervention, Intervention
-from affectlens.lens.moments import Moments
 from affectlens.lens.restoring import Swaps, atomic, raise_waiting
 
 if TYPE_CHECKING:

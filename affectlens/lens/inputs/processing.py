@@ -40,7 +40,7 @@ def _in_parts(room: Path, **options: Any) -> Any:
     from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-    from affectlens.lens.filming import Frames, accepted, settings_in
+    from affectlens.lens.inputs.filming import Frames, accepted, settings_in
 
     if importlib.util.find_spec("torchvision") is not None:
         raise ImportError("torchvision is here")

@@ -13,10 +13,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from affectlens.errors import LensError
-from affectlens.lens.activations import spread
-from affectlens.lens.masking import mask_of
-from affectlens.lens.moments import Moment, Moments
-from affectlens.lens.places import Place
+from affectlens.lens.hooks.activations import spread
+from affectlens.lens.hooks.masking import mask_of
+from affectlens.lens.hooks.moments import Moment, Moments
+from affectlens.lens.hooks.places import Place
 from affectlens.sites import Point
 
 # Given the values of a point, (batch, position, feature) where it has positions, and the moment: new values

@@ -17,9 +17,9 @@ from affectlens.checkpoints import Checkpoint
 from affectlens.checkpoints.memory import saved_tensors
 from affectlens.checkpoints.slicing import put
 from affectlens.errors import LensError
-from affectlens.lens.beside import Beside
-from affectlens.lens.places import module_name, parameter_name
+from affectlens.lens.hooks.places import module_name, parameter_name
 from affectlens.lens.refusing import refuse_unlike
+from affectlens.lens.weights.beside import Beside
 from affectlens.sites import Site
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from affectlens.errors import LensError, NoSuchSite, near
-from affectlens.lens.activations import Activations, Statistics, joined, of_span
-from affectlens.lens.hooking import Hook
-from affectlens.lens.moments import Moment, Moments
-from affectlens.lens.places import place_of
+from affectlens.lens.hooks.activations import Activations, Statistics, joined, of_span
+from affectlens.lens.hooks.hooking import Hook
+from affectlens.lens.hooks.moments import Moment, Moments
+from affectlens.lens.hooks.places import place_of
 from affectlens.lens.refusing import refuse_compiled
 from affectlens.lens.restoring import Swaps, atomic, raise_waiting
 from affectlens.lens.running import forward

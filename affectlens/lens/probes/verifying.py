@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from affectlens import html
 from affectlens.checkpoints import Checkpoint
 from affectlens.errors import RoleRefuted
-from affectlens.lens.comparing import astray
 from affectlens.lens.probes.answering import Seen
 from affectlens.lens.probes.attending import probe_attention
 from affectlens.lens.probes.bench import Bench, Unprobed, owner
+from affectlens.lens.probes.comparing import astray
 from affectlens.lens.probes.feeding import Call, recorded
 from affectlens.lens.probes.probing import probe_gated, probe_plain, worst
 from affectlens.sites import Site, Storage

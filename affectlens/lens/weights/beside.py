@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from affectlens.checkpoints.adapters.lowrank import LowRank
-from affectlens.lens.places import module_name, parameter_name, place_of
+from affectlens.lens.hooks.places import module_name, parameter_name, place_of
 from affectlens.lens.refusing import refuse_unlike
 from affectlens.sites import Point, Site
 

@@ -17,8 +17,8 @@ from torch import nn
 from affectlens.checkpoints import Checkpoint
 from affectlens.checkpoints.parsing import parse
 from affectlens.errors import LensError, quoted
-from affectlens.lens.bounding import bounded
-from affectlens.lens.isolating import kind
+from affectlens.lens.models.bounding import bounded
+from affectlens.lens.models.isolating import kind
 
 _TASKS = ("ImageTextToText", "Vision2Seq", "MultimodalLM", "CausalLM")
 

@@ -12,10 +12,10 @@ from affectlens.checkpoints.joined import JoinedStore
 from affectlens.checkpoints.memory import HELD, MemoryStore
 from affectlens.checkpoints.pairing import pair
 from affectlens.errors import LensError, Remark
-from affectlens.lens.beside import Beside, beside, fits_beside
-from affectlens.lens.places import parameter_name
+from affectlens.lens.hooks.places import parameter_name
 from affectlens.lens.restoring import Swaps, atomic, interruptible, raise_waiting
-from affectlens.lens.swapping import Swap, swapped
+from affectlens.lens.weights.beside import Beside, beside, fits_beside
+from affectlens.lens.weights.swapping import Swap, swapped
 from affectlens.sites import Site, Sites
 
 if TYPE_CHECKING:

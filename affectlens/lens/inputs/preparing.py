@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from affectlens.errors import LensError, quoted
-from affectlens.lens.hearing import hear
-from affectlens.lens.rendering import rendered
-from affectlens.lens.spans import MEDIA, spans
+from affectlens.lens.inputs.hearing import hear
+from affectlens.lens.inputs.rendering import rendered
+from affectlens.lens.inputs.spans import MEDIA, spans
+from affectlens.lens.inputs.watching import clocked, watch
 from affectlens.lens.telling import told
-from affectlens.lens.watching import clocked, watch
 from affectlens.tasks import Example
 from affectlens.tasks.pictures import open_picture
 

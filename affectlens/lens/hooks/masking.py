@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from affectlens.errors import LensError
-from affectlens.lens.moments import Moment
+from affectlens.lens.hooks.moments import Moment
 
 _ACROSS = ("key_value_states", "encoder_hidden_states", "cross_attention_states")
 

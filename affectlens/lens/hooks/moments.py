@@ -16,9 +16,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from affectlens.errors import LensError
+from affectlens.lens.inputs.spans import spans
 from affectlens.lens.restoring import Swaps
 from affectlens.lens.running import ANSWER, answering, config_of, encodes, inner
-from affectlens.lens.spans import spans
 from affectlens.sites import Span
 
 _AT_ONCE = (

@@ -24,14 +24,14 @@ from affectlens.checkpoints.hub.downloading import fetched
 from affectlens.checkpoints.opening import named_on_hub
 from affectlens.checkpoints.quantized import unpacked
 from affectlens.errors import AffectlensError, CheckpointError, LensError, quoted
-from affectlens.lens.bounding import refuse_unreasonable
-from affectlens.lens.building import build
-from affectlens.lens.isolating import BESIDE_CODE, KNOWN, isolated, kind
+from affectlens.lens.inputs.processing import load_processor
 from affectlens.lens.lens import Lens
-from affectlens.lens.placing import placed, refuse_unplaceable
-from affectlens.lens.processing import load_processor
+from affectlens.lens.models.bounding import refuse_unreasonable
+from affectlens.lens.models.building import build
+from affectlens.lens.models.isolating import BESIDE_CODE, KNOWN, isolated, kind
+from affectlens.lens.models.placing import placed, refuse_unplaceable
+from affectlens.lens.models.trusting import refuse_untold, remote_code
 from affectlens.lens.telling import broken, line
-from affectlens.lens.trusting import refuse_untold, remote_code
 
 _ONE_AT_A_TIME = RLock()  # what is set while a model is loaded is set for the whole process
 

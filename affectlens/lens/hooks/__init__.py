@@ -1,0 +1,1 @@
+"""What passes in a forward pass: where, at which positions, seen and rewritten."""

@@ -1,0 +1,1 @@
+"""From examples to what a model takes: its chat template, its processor, pictures, sounds and films."""
