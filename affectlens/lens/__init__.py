@@ -14,6 +14,7 @@ from affectlens.lens.hooks.masking import without
 from affectlens.lens.hooks.moments import Moment
 from affectlens.lens.hooks.places import module_name
 from affectlens.lens.hooks.recording import Recording
+from affectlens.lens.inputs.spans import spans
 from affectlens.lens.intervening import ActivationIntervention, Intervention
 from affectlens.lens.lens import Lens
 from affectlens.lens.models.loading import load
@@ -37,6 +38,7 @@ __all__ = [
     "load",
     "module_name",
     "remembering_senses",
+    "spans",
     "spread",
     "told",
     "without",

@@ -165,7 +165,7 @@ class Lens:
 
         Raises `LensError` without a processor, when the placeholders for media in the rendered text are
         more or fewer than the media, when media would not reach the model, or when an example has more tokens
-        than the model has positions. `affectlens.lens.inputs.spans` says where in the text the media stand.
+        than the model has positions. `affectlens.lens.spans` says where in the text the media stand.
         """
         if self.processor is None:
             why = self._unread or "this lens has no processor"
