@@ -22,9 +22,18 @@ def differing(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> tuple[str, .
     >>> differing({"text_config": {"rope_theta": 1e4}}, {"text_config": {"rope_theta": 1e6}, "dtype": "x"})
     ('text_config.rope_theta (10000.0 → 1000000.0)',)
     """
-    found = list(_differences(_modern(base), _modern(tuned), ""))
+    if _is_modern(base) or _is_modern(tuned):
+        base, tuned = _modern(base), _modern(tuned)
+    found = list(_differences(base, tuned, ""))
     more = [f"{len(found) - _MOST} more"] if len(found) > _MOST else []
     return (*found[:_MOST], *more)
+
+
+def _is_modern(config: Mapping[str, Any]) -> bool:
+    return any(
+        name == "rope_parameters" or (isinstance(value, Mapping) and _is_modern(value))
+        for name, value in config.items()
+    )
 
 
 def _modern(config: Mapping[str, Any]) -> Mapping[str, Any]:
