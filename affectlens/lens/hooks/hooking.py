@@ -168,7 +168,7 @@ class Hook:
 def _by_name(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """A call with its mask by name: some layers hand it on by its place."""
     names = list(inspect.signature(module.forward).parameters)
-    at = names.index("attention_mask")
+    at = names.index("attention_mask") if "attention_mask" in names else len(args)
     if at >= len(args):
         return args, kwargs
     return args[:at], {**dict(zip(names[at:], args[at:], strict=False)), **kwargs}
