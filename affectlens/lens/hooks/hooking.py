@@ -22,8 +22,6 @@ from affectlens.sites import Point
 # Given the values of a point, (batch, position, feature) where it has positions, and the moment: new values
 # of the same shape, or the very same tensor to change nothing. An attention's mask is (batch, 1, query, key).
 Rewrite = Callable[[Tensor, Moment | None], Tensor]
-
-
 _CHANNELS_FIRST = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -151,7 +149,7 @@ class Hook:
                     f"{self.point!r}: what passes there, {tuple(values.shape)}, has no positions of tokens"
                 )
             chosen = moment.chosen(self.point.span)
-            if not self.always and not bool(chosen.any()):
+            if not self.always and not moment.some(self.point.span):
                 return values
         self.reached += 1
         new = self.rewrite(values, moment)

@@ -32,7 +32,7 @@ def mask_of(
     if across and encoder is None:
         raise LensError(f"{name} attends to what another tower made, which has no positions of the text")
     keys, first = _keys(module, kwargs, moment)
-    moment = replace(moment, across=encoder if across else None, first_key=0 if across else first, _known={})
+    moment = replace(moment, across=encoder if across else None, first_key=0 if across else first)
     if isinstance(mask, Tensor) and mask.ndim == 4:
         _refuse_reversed(mask, moment, name=name)
         return mask, moment
@@ -42,7 +42,9 @@ def mask_of(
             f"attention"
         )
     there = encoder.length if across and encoder is not None else keys
-    allowed = torch.ones(moment.length, there, dtype=torch.bool, device=moment.own.device)
+    hidden = kwargs.get("hidden_states")  # which may be on another device than the tokens
+    device = hidden.device if isinstance(hidden, Tensor) else moment.own.device
+    allowed = torch.ones(moment.length, there, dtype=torch.bool, device=device)
     if not across and getattr(module, "is_causal", True):
         allowed = allowed.tril(moment.start - first)
     allowed = allowed.expand(len(moment.own), 1, -1, -1)

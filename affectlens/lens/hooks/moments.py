@@ -46,10 +46,11 @@ class Moment:
     first_key: int = 0  # in an attention: the position of its first key
     across: "Moment | None" = None  # in an attention: what its keys are of, where that is another stack
     _known: dict[Span, Tensor] = field(default_factory=dict)
+    _some: dict[Span, bool] = field(default_factory=dict)
 
     def tail(self, count: int) -> "Moment":
         """The same of the last positions alone: a model may leave out logits that nobody asked for."""
-        return replace(self, start=self.start + self.length - count, length=count, _known={})
+        return replace(self, start=self.start + self.length - count, length=count, _known={}, _some={})
 
     def goes_on(self, start: int, cache: Any) -> bool:
         """Whether a pass that starts there is a further step of this one's input, and not of another."""
@@ -60,7 +61,7 @@ class Moment:
         if not answer or not self.begins:
             return self
         ids = None if self.ids is None else self.ids[:, :-answer]
-        return replace(self, own=self.own[:, :-answer], ids=ids, _known={})
+        return replace(self, own=self.own[:, :-answer], ids=ids, _known={}, _some={})
 
     def chosen(self, span: Span) -> Bool[Tensor, "batch position"]:
         """The positions of this pass that belong to a span; all but padding for None.
@@ -70,6 +71,12 @@ class Moment:
         if span not in self._known:
             self._known[span] = self.so_far(span)[:, self.start :]
         return self._known[span]
+
+    def some(self, span: Span) -> bool:
+        """Whether any position of this pass belongs to a span; a device is asked once a pass."""
+        if span not in self._some:
+            self._some[span] = bool(self.chosen(span).any())
+        return self._some[span]
 
     def so_far(self, span: Span) -> Bool[Tensor, "batch position"]:
         """The same of all positions up to the end of this pass."""
