@@ -45,11 +45,15 @@ def transplant(
     """Write BASE with TUNED's weights at some sites."""
     from affectlens.checkpoints import open_checkpoint, pair
     from affectlens.interventions import Transplant
+    from affectlens.sites import Sites
 
     before = open_checkpoint(base)
     # A file of what was trained is known for what it is beside base.
     donor = pair(before, open_checkpoint(tuned, base=before, preset=preset, alpha=lora_alpha)).tuned
     sites = chosen(before.sites, role, tower, layers)
+    if donor.change is not None:  # an adapter leaves the others as they are
+        reached = Sites(site for site in sites if donor.targeted(site))
+        sites = reached if len(reached) else sites
     _write(before, Transplant(sites, donor=donor, alpha=alpha), out, link=link, as_json=as_json)
 
 

@@ -10,6 +10,7 @@ from affectlens.interventions.mean import Mean, Resample
 from affectlens.interventions.patch import Patch
 from affectlens.interventions.randomise import Randomise, Shuffle
 from affectlens.interventions.scale import Scale
+from affectlens.interventions.serialising import from_json, to_json
 from affectlens.interventions.steer import Steer
 from affectlens.interventions.transplant import Transplant
 from affectlens.interventions.zero import Zero
@@ -25,4 +26,6 @@ __all__ = [
     "Steer",
     "Transplant",
     "Zero",
+    "from_json",
+    "to_json",
 ]

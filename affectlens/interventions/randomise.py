@@ -28,7 +28,7 @@ class Randomise:
 
     sites: Places
     seed: int = field(default=0, kw_only=True)
-    donor: Source | None = field(default=None, kw_only=True)
+    donor: Source | None = field(default=None, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", only_sites(self.sites, "Randomise"))
@@ -48,7 +48,7 @@ class Shuffle:
 
     sites: Places
     seed: int = field(default=0, kw_only=True)
-    donor: Source | None = field(default=None, kw_only=True)
+    donor: Source | None = field(default=None, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", only_sites(self.sites, "Shuffle"))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from affectlens.checkpoints import Checkpoint
 from affectlens.interventions.editing import Edits, elementwise
-from affectlens.interventions.selecting import Places, selected
+from affectlens.interventions.selecting import Places, finite, selected
 from affectlens.lens import Lens, Rewrite
 from affectlens.sites import Point, Sites
 
@@ -21,6 +21,7 @@ class Scale:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "places", selected(self.places))
+        finite("factor", self.factor)
 
     def edits(self, live: Checkpoint) -> Edits:
         """Each site's weights times the factor, computed in their dtype; none for points."""

@@ -1,11 +1,18 @@
 """What an intervention is given as sites or points, as a selection that can be used more than once."""
 
+import math
 from collections.abc import Iterable
 
-from affectlens.errors import NoSuchSite
+from affectlens.errors import LensError, NoSuchSite
 from affectlens.sites import Point, Points, Site, Sites
 
 Places = Site | Point | Iterable[Site] | Iterable[Point]
+
+
+def finite(what: str, value: float) -> None:
+    """Raise `LensError` for a factor that is no number: everything it touches would be none either."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise LensError(f"{what} is {value}, which is no number that weights or activations could be given")
 
 
 def selected(places: Places) -> Sites | Points:

@@ -1,13 +1,14 @@
 """Steer: push activations along a direction."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from affectlens.errors import LensError
-from affectlens.interventions.selecting import Places, only_points
+from affectlens.interventions.selecting import Places, finite, only_points
 from affectlens.lens import Lens, Moment, Rewrite
 from affectlens.sites import Point
 
@@ -21,11 +22,13 @@ class Steer:
     """
 
     points: Places
-    vector: Float[Tensor, " feature"] = field(kw_only=True)
+    vector: Float[Tensor, " feature"] | Sequence[float] = field(kw_only=True)
     alpha: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "points", only_points(self.points, "Steer"))
+        object.__setattr__(self, "vector", torch.as_tensor(self.vector))
+        finite("alpha", self.alpha)
 
     def rewrites(self, lens: Lens) -> Mapping[Point, Rewrite]:
         """What passes, and the vector."""
@@ -34,6 +37,7 @@ class Steer:
     def _steered(self, values: Tensor, moment: Moment | None) -> Tensor:
         if self.alpha == 0:
             return values
+        assert isinstance(self.vector, Tensor)
         if self.vector.shape != values.shape[-1:]:
             raise LensError(
                 f"a vector of {tuple(self.vector.shape)} can't be added to {values.shape[-1]} features"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from affectlens.checkpoints.memory import MemoryStore
 from affectlens.errors import LensError
 from affectlens.interventions.editing import Edits
 from affectlens.interventions.leaving import left_behind
-from affectlens.interventions.selecting import Places, only_sites
+from affectlens.interventions.selecting import Places, finite, only_sites
 from affectlens.lens import Lens
 from affectlens.sites import Site, Sites
 
@@ -31,6 +32,12 @@ class Transplant:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", only_sites(self.sites, "Transplant"))
+        finite("alpha", self.alpha)
+
+    def __repr__(self) -> str:
+        donor = self.donor.store.name if isinstance(self.donor, Checkpoint) else self.donor
+        named = donor if isinstance(donor, str | Path) else type(donor).__name__
+        return f"Transplant({self.sites!r}, donor={str(named)!r}, alpha={self.alpha:g})"
 
     def edits(self, live: Checkpoint) -> Edits:
         """The donor's values, mixed with the live ones where `alpha` says so."""

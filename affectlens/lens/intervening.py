@@ -92,10 +92,11 @@ class Intervening:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._swaps.undo()
         if kind is None and self._moments.passes:
-            for hook in self._hooks:
-                if not hook.reached:
-                    passes = self._moments.passes
-                    _warn(f"{hook.point!r} chose nothing in {passes} forward passes: nothing was changed")
+            idle = [hook.point for hook in self._hooks if not hook.reached]
+            if idle:
+                others = f" and {len(idle) - 1} more points" if idle[1:] else ""
+                passes = f"{self._moments.passes} forward passes"
+                _warn(f"{idle[0]!r}{others} chose nothing in {passes}: nothing was changed there", frames=3)
         self._hooks = []
         self._moments.forget()
 
@@ -105,7 +106,7 @@ class Intervening:
             for words in intervention.remarks(self._lens):
                 if words not in self._lens.told:
                     self._lens.told.add(words)
-                    _warn(words)
+                    _warn(words, frames=4)
 
     @interruptible
     def _swapped(self, intervention: object) -> list[Swap]:
@@ -141,5 +142,6 @@ def hooks_of(lens: "Lens", rewrites: Mapping[Point, Rewrite], *, moments: Moment
     return list(found.values())
 
 
-def _warn(words: str) -> None:
-    warnings.warn(words, Remark, stacklevel=4)
+def _warn(words: str, *, frames: int) -> None:
+    """Warn at the line of the `with` block, so many frames up."""
+    warnings.warn(words, Remark, stacklevel=frames)

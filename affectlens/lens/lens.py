@@ -42,6 +42,10 @@ class Lens:
         remote_code: Mapping[str, Any] | None = None,
         unread: str = "",
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise LensError(
+                f"a lens wraps a module, not a {type(model).__name__}; al.load(…) makes one of files"
+            )
         self.model = model.eval()
         self.processor = processor
         self.source = source  # the checkpoint the model was loaded from, if it was
@@ -167,6 +171,10 @@ class Lens:
         more or fewer than the media, when media would not reach the model, or when an example has more tokens
         than the model has positions. `affectlens.lens.spans` says where in the text the media stand.
         """
+        for one in examples or (None,):
+            if not isinstance(one, Example):
+                shown = "nothing" if one is None else f"a {type(one).__name__}"
+                raise LensError(f"a lens is shown examples, not {shown}: al.Example(id, label, text=…)")
         if self.processor is None:
             why = self._unread or "this lens has no processor"
             raise LensError(f"{why}, so it can't read examples: Lens(model, processor)")

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from affectlens.errors import LensError
+from affectlens.lens.running import answering
 from affectlens.sites import Site
 
 
@@ -14,6 +15,16 @@ def refuse_compiled(model: nn.Module) -> None:
                 f"{name or type(module).__name__} is compiled, and a compiled graph sees no hook. Wrap the "
                 f"model before it is compiled; to `generate` give disable_compile=True"
             )
+
+
+def refuse_whole(model: nn.Module) -> None:
+    """Raise `LensError` for an omni model of several, of which only one answers: a door is to that one."""
+    if answering(model) is not model:
+        name = type(model).__name__
+        raise LensError(
+            f"{name} is several models, and its thinker answers; open the door of that one: "
+            f"al.Lens(lens.model.thinker, lens.processor)"
+        )
 
 
 def _compiled(module: nn.Module) -> bool:

@@ -130,6 +130,12 @@ def test_resampled_rows_are_rows_that_occurred() -> None:
         assert bool(same.any(1).all())
         drawn.append(same.int().argmax(1).tolist())
 
+    with lens.intervene(al.Resample(points, over=source, seed=4)):
+        same = lens.run(batch)
+    with lens.intervene(al.Resample(points, over=source, seed=4)):
+        assert torch.equal(same, lens.run(batch))
+    with lens.intervene(al.Resample(points, over=source, seed=5)):
+        assert not torch.equal(same, lens.run(batch))
     assert drawn[0] == drawn[1]
     assert len(set(drawn[0])) > 3
 

@@ -58,7 +58,7 @@ def test_a_bridge_computes_what_the_model_computes(name: str) -> None:
     """Logits with pictures and sounds are the model's own, to the bit unless matrices are fused."""
     expected, actual = through_hooks(name, ()), bridged(bridge(eager(name)), name)
 
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(actual, expected, atol=1e-6 * float(expected.abs().max()), rtol=0)
     assert (name in FUSED) != torch.equal(expected, actual)
 
 
@@ -123,7 +123,8 @@ def test_a_plan_through_a_bridge_is_the_plan_through_hooks(name: str, kind: str)
         return
     expected, actual = through_hooks(name, plan), bridged(bridge(lens, *plan), name)
 
-    torch.testing.assert_close(actual, expected, atol=5e-6, rtol=0)
+    # Fused matrices are computed in parts there, so sums are rounded in another order.
+    torch.testing.assert_close(actual, expected, atol=1e-6 * float(expected.abs().max()), rtol=0)
     assert name in FUSED or torch.equal(expected, actual)
     assert not torch.allclose(expected, through_hooks(name, ()), atol=1e-4)
 

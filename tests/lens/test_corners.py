@@ -1,6 +1,9 @@
 """Where an intervention could do nothing, or another thing than it says, without a word."""
 
+import os
 import pickle
+import subprocess
+import sys
 import warnings
 from typing import Any
 
@@ -404,3 +407,47 @@ def test_a_prompts_recording_is_patched_under_labels_of_several_tokens() -> None
         found = _sequence_logp(lens, batch, (7, 9, 4))
 
     torch.testing.assert_close(plain, found)
+
+
+def test_a_door_is_to_the_part_that_answers() -> None:
+    """Of a whole omni model both doors say which part to open."""
+    from tests.lens.test_running import omni
+
+    lens = al.Lens(omni())
+    for door in (lens.nnsight, lens.bridge):
+        with pytest.raises(LensError, match=r"al\.Lens\(lens\.model\.thinker"):
+            door()
+
+
+WHERE = """
+import warnings
+import affectlens as al
+from tests.lens.families import BY_NAME, base
+lens, batch = al.Lens(base("llava")), BY_NAME["llava"].batch()
+batch["input_ids"][BY_NAME["llava"].span(batch, "image")] = 7
+del batch["pixel_values"]
+sites = lens.sites.where(tower="language", role="down_proj")
+with warnings.catch_warnings(record=True) as found:
+    warnings.simplefilter("always")
+    with lens.intervene(al.Zero(sites.at("residual", span="image"))):  # line 11
+        lens.run(batch)
+    with lens.intervene(al.Zero(sites)):  # line 13
+        pass
+for one in found:
+    print(one.filename, one.lineno, one.message)
+"""
+
+
+def test_a_remark_is_made_where_the_block_stands(tmp_path: Any) -> None:
+    """At the line of the `with`, once for all points that chose nothing; in a process without our checks."""
+    (tmp_path / "block.py").write_text(WHERE)
+    command = [sys.executable, str(tmp_path / "block.py")]
+    run = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": "."}
+    )
+    lines = [line.split("block.py ")[1] for line in run.stdout.splitlines()]
+
+    assert 2 == len(lines)
+    assert lines[0].startswith("11 ")
+    assert "and 1 more points chose nothing in 1 forward passes" in lines[0]
+    assert lines[1].startswith("13 Zeroing down_proj deletes the MLP")

@@ -23,6 +23,7 @@ from tests.lens.test_families import changed
 from tests.lens.test_lens import same, snapshot
 
 NAMES = (*FEW, "qwen2_audio", "whisper")
+EVERY = tuple(BY_NAME)
 GENERATING = ("llama", "qwen2_moe", "qwen2_5_vl", "gemma3", "qwen2_audio", "qwen2_5_omni")
 SETTINGS: dict[str, Any] = {"do_sample": False, "max_new_tokens": 4, "min_new_tokens": 4, "pad_token_id": 0}
 # What nnsight leaves in a module.
@@ -109,7 +110,7 @@ ABSENT = [("zero heads", "whisper"), ("zero heads", "t5_gated"), ("knockout", "w
 ALL = [
     (plan, name)
     for plan in PLANS
-    for name in (NAMES if plan in EVERYWHERE else SOME)
+    for name in (EVERY if plan == "several" else NAMES if plan in EVERYWHERE else SOME)
     if (plan, name) not in ABSENT
 ]
 

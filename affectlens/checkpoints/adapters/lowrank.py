@@ -91,7 +91,7 @@ class LowRank:
 
     def _scale(self) -> float:
         if self.scale is None:
-            fix = "Give alpha= or preset="
+            fix = "Say what LoRA's alpha was, or name a preset"
             raise CheckpointError(
                 self.store.name, "no file says alpha, so the weights are not known", fix=fix
             )

@@ -22,7 +22,7 @@ from affectlens.lens.doors.booting import adapter_of, boot
 from affectlens.lens.hooks.hooking import Hook, Rewrite
 from affectlens.lens.hooks.moments import Moments
 from affectlens.lens.intervening import ActivationIntervention, Intervention, Remarking, hooks_of
-from affectlens.lens.refusing import refuse_compiled
+from affectlens.lens.refusing import refuse_compiled, refuse_whole
 from affectlens.lens.weights.swapping import swapped
 from affectlens.sites import Point
 
@@ -53,6 +53,7 @@ def bridge(
     a point that the bridge passes by; `MissingExtra` where an adapter needs a package. Nothing is downloaded,
     and nothing installed.
     """
+    refuse_whole(lens.model)
     model = _unwrapped(lens.model)
     adapt = adapter_of(model)
     _refuse_uncopyable(lens.model)

@@ -19,7 +19,7 @@ from affectlens.errors import LensError
 from affectlens.lens.hooks.hooking import Hook, Rewrite
 from affectlens.lens.hooks.moments import Moments
 from affectlens.lens.intervening import ActivationIntervention, Intervention, Remarking, hooks_of
-from affectlens.lens.refusing import refuse_compiled
+from affectlens.lens.refusing import refuse_compiled, refuse_whole
 from affectlens.sites import Point, Site
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def nnsight_of(lens: "Lens", *interventions: Intervention | ActivationInterventi
     Raises `LensError` and `NoSuchSite` as `lens.intervene` would, and `LensError` where a part is compiled.
     """
     refuse_compiled(lens.model)
+    refuse_whole(lens.model)
     moments = Moments(lens.model)
     weights, hooks = _compiled(lens, interventions, moments)
 
