@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from affectlens.checkpoints import Checkpoint
+from affectlens.checkpoints.bytes import Span
 from affectlens.sites import Site, Sites
 
 
@@ -22,10 +23,18 @@ class Edits(Mapping[Site, Tensor]):
     """New values by site, made when they are looked up: of a whole model only one site is in memory.
 
     `rowwise` says that rows can be had without the others, so that a writer need not hold even one site.
+    `lying` says where the new bytes of a site lie already, if they do: they need not be read to be copied.
     """
 
-    def __init__(self, sites: Sites, edit: Edit, *, rowwise: bool = True) -> None:
-        self.sites, self.edit, self.rowwise = sites, edit, rowwise
+    def __init__(
+        self,
+        sites: Sites,
+        edit: Edit,
+        *,
+        rowwise: bool = True,
+        lying: Callable[[Site], Span | None] = lambda _: None,
+    ) -> None:
+        self.sites, self.edit, self.rowwise, self.lying = sites, edit, rowwise, lying
         self._known = frozenset(sites)
 
     def __getitem__(self, site: Site) -> Tensor:

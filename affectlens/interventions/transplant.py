@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from affectlens.checkpoints import Checkpoint, Source, open_checkpoint
+from affectlens.checkpoints.bytes import Span
 from affectlens.checkpoints.memory import MemoryStore
 from affectlens.errors import LensError
 from affectlens.interventions.editing import Edits
@@ -50,7 +51,13 @@ class Transplant:
             there = donor.read(site, wanted)
             return there if self.alpha == 1 else _mixed(live.read(site, wanted), there, alpha=self.alpha)
 
-        return Edits(sites, edit)
+        def lying(site: Site) -> Span | None:
+            alike = (
+                self.alpha == 1 and site.at() not in donor.factors and donor.dtype(site) == live.dtype(site)
+            )
+            return donor.span(site) if alike else None
+
+        return Edits(sites, edit, lying=lying)
 
     def remarks(self, lens: Lens) -> Sequence[str]:
         """What of the donor is not in its weights at these sites, and does not come with them."""

@@ -23,13 +23,13 @@ from tests.conftest import nudge, tiny
 INTERRUPTED = """
 import os, signal, sys
 from affectlens.interventions.writing import sharding
-write, count = sharding.write, []
-def interrupted(block, stream):
-    count.append(block)
+copy, count = sharding.copy, []
+def interrupted(file, stream, *, start, stop):
+    count.append(start)
     if len(count) == 2:
         os.kill(os.getpid(), signal.SIGINT)
-    write(block, stream)
-sharding.write = interrupted
+    copy(file, stream, start=start, stop=stop)
+sharding.copy = interrupted
 from affectlens.cli import main
 main()
 """

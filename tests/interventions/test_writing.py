@@ -597,3 +597,34 @@ def test_rows_without_a_value_take_no_time(tmp_path: Path) -> None:
 
     assert base.store.headers == found.store.headers
     assert not found.read(found.sites.where(role="norm")[0]).any()
+
+
+def test_a_donors_bytes_are_copied_from_where_they_lie(
+    save: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole tensors of one dtype are not read to be written; another alpha or dtype makes them."""
+    base, tuned = tiny("llama"), nudge(tiny("llama"), "gate_proj")
+    folders = [save(model, name) for name, model in (("lying-base", base), ("lying-tuned", tuned))]
+    half = save(nudge(tiny("llama"), "gate_proj").to(torch.bfloat16), "lying-half")
+    made: list[str] = []
+    blocks = sharding.blocks
+    monkeypatch.setattr(
+        sharding, "blocks", lambda store, tensor: (made.append(tensor), blocks(store, tensor))[1]
+    )
+    gates = al.open_checkpoint(folders[0]).sites.where(role="gate_proj")
+    plans = {
+        "as it is": Transplant(gates, donor=folders[1]),
+        "half of it": Transplant(gates, donor=folders[1], alpha=0.5),
+        "another dtype": Transplant(gates, donor=half),
+        "a part of it": Transplant(gates[0].at(neuron=1), donor=folders[1]),
+    }
+    counts = {}
+    for name, plan in plans.items():
+        made.clear()
+        found = write(folders[0], plan, tmp_path / name)
+        counts[name] = len(made)
+        live = al.Lens(tiny("llama"))
+        with live.intervene(plan):
+            assert all(torch.equal(live.parameter(site), found.read(site)) for site in found.sites)
+
+    assert {"as it is": 0, "half of it": 2, "another dtype": 2, "a part of it": 1} == counts

@@ -70,6 +70,17 @@ class EditedStore:
         """Where the bytes below all edits are; None where those are not its values."""
         return self.inner.stored(tensor) if isinstance(self.inner, EditedStore) else self.inner.span(tensor)
 
+    def lying(self, tensor: str) -> Span | None:
+        """Where the bytes of an edited tensor lie already, in whatever file; None where they are made."""
+        sites = self._sites.get(tensor)
+        if sites is None:
+            return self.inner.lying(tensor) if isinstance(self.inner, EditedStore) else None
+        (site, where), *others = sites.items()
+        part = where.expert is not None or where.cut is not None or where.unit is not None
+        if others or part or where.transposed or not isinstance(self._edits, Edits):
+            return None
+        return self._edits.lying(site)
+
     def span(self, tensor: str) -> Span | None:
         """Where the bytes of a tensor are; None for one that is edited."""
         return None if tensor in self._sites else self.inner.span(tensor)

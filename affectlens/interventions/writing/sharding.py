@@ -39,7 +39,7 @@ def rewrite(store: EditedStore, files: Mapping[str, LocalFile], *, room: Path, l
             copy_file(file, room / name, link=link)
         else:
             with FileIO(room / name, "xb") as stream:
-                _patched(store, file, stream, edits=sorted(edits[name], key=lambda edit: edit[0].start))
+                _patched(store, file, stream, edits=sorted(edits[name], key=lambda edit: edit[0][1:]))
 
 
 def _patched(
@@ -49,8 +49,12 @@ def _patched(
     at = 0
     for span, tensor in edits:
         copy(file, stream, start=at, stop=span.start)
-        for block in blocks(store, tensor):
-            write(block, stream)
+        lying = store.lying(tensor)
+        if lying is not None and isinstance(lying.of, LocalFile):
+            copy(lying.of, stream, start=lying.start, stop=lying.stop)
+        else:
+            for block in blocks(store, tensor):
+                write(block, stream)
         at = span.stop
         assert stream.tell() == at, f"{tensor} is not as long as it was"
     copy(file, stream, start=at, stop=file.size)
