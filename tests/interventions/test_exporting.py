@@ -211,3 +211,15 @@ def test_the_record_of_an_export_says_what_it_is(saved: Saved, tmp_path: Path) -
     assert {"modules": 2, "parameters": size, "saved_whole": 3} == found["adapter"]
     assert str(tmp_path.parent) not in text
     assert str(base.parent) not in text
+
+
+def test_a_pattern_means_one_module() -> None:
+    """Not one whose name ends so, nor one with another letter where a dot is."""
+    from peft.utils.other import get_pattern_key
+
+    from affectlens.interventions.writing.peft import _exactly
+
+    modules = ("model.layers.1.mlp.up_proj", "other.model.layers.1.mlp.up_proj", "modelXlayers.1.mlp.up_proj")
+    for module in modules:
+        pattern = _exactly(module)
+        assert [module] == [one for one in modules if get_pattern_key([pattern], one) == pattern]
