@@ -20,6 +20,8 @@ def selected(places: Places) -> Sites | Points:
 
     An iterator would be empty the second time, and the intervention silently do nothing.
     """
+    if isinstance(places, Sites | Points) and len(places):
+        return places
     found = [places] if isinstance(places, Site | Point) else list(places)
     if not found:
         raise NoSuchSite("an intervention on no site would change nothing; select some sites")

@@ -146,6 +146,14 @@ def test_another_config_is_told_once(save: Callable[..., Path]) -> None:
             pass
 
 
+def test_the_dtype_in_which_both_are_run_tells_nothing_apart(lens: al.Lens, demo: al.Demo) -> None:
+    """Files of one dtype, both run in another, say nothing; a model in memory is held to the live one."""
+    other = al.load(demo.tuned, dtype="bfloat16").model
+
+    assert () == lens.paired(demo.tuned).unlike
+    assert "float32 → bfloat16" in " ".join(lens.paired(other).unlike)
+
+
 def test_what_has_no_place_is_refused() -> None:
     """Another width is no difference that could be held."""
     with pytest.raises(LensError, match="have no place here"):

@@ -29,8 +29,8 @@ def notices(
         yield from deletions(live, sites, starts_at_zero=lambda site: _through_zero(live, site))
 
 
-def left_behind(base: Checkpoint, donor: Checkpoint) -> tuple[str, ...]:
-    """What of a donor no weights carry over, in sentences; none where the two share too little to say."""
+def not_carried_over(base: Checkpoint, donor: Checkpoint) -> tuple[str, ...]:
+    """What tells two whole checkpoints apart beside weights; nothing where they share too little to say."""
     try:
         return pair(base, donor).unlike
     except NothingToCompare:

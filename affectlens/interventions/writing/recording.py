@@ -13,7 +13,7 @@ from typing import Any
 from affectlens.checkpoints import Checkpoint
 from affectlens.checkpoints.folders import RECORD
 from affectlens.checkpoints.parsing import read_json
-from affectlens.interventions.writing.noticing import left_behind, notices
+from affectlens.interventions.writing.noticing import not_carried_over, notices
 from affectlens.sites import Point, Points, Site, Sites
 from affectlens.table import versions
 
@@ -52,7 +52,9 @@ def record(live: Checkpoint, steps: tuple[Step, ...]) -> dict[str, Any]:
         "base": live.identity,
         "interventions": [step.described() for step in steps],
         "edited": {**_counted(live, sites), "roles": _by_role(live, sites)},
-        "not_carried_over": {donor.store.name: list(left_behind(live, donor)) for donor in donors.values()},
+        "not_carried_over": {
+            donor.store.name: list(not_carried_over(live, donor)) for donor in donors.values()
+        },
         "notices": list(dict.fromkeys(told)),
         "versions": dict(versions()),
     }

@@ -23,6 +23,7 @@ from affectlens.lens.hooks.hooking import Hook, Rewrite
 from affectlens.lens.hooks.moments import Moments
 from affectlens.lens.intervening import ActivationIntervention, Intervention, Remarking, hooks_of
 from affectlens.lens.refusing import refuse_compiled, refuse_whole
+from affectlens.lens.running import inner
 from affectlens.lens.weights.swapping import swapped
 from affectlens.sites import Point
 
@@ -54,7 +55,7 @@ def bridge(
     and nothing installed.
     """
     refuse_whole(lens.model)
-    model = _unwrapped(lens.model)
+    model = inner(lens.model)
     adapt = adapter_of(model)
     _refuse_uncopyable(lens.model)
     with torch.no_grad():
@@ -77,12 +78,6 @@ def bridge_input(bridge: "TransformerBridge", batch: Mapping[str, Tensor]) -> di
     ids = batch.get("input_ids")
     if ids is not None and "position_ids" not in batch and bridge._accepts_derived_position_ids():
         found["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
-    return found
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model that PEFT's wrapper is around, if it is."""
-    found: nn.Module = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
     return found
 
 

@@ -44,7 +44,9 @@ class Paired:
             raise LensError(
                 f"{name} has {len(astray)} parameters that have no place here; first: {astray[0]}"
             )
-        self.unlike = pairing.unlike
+        # Files are held to files: in which dtype both are run is not what tells them apart.
+        files = lens.source if self.source.change is None and self.source.store.format != "memory" else None
+        self.unlike = pairing.unlike if files is None else pair(files, self.source).unlike
         self._factors = {
             site: one for site, one in self.source.factors.items() if fits_beside(lens, site, factors=one)
         }
