@@ -28,12 +28,12 @@ if TYPE_CHECKING:
         Transplant,
         Zero,
     )
-    from affectlens.interventions.writing import write
     from affectlens.lens import Lens, load
     from affectlens.sites import Point, Points, Site, Sites
     from affectlens.studying import Study, study
     from affectlens.tasks import Example, Scores, Task, load_task
     from affectlens.views import Plot, Report, plot
+    from affectlens.writing import write
 
 __version__ = "0.1.0"
 
@@ -78,7 +78,7 @@ _HOME = {
     "study": "studying",
     "sweep": "effects",
     "trajectory": "drift",
-    "write": "interventions.writing",
+    "write": "writing",
 }
 
 __all__ = [  # noqa: RUF022 - in the order of the argument

@@ -23,7 +23,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from affectlens.html import plain, sentence
+from affectlens.printable import plain, sentence
 
 _NAME, _FOLDERS, _FILE, _WORDS = 120, 100, 255, 600  # characters that an error has room for
 

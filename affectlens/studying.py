@@ -7,7 +7,7 @@ from typing import Any
 
 from affectlens.checkpoints import Source, open_checkpoint
 from affectlens.drift import Drift, diff
-from affectlens.drift.finding import refuse_unrelated
+from affectlens.drift.diffing import refuse_unrelated
 from affectlens.effects import Effects, Grid, sweep
 from affectlens.effects.journal import discard
 from affectlens.lens import load

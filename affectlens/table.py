@@ -18,12 +18,12 @@ from typing import Any, ClassVar, Self
 
 import pandas as pd
 
-from affectlens import html
+from affectlens import html, printable
 from affectlens.errors import NoSuchSite, TableError, near
 from affectlens.files import whole
-from affectlens.formats import READERS, WRITERS, flat, holds_arrays
-from affectlens.requiring import Columns, Shape, misshapen, required
 from affectlens.sites import Site, Sites
+from affectlens.table_formats import READERS, WRITERS, flat, holds_arrays
+from affectlens.table_schema import Columns, Shape, misshapen, required
 
 _KEYS = ("tower", "stack", "layer", "role", "expert", "param", "label", "parameter")
 _FOLDER = re.compile(r"(?<![\w.~])/(?:[^/\s=]+/)*")  # the folders of an absolute path
@@ -155,10 +155,10 @@ class Table:
             if not isinstance(origin, dict):
                 raise TypeError("its origin is no mapping")
         except Exception as error:  # what parsers raise on a damaged file is theirs to choose
-            why = html.plain(repr(error))
+            why = printable.plain(repr(error))
             raise TableError(f"{final}: this is not a table of affectlens ({why})") from None
         if schema != cls.schema:
-            raise TableError(f"{final}: holds {html.plain(schema)}, not {cls.schema}")
+            raise TableError(f"{final}: holds {printable.plain(schema)}, not {cls.schema}")
         for wrong in misshapen(origin, {**_ORIGIN, **cls.about}):
             raise TableError(f"{final}: {wrong}")
         measured = {str(name): "number?" for name in origin.get("custom", ()) if name in frame}
@@ -175,11 +175,16 @@ class Table:
         return len(self.frame)
 
     def __repr__(self) -> str:
-        words = (f"! {html.sentence(notice)}" for notice in self.notices)
+        words = (f"! {printable.sentence(notice)}" for notice in self.notices)
         told = [textwrap.fill(one, _WIDTH, subsequent_indent="  ") for one in words]
-        rows = self._first()[self._shown()].map(html.cell).rename(columns=html.plain).to_string(index=False)
+        rows = (
+            self._first()[self._shown()]
+            .map(printable.cell)
+            .rename(columns=printable.plain)
+            .to_string(index=False)
+        )
         more = [f"… {len(self) - SHOWN} more rows"] if len(self) > SHOWN else []
-        told += [html.sentence(self.tally)] if self.tally else []
+        told += [printable.sentence(self.tally)] if self.tally else []
         return "\n".join([self.summary, *told, rows, *more])
 
     def _repr_html_(self) -> str:
@@ -190,7 +195,7 @@ class Table:
         most = {name: float(self.frame[name].astype(float).max()) for name in barred}
         drawn = html.table(names, [tuple(row) for row in rows], caption=self.summary, most=most)
         told = [f"! {notice}" for notice in self.notices] + ([self.tally] if self.tally else [])
-        above = "".join(f"<p>{html.text(html.sentence(line))}</p>" for line in told)
+        above = "".join(f"<p>{html.text(printable.sentence(line))}</p>" for line in told)
         return f'<div class="{html.NO_FORMULAS}">{above}{drawn}</div>' if told else drawn
 
     @property
@@ -207,7 +212,7 @@ class Table:
     def summary(self) -> str:
         """One line: what this is and of what."""
         sources = self.origin.get("sources", {})
-        names = {side: html.plain(source.get("name", "?")) for side, source in sources.items()}
+        names = {side: printable.plain(source.get("name", "?")) for side, source in sources.items()}
         control = f" (control: {names.pop('control')})" if "control" in names else ""
         of = " → ".join(names.values()) + control
         return f"{type(self).__name__}: {len(self)} rows" + (f", {of}" if of else "")

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from affectlens.sites.naming import NUMBER, compiled
+from affectlens.sites.names import NUMBER, compiled
 
 TABLE = Path(__file__).parent.parent / "affectlens" / "sites" / "conversions.json"
 # The first of these that has a model type gives its rules; classes that differ get their own.

@@ -13,9 +13,9 @@ import affectlens
 ROOT = Path(affectlens.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 ORDER = (
-    "lazy", "html", "errors", "files", "executing", "sites", "formats", "requiring", "table", "checkpoints",
-    "tasks", "demo", "drift", "lens", "interventions", "tuning", "effects", "views", "studying", "cli",
-    "__main__",
+    "lazy", "printable", "html", "errors", "files", "executing", "stats", "sites", "table_formats",
+    "table_schema", "table", "checkpoints", "tasks", "demo", "drift", "probes", "lens", "interventions",
+    "writing", "effects", "tuning", "credit", "views", "studying", "cli", "__main__",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "nnsight", "transformer_lens", "peft", "plotly", "pandas")
 

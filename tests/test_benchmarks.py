@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_allclose
 from safetensors import safe_open
 
-from affectlens.drift.summing import BLOCK
+from affectlens.drift.blocks import BLOCK
 from benchmarks.diff import contestants, lora
 from benchmarks.diff.accuracy import worst
 from benchmarks.diff.generating import INDEX, LAYOUTS, generate, size

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from affectlens import html
+from affectlens import html, printable
 from affectlens.drift.drift import Drift
 from affectlens.table import SHOWN, Table
 
@@ -45,7 +45,7 @@ def test_what_has_no_length_has_no_bar(value: object) -> None:
     drawn = html.table(["far"], [[value]], most={"far": 2.0})
 
     assert [] == widths(drawn)
-    assert f">{html.cell(value)}</td>" in drawn
+    assert f">{printable.cell(value)}</td>" in drawn
 
 
 @pytest.mark.parametrize("column", [[None, None], [np.nan, np.nan], [0.0, 0.0], [-1.0, -2.0]])
@@ -58,8 +58,8 @@ def test_null_is_a_dash_in_both_reprs() -> None:
     """What is not known looks neither like zero nor like nothing, and is never 'nan'."""
     table = Table(pd.DataFrame({"a": [1.5, np.nan], "b": ["x", None]}))
 
-    assert 2 == table._repr_html_().count(f">{html.NULL}</td>")
-    assert 2 == repr(table).count(html.NULL)
+    assert 2 == table._repr_html_().count(f">{printable.NULL}</td>")
+    assert 2 == repr(table).count(printable.NULL)
     assert "nan" not in (repr(table) + table._repr_html_()).lower()
 
 

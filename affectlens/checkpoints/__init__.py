@@ -5,10 +5,10 @@
 No model is ever built to read a checkpoint, and torch is imported only when tensors are read.
 """
 
-from affectlens.checkpoints.checkpoint import Checkpoint, Header, Store
-from affectlens.checkpoints.looking import Look, look
-from affectlens.checkpoints.opening import Source, open_checkpoint
+from affectlens.checkpoints.checkpoint import Checkpoint
+from affectlens.checkpoints.opening import Look, Source, look, open_checkpoint
 from affectlens.checkpoints.pairing import Pairing, pair
+from affectlens.checkpoints.store import Header, Store
 
 __all__ = [
     "Checkpoint",

@@ -4,15 +4,45 @@ Files are read, never mapped: a file that is cut short while it is mapped kills 
 """
 
 import os
+import re
 import weakref
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from affectlens.errors import CheckpointError
 from affectlens.files import opened
 
+DOWNLOAD_AGAIN = "Download it again"
 AGAIN = "Run it again when nothing writes to it"
+FIRST = 512  # bytes that tell; a tar archive says what it is at 257
+_UNPACK = "Unpack it first"
+_EVERYWHERE = (
+    (rb"version https://git-lfs", "this is a Git LFS pointer, not the file", "Run `git lfs pull`"),
+    (rb"\s*<(!doctype|html|\?xml)", "this is a web page, probably an error page", DOWNLOAD_AGAIN),
+    (
+        rb"GGUF",
+        "this is a GGUF file, llama.cpp's format, which is not read here",
+        "Use the safetensors checkpoint that it was made from",
+    ),
+    (rb"\x89HDF", "this is an HDF5 file, probably from Keras", "Use the PyTorch checkpoint"),
+    (rb"\x93NUMPY", "this is a NumPy array", "Use the PyTorch checkpoint"),
+    (rb"\x1f\x8b", "this is gzip-compressed", _UNPACK),
+    (rb"\xfd7zXZ", "this is xz-compressed", _UNPACK),
+    (rb"\x28\xb5\x2f\xfd", "this is zstd-compressed", _UNPACK),
+    (rb"BZh[1-9]1AY", "this is bzip2-compressed", _UNPACK),
+    (rb"7z\xbc\xaf\x27\x1c", "this is a 7z archive", _UNPACK),
+    (rb"Rar!", "this is a RAR archive", _UNPACK),
+    (rb".{257}ustar", "this is a tar archive", _UNPACK),
+    (
+        rb"\x7fELF|MZ.{2}[^\0]|MZ.{6}[^\0]|\xcf\xfa\xed\xfe",
+        "this is a program, not a checkpoint",
+        "Don't run it",
+    ),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF.{4}WEBP", "this is an image", DOWNLOAD_AGAIN),
+    (rb"%PDF", "this is a PDF document", DOWNLOAD_AGAIN),
+    (rb"\s*[{\[]\s*[\"{\[]", "this is JSON text, probably an error message or an index", DOWNLOAD_AGAIN),
+)
 
 
 class Bytes(Protocol):
@@ -128,3 +158,10 @@ def _state(found: os.stat_result) -> _State:
     return _State(
         found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_nlink
     )
+
+
+def refuse_impostors(path: str, first: bytes, *, others: Iterable[tuple[bytes, str, str]]) -> None:
+    """Raise `CheckpointError` for what is known by its first bytes; `others` are of one format alone."""
+    for magic, reason, fix in (*_EVERYWHERE, *others):
+        if re.match(magic, first, re.IGNORECASE | re.DOTALL):
+            raise CheckpointError(path, reason, fix=fix)

@@ -1,15 +1,15 @@
 """A checkpoint: sites over a store of named tensors, headers only until a site is read."""
 
-import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
-from affectlens import html
+from affectlens import html, printable
 from affectlens.checkpoints.bytes import Span
-from affectlens.errors import CheckpointError, NoSuchSite, near, quoted
+from affectlens.checkpoints.store import Store
+from affectlens.errors import NoSuchSite, near, quoted
 from affectlens.sites import (
     Laid,
     Site,
@@ -18,72 +18,23 @@ from affectlens.sites import (
     Units,
     bare_name,
     heads,
-    lay_out,
     model_type,
     recognised,
     sections,
-    sites_of,
     units,
 )
+from affectlens.sites.locating import _placed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from affectlens.checkpoints.adapters.lowrank import LowRank
+    from affectlens.checkpoints.adapters.low_rank import LowRank
 
-
-Shapes = Mapping[str, tuple[int, ...]]
-# What tells saves of one model apart, and nothing of its layout.
-_ABOUT_THE_SAVE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
-
-
-class Header(NamedTuple):
-    """What is known of a tensor before it is read."""
-
-    shape: tuple[int, ...]
-    dtype: str  # as torch names it, e.g. "bfloat16"
-
-
-class Store(Protocol):
-    """Named tensors somewhere: in safetensors files, in a live module, in a mapping."""
-
-    name: str  # how a person would call it; never an absolute path
-    source: str  # what opens it again: a path or hub id, empty for what is only in memory
-    format: str
-    headers: Mapping[str, Header]
-    config: Mapping[str, Any]
-    notes: tuple[str, ...]  # what was found beside the weights, in sentences
-
-    @property
-    def skipped(self) -> Mapping[str, tuple[str, int]]:
-        """What is stored but not to be had: why, and its elements."""
-        ...
-
-    @property
-    def aliases(self) -> Mapping[str, str]:
-        """Names that are stored as another's bytes."""
-        ...
-
-    def read(self, tensor: str, rows: slice | None = None) -> "Tensor":
-        """Return a tensor, or some of its rows: as stored, or in float32 where that was packed."""
-        ...
-
-    def span(self, tensor: str) -> Span | None:
-        """Where the bytes of a tensor are; None where they are not its values, or are not to be had."""
-        ...
-
-    def check(self) -> None:
-        """Raise `CheckpointError` if a file changed since it was opened."""
-        ...
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """What identifies the content: header hash, bytes, files, revision."""
-        ...
+_FUSED = ("qkv_proj", "kv_proj", "gate_up_proj", "kv_b_proj")
 
 
 @dataclass(frozen=True)
-class Change:
+class AdapterChange:
     """What an adapter makes of its base: sites from elsewhere, and sites that factors change."""
 
     base: "Checkpoint"
@@ -102,7 +53,7 @@ class Checkpoint:
     """
 
     def __init__(
-        self, store: Store, *, like: "Checkpoint | None" = None, change: Change | None = None
+        self, store: Store, *, like: "Checkpoint | None" = None, change: AdapterChange | None = None
     ) -> None:
         self.store, self.change, self.config = store, change, store.config
         # Of a live model while an intervention holds: the same as it was before.
@@ -248,13 +199,12 @@ class Checkpoint:
         return whole.of(parts.cut(number))
 
     def __repr__(self) -> str:
-        return "\n".join(f"{name:12} {html.plain(value)}" for name, value in self._lines())
+        return "\n".join(f"{name:12} {printable.plain(value)}" for name, value in self._lines())
 
     def _repr_html_(self) -> str:
         return html.table(("", ""), self._lines(), caption="Checkpoint")
 
     def _lines(self) -> list[tuple[str, str]]:
-        from affectlens.checkpoints.describing import describe
 
         return describe(self)
 
@@ -269,24 +219,79 @@ def context_of(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _placed(
-    source: str, shapes: Shapes, config: Mapping[str, Any], *, context: Shapes
-) -> tuple[Mapping[str, Laid], Mapping[Site, Storage]]:
-    known = {key: value for key, value in config.items() if key not in _ABOUT_THE_SAVE}
-    try:
-        text = json.dumps(known, default=str)
-        laid, storage = _layout(tuple(shapes.items()), text, tuple(context.items()))
-        return dict(laid), dict(storage)
-    except CheckpointError as error:
-        raise CheckpointError(source, error.reason, key=error.key) from None
+def describe(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    """Rows of (what, value) for people to read."""
+    who = checkpoint.identity
+    towers: Counter[str] = Counter()
+    for site, storage in checkpoint.storage.items():
+        towers[site.tower] += storage.size
+    tied = "output embedding tied to the input embedding" if checkpoint.tied else "no"
+    return [
+        ("checkpoint", who["name"]),
+        ("format", who["format"]),
+        ("model type", who["model_type"]),
+        ("parameters", f"{checkpoint.parameters:,} in {len(checkpoint.laid)} tensors"),
+        *((f"· {tower}", f"{count:,}") for tower, count in towers.most_common()),
+        ("language", _language(checkpoint)),
+        ("dtype", who["dtype"]),
+        ("tied", tied),
+        ("header", who.get("header_sha256", "none: in memory")),
+        *(("unusual", remark) for remark in unusual(checkpoint)),
+        ("coverage", f"{coverage(checkpoint):.1%} of the parameters have a role"),
+    ]
 
 
-@lru_cache(maxsize=4)
-def _layout(
-    shapes: tuple[tuple[str, tuple[int, ...]], ...],
-    config: str,
-    context: tuple[tuple[str, tuple[int, ...]], ...],
-) -> tuple[Mapping[str, Laid], Mapping[Site, Storage]]:
-    """Base and tuned mostly have the same names: what they say is worked out once."""
-    laid = lay_out(dict(shapes), json.loads(config), context=dict(context))
-    return laid, sites_of(laid)
+def coverage(checkpoint: Checkpoint) -> float:
+    """The share of the parameters whose role is known."""
+    named = sum(where.size for site, where in checkpoint.storage.items() if site.role != "other")
+    return named / (checkpoint.parameters or 1)
+
+
+def unusual(checkpoint: Checkpoint) -> Iterator[str]:
+    """What a reader of a diff should know of this checkpoint, in sentences."""
+    yield from checkpoint.remarks
+    wrapped = [tensor for tensor in checkpoint.laid if bare_name(tensor) != tensor]
+    if wrapped:
+        yield f"names carry a wrapper's prefix or infix: {len(wrapped)} (first: {quoted(wrapped[0])})"
+    whole = [
+        t
+        for t, laid in checkpoint.laid.items()
+        if laid.place.role in _FUSED and not laid.fused and laid.place.param != "bias"
+    ]
+    if whole:
+        reason = "are left whole, nothing says how to split them"
+        yield f"{len(whole)} fused tensors {reason} (first: {quoted(whole[0])})"
+    turned = sum(laid.transposed for laid in checkpoint.laid.values())
+    if turned:
+        yield f"{turned} matrices are stored (in, out) and read as (out, in)"
+    dtypes = {header.dtype for header in checkpoint.store.headers.values()}
+    if len(dtypes) > 1:
+        yield f"{len(dtypes)} dtypes"
+    yield from left_out(checkpoint.skipped)
+    yield from checkpoint.store.notes
+
+
+def left_out(skipped: Mapping[str, tuple[str, int]]) -> Iterator[str]:
+    """What is stored and not read, a sentence a reason."""
+    reasons: dict[str, list[str]] = {}
+    for tensor, (why, _) in skipped.items():
+        reasons.setdefault(why, []).append(tensor)
+    for why, tensors in reasons.items():
+        yield f"{len(tensors)} tensors are skipped: {why} (first: {quoted(tensors[0])})"
+
+
+def _matrix(checkpoint: Checkpoint, site: Site) -> bool:
+    return site.role in ("gate_proj", "fc1") and site.param == "weight" and len(checkpoint.shape(site)) >= 2
+
+
+def _language(checkpoint: Checkpoint) -> str:
+    sites = [site for site in checkpoint.storage if site.tower == "language"]
+    layers = {(site.stack, site.layer) for site in sites if site.layer is not None}
+    first = next((s for s in sites if _matrix(checkpoint, s)), None)
+    if first is None:
+        return f"{len(layers)} layers, no MLP that is known"
+    inner, hidden = checkpoint.shape(first)[:2]
+    kind = "gated MLP" if first.role == "gate_proj" else "plain MLP"
+    experts = {site.expert for site in sites if site.expert is not None}
+    extra = f", {len(experts)} experts" if experts else ""
+    return f"{len(layers)} layers, hidden {hidden}, {kind} {inner}{extra}"

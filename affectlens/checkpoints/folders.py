@@ -1,19 +1,18 @@
 """Find the files of a checkpoint in a folder: one or shards, safetensors or torch's, an adapter's."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from affectlens.checkpoints.bytes import LocalFile
-from affectlens.checkpoints.checkpoint import Store
-from affectlens.checkpoints.indexes import plain_name, weight_map
-from affectlens.checkpoints.joined import together
-from affectlens.checkpoints.parsing import Document, read_json
+from affectlens.checkpoints.documents import Document, plain_name, read_json, weight_map
 from affectlens.checkpoints.safetensors import SafetensorsStore
+from affectlens.checkpoints.store import Store, together
 from affectlens.errors import CheckpointError, quoted
-from affectlens.html import plain
+from affectlens.printable import plain
 
 _LONGEST = 80  # characters of the name of a file that is one of several
 ADAPTER = "adapter_config.json"
@@ -38,6 +37,17 @@ _NOT_WEIGHTS = (
     "scaler.pt",
     "rng_state*",
 )
+# What transformers reads beside weights, and what code of a model's own may read.
+KNOWN = re.compile(
+    r"(?:generation_|processor_|preprocessor_|video_preprocessor_|tokenizer_)?config\.json"
+    r"|tokenizer\.json|special_tokens_map\.json|added_tokens\.json|tekken\.json|chat_template\.(?:json|jinja)"
+    r"|additional_chat_templates/[^/]+\.jinja"
+    r"|(?:[\w-]*vocab[\w-]*|merges|dict|normalizer|emoji|byte_maps|word_\w+)\.(?:json|txt)"
+    r"|[\w.-]+\.(?:model(?:\.v\d+)?|spm|codes|tokenizer|tiktoken)"
+)
+BESIDE_CODE = re.compile(KNOWN.pattern + r"|[^/]+\.(?:json|txt|jinja)|.+\.py")
+_NOT = ("adapter_config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+_MOST = 2000  # files
 
 
 def open_store(path: Path, source: str) -> Store:
@@ -136,7 +146,7 @@ def _store(
     above = (folder.name for folder in paths[0].parents if folder.parent.name == "snapshots")
     revision = next(above, "")  # the hub cache files a repository under its commit
     if paths[0].suffix in _TORCH:
-        from affectlens.checkpoints.pickles.store import open_pickle
+        from affectlens.checkpoints.pickles.torch_store import open_pickle
 
         store: Store = open_pickle(paths, source, config=config.content, revision=revision, weights=weights)
     else:
@@ -172,3 +182,18 @@ def _blobs(folder: Path) -> Path:
     real = Path(os.path.realpath(folder))
     cached = next((above for above in real.parents if above.name == "snapshots"), None)
     return cached.parent / "blobs" if cached and "--" in cached.parent.name else real
+
+
+def visible(folder: Path, *, code: bool) -> list[str]:
+    """The files of a folder that are copied, by their paths in it."""
+    found = []
+    for place, folders, files in os.walk(folder):  # which does not follow links
+        folders[:] = [name for name in folders if code or name == "additional_chat_templates"]
+        inner = Path(place).relative_to(folder)
+        names = [(inner / name).as_posix() for name in files]
+        found += [
+            name for name in names if (BESIDE_CODE if code else KNOWN).fullmatch(name) and name not in _NOT
+        ]
+        if len(found) > _MOST:
+            raise CheckpointError(folder, f"holds more than {_MOST:,} files that would be read")
+    return sorted(found)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from affectlens.checkpoints.bytes import Span
-from affectlens.checkpoints.checkpoint import Checkpoint, Header
+from affectlens.checkpoints.checkpoint import Checkpoint
+from affectlens.checkpoints.store import Header
 from affectlens.errors import CheckpointError
 
 

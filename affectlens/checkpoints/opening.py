@@ -3,24 +3,25 @@
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from affectlens.checkpoints.adapters.adapting import adapted
-from affectlens.checkpoints.adapters.factors import FACTOR, Sorted, sort
+from affectlens.checkpoints.adapters.adapter import Adapter, adapted
+from affectlens.checkpoints.adapters.factor_names import FACTOR, Sorted, sort
 from affectlens.checkpoints.adapters.recipes import preset_of, recipe
-from affectlens.checkpoints.checkpoint import Checkpoint, Store
+from affectlens.checkpoints.checkpoint import Checkpoint, describe
 from affectlens.checkpoints.folders import ADAPTER, adapter_config, open_store
-from affectlens.checkpoints.joined import JoinedStore
 from affectlens.checkpoints.quantized import unpacked
+from affectlens.checkpoints.store import JoinedStore, Store
 from affectlens.errors import CheckpointError
+from affectlens.sites import Site, drawn, nodes, record
 
 if TYPE_CHECKING:
     from torch import nn
 
 Source = Union[str, Path, Checkpoint, "nn.Module"]
-
 # As the hub has it; what its client refuses would be an error of its own.
 _HUB_ID = re.compile(r"(?![^@]*(?:--|\.\.|\.git(?:@|$)))\b[\w.-]+\b/\b[\w.-]{1,96}\b(@[\w./-]+)?", re.ASCII)
 _CONFIGS = (ADAPTER, "config.json", "pytorch_model.bin.index.json")
@@ -155,3 +156,53 @@ def _live(source: object, *, untouched: bool) -> tuple[Store, Mapping[str, Any]]
         store.untouched = untouched
         return store, peft_config(source)
     raise CheckpointError(type(source).__name__, "is neither a path, a hub id, a Checkpoint nor a module")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was found at a source."""
+
+    source: Checkpoint | Adapter
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Rows of (what, value)."""
+        return self.source.lines() if isinstance(self.source, Adapter) else describe(self.source)
+
+    def tree(self) -> Iterator[str]:
+        """The sites by tower, stack and role; a checkpoint's with their parameters added up."""
+        size: Callable[[Site], int] | None = None
+        if isinstance(self.source, Checkpoint):
+            storage = self.source.storage
+            size = lambda site: storage[site].size  # noqa: E731  as short as what it says
+        return drawn(nodes(self.source.sites, size))
+
+    def records(self) -> list[dict[str, Any]]:
+        """One JSON-like record a stored tensor."""
+        if isinstance(self.source, Adapter):
+            return self.source.records()
+        headers = self.source.store.headers
+        return [record(t, laid, dtype=headers[t].dtype) for t, laid in self.source.laid.items()]
+
+
+def look(source: Source) -> Look:
+    """Look at a folder, file, hub id, adapter or live module. Raises `CheckpointError`."""
+    if isinstance(source, str | Path):
+        store, config = stored(source)
+        store = unpacked(store)
+        if config or any(FACTOR.search(name) for name in store.headers):
+            return Look(Adapter(store, config))
+        return Look(Checkpoint(store))
+    return Look(open_checkpoint(source))
+
+
+def opens_again(
+    side: Checkpoint, base: Checkpoint, *, alpha: float | None = None, preset: str | None = None
+) -> bool:
+    """Whether a worker, which knows the sources alone, sees an adapter as it is seen here."""
+    if side.change is None or side.change.base.store.source == side.store.source:
+        return True
+    root = base.change.base if base.change else base
+    if side is base or side.change.base.store.source != root.store.source:
+        return False
+    again = open_checkpoint(side.store.source, base=base, alpha=alpha, preset=preset)
+    return all(again.factors[site].scale == known.scale for site, known in side.factors.items())

@@ -1,16 +1,24 @@
 """Pair two checkpoints on canonical sites, and account for every parameter of both."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from affectlens.checkpoints.checkpoint import Checkpoint
-from affectlens.checkpoints.configs import differing
 from affectlens.errors import NothingToCompare, quoted
-from affectlens.html import plain
+from affectlens.printable import plain
 from affectlens.sites import Site, Sites, model_type
 
 _REASONS = 4  # that a note has room for
 VOCABULARY = ("embed_tokens", "lm_head")
+# What a save writes and no forward pass reads.
+_BOOKKEEPING = {
+    "_attn_implementation", "_name_or_path", "architectures", "auto_map", "bos_token_id", "dtype",
+    "eos_token_id", "finetuning_task", "id2label", "label2id", "model_type", "output_attentions",
+    "output_hidden_states", "pad_token_id", "return_dict", "tokenizer_class", "torch_dtype",
+    "transformers_version", "transformers_weights", "use_cache", "use_return_dict",
+}  # fmt: skip
+_MOST = 6
 
 
 @dataclass(frozen=True)
@@ -207,3 +215,54 @@ def _by_reason(side: Checkpoint) -> dict[str, list[str]]:
 
 def _count(side: Checkpoint, sites: Sites) -> int:
     return sum(side.storage[site].size for site in sites if site in side.storage)
+
+
+def differing(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> tuple[str, ...]:
+    """Name the settings that differ, nested ones by their path; at most six, then how many more.
+
+    A setting that one side does not state is not compared, since it may hold the default there. Without
+    a config on either side nothing can be said.
+
+    >>> differing({"text_config": {"rope_theta": 1e4}}, {"text_config": {"rope_theta": 1e6}, "dtype": "x"})
+    ('text_config.rope_theta (10000.0 → 1000000.0)',)
+    """
+    if _is_modern(base) or _is_modern(tuned):
+        base, tuned = _modern(base), _modern(tuned)
+    found = list(_differences(base, tuned, ""))
+    more = [f"{len(found) - _MOST} more"] if len(found) > _MOST else []
+    return (*found[:_MOST], *more)
+
+
+def _is_modern(config: Mapping[str, Any]) -> bool:
+    return any(
+        name == "rope_parameters" or (isinstance(value, Mapping) and _is_modern(value))
+        for name, value in config.items()
+    )
+
+
+def _modern(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config as it is written now: what turns positions lies in one section of each tower's."""
+    found = {
+        name: _modern(value) if isinstance(value, Mapping) and name != "rope_parameters" else value
+        for name, value in config.items()
+    }
+    if "rope_theta" not in found or "rope_parameters" in found:
+        return found
+    scaling = found.pop("rope_scaling", None)
+    found["rope_parameters"] = {
+        "rope_type": "default",
+        "rope_theta": found.pop("rope_theta"),
+        **(scaling if isinstance(scaling, Mapping) else {}),
+    }
+    return found
+
+
+def _differences(base: Mapping[str, Any], tuned: Mapping[str, Any], path: str) -> list[str]:
+    found = []
+    for name in sorted((base.keys() & tuned.keys()) - _BOOKKEEPING):
+        one, two = base[name], tuned[name]
+        if isinstance(one, Mapping) and isinstance(two, Mapping):
+            found += _differences(one, two, f"{path}{name}.")
+        elif one != two:
+            found.append(f"{path}{name} ({str(one)[:40]} → {str(two)[:40]})")
+    return found

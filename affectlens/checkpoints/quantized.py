@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from affectlens.checkpoints.bytes import Span
-from affectlens.checkpoints.checkpoint import Header, Store
-from affectlens.checkpoints.packing import Found, Packed, finite, four_bit, multiply, mxfp4, powers, raw
+from affectlens.checkpoints.four_bit import Found, Packed, finite, four_bit, multiply, mxfp4, powers, raw
+from affectlens.checkpoints.store import Header, Store
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,8 +7,10 @@ from einops import rearrange
 from torch import Tensor
 
 from affectlens.checkpoints.bytes import Span
-from affectlens.checkpoints.checkpoint import Header, Store
+from affectlens.checkpoints.store import Header, Store
 from affectlens.sites import Cut, Storage
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def tensor_of(span: Span, header: Header, *, rows: slice | None = None) -> Tensor:
@@ -128,3 +130,11 @@ def _joined(parts: Tensor, dim: int) -> Tensor:
 
 def _turned(values: Tensor, where: Storage) -> Tensor:
     return values.mT if where.transposed and values.ndim >= 2 else values
+
+
+def same_bits(one: Tensor, two: Tensor) -> bool:
+    """Whether two tensors are equal bit for bit, so that NaN equals NaN and 0.0 is not −0.0."""
+    if one.dtype != two.dtype or one.shape != two.shape:
+        return False
+    kind = _BITS[one.element_size()]
+    return torch.equal(one.contiguous().view(kind), two.contiguous().view(kind))

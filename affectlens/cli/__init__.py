@@ -3,7 +3,7 @@
 Exit codes: 0 done, 1 a clear error, 2 usage, 130 interrupted.
 """
 
-from affectlens.cli.interrupting import interrupted, leave, listen
+from affectlens.cli.process import interrupted, leave, listen
 
 
 def main() -> None:
@@ -11,7 +11,7 @@ def main() -> None:
     try:
         listen()
         # Only now, so that Ctrl-C is answered meanwhile as well.
-        from affectlens.cli.running import run
+        from affectlens.cli.process import run
 
         run().leave()
     except BaseException:

@@ -1,14 +1,50 @@
-"""`affectlens inspect`: what a checkpoint is, where its parameters are, whether they do as named."""
+"""The verb `diff`: a table for people, or one strict JSON document for machines."""
 
 import json
 import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from affectlens.html import sentence
+from affectlens.cli.text import tell_drift
+from affectlens.printable import seen, sentence
 
 if TYPE_CHECKING:
     from affectlens.checkpoints import Look
     from affectlens.lens import Verification
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to compare, and how closely; the names are those of `affectlens.diff`."""
+
+    base: str
+    tuned: str
+    control: str | None
+    preset: str | None
+    alpha: float | None
+    detail: str | None
+    spectra: int | None
+    align: bool
+
+
+def compare(asked: Asked, *, by: str, output: Path | None, as_json: bool) -> None:
+    """Diff, save where asked, and print."""
+    from affectlens.drift import diff
+    from affectlens.drift.diffing import refuse_unrelated
+    from affectlens.table_formats import records
+
+    drift = refuse_unrelated(diff(**asdict(asked)))
+    if output is not None:
+        drift.save(output)
+    if as_json:
+        tables = {"by": records(drift.by(by)), "ledger": records(drift.ledger)}
+        document = {**tables, "findings": drift.findings, "origin": drift.origin}
+        print(json.dumps(document, indent=2, allow_nan=False))
+        return
+    print("\n".join(tell_drift(drift, by)))
+    if output is not None:
+        print(f"\nThe table is in {seen(str(output))}.")
 
 
 def inspect(source: str, *, as_json: bool, verify: bool, trust_remote_code: bool) -> None:

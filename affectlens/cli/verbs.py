@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from affectlens.cli.editing import export, scale, transplant, zero
-from affectlens.cli.telling import tell_conclusions, tell_drift, tell_effects
+from affectlens.cli.modifying import export, scale, transplant, zero
+from affectlens.cli.text import tell_conclusions, tell_drift, tell_effects
 
 if TYPE_CHECKING:
     from affectlens.effects import Effects
@@ -97,7 +97,7 @@ def diff(
     as_json: Annotated[bool, typer.Option("--json", help="Print role table and ledger as JSON.")] = False,
 ) -> None:
     """Say how far every parameter moved from BASE to TUNED."""
-    from affectlens.cli.comparing import Asked, compare
+    from affectlens.cli.inspecting import Asked, compare
 
     _early(output)
     asked = Asked(base, tuned, control, preset, alpha, detail, spectra, align)

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING
 from affectlens.lazy import resolver
 
 if TYPE_CHECKING:
-    from affectlens.drift.agreeing import Agreement, agreement
+    from affectlens.drift.agreements import Agreement, agreement
     from affectlens.drift.diffing import diff
     from affectlens.drift.drift import Drift
-    from affectlens.drift.following import Trajectory, trajectory
+    from affectlens.drift.trajectories import Trajectory, trajectory
 
 __all__ = ["Agreement", "Drift", "Trajectory", "agreement", "diff", "trajectory"]
 __getattr__ = resolver(
     __name__,
     {
-        "Agreement": "agreeing",
+        "Agreement": "agreements",
         "Drift": "drift",
-        "Trajectory": "following",
-        "agreement": "agreeing",
+        "Trajectory": "trajectories",
+        "agreement": "agreements",
         "diff": "diffing",
-        "trajectory": "following",
+        "trajectory": "trajectories",
     },
 )

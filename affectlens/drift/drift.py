@@ -7,22 +7,22 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
-from affectlens.drift.aggregating import (
+from affectlens.drift.groups import (
     KEYS,
     UNITS,
     Groups,
     aggregate,
+    contrast,
     norms,
     over,
     parsed,
     unfolded,
     with_units,
 )
-from affectlens.drift.contrasting import contrast
 from affectlens.errors import NoSuchSite, near
-from affectlens.requiring import Columns, Shape
 from affectlens.sites import Site
 from affectlens.table import Table, site_of
+from affectlens.table_schema import Columns, Shape
 
 
 @dataclass(frozen=True, repr=False)

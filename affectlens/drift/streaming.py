@@ -5,14 +5,23 @@ of parts are merged in their order, whichever thread was first.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from affectlens.drift.planning import Part, Strip, parts
-from affectlens.drift.sums import Sums
+from affectlens.checkpoints import Checkpoint, Pairing, open_checkpoint, pair
+from affectlens.checkpoints.opening import opens_again
+from affectlens.drift.blocks import Measure, Summing
+from affectlens.drift.measures import Sums
+from affectlens.drift.parts import Detail, Part, Strip, parts, strips
+from affectlens.errors import CheckpointError
+from affectlens.executing import Failed, execute
+from affectlens.sites import Site, Sites
 
 _MOST = 8  # threads: beyond it memory is the limit, not the cores
 _FAR = 4  # where a hub is read: they wait for it more than they work
@@ -23,12 +32,12 @@ Show = Callable[[Sequence[Any], str], Iterable[Any]]  # goes over things, under 
 def engine() -> Any:
     """The compiled engine, or torch's where numba or a compiler is missing."""
     try:
-        from affectlens.drift import kernel
+        from affectlens.drift import numba_engine
     except ImportError:
-        from affectlens.drift import blocked
+        from affectlens.drift import torch_engine
 
-        return blocked
-    return kernel
+        return torch_engine
+    return numba_engine
 
 
 def stream(strips: Sequence[Strip], sums_of: Callable[[Part], Sums], *, tell: Tell) -> dict[Strip, Sums]:
@@ -61,3 +70,65 @@ def _run(work: Callable[[Part], Sums], every: Iterable[Part], threads: int) -> I
             ahead += [pool.submit(work, part) for part in itertools.islice(left, 1)]
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to measure some sites."""
+
+    sources: tuple[str, ...]  # of base, tuned and, where there is one, the control
+    alpha: float | None
+    preset: str | None
+    detail: str | Iterable[str] | None
+    custom: Mapping[str, Measure]
+    sites: tuple[Site, ...]
+
+
+def spread(plan: list[Strip], jobs: list[Job], *, executor: Any, tell: Tell) -> dict[Strip, Sums]:
+    """The sums of each strip, measured by the executor's workers."""
+    strips_of = {strip.site: strip for strip in plan}
+    found: dict[Site, Sums] = {}
+    with closing(execute(measured, jobs, executor=executor)) as outcomes:
+        for job, outcome in outcomes:
+            if isinstance(outcome, Failed):
+                raise outcome.error
+            found |= outcome
+            tell(sum(strips_of[site].bytes for site in job.sites))
+    return {strip: found[strip.site] for strip in plan}
+
+
+def jobs(
+    plan: list[Strip],
+    sides: tuple[Checkpoint, ...],
+    *,
+    alpha: float | None,
+    preset: str | None,
+    detail: str | Iterable[str] | None,
+    custom: Mapping[str, Measure],
+) -> list[Job]:
+    """A job for each file of base; raises `CheckpointError` for sides that a worker can't open."""
+    for side in sides:
+        if not side.store.source:
+            reason = "is in memory, so the workers of an executor can't open it"
+            raise CheckpointError(side.store.name, reason, fix="Give a path or a hub id")
+        if not opens_again(side, sides[0], alpha=alpha, preset=preset):
+            reason = "was opened with a base or an alpha of its own, which a worker would not know"
+            raise CheckpointError(side.store.name, reason, fix="Give its path, or leave executor= out")
+    sources = tuple(side.store.source for side in sides)
+    shards: dict[str, list[Site]] = defaultdict(list)
+    for strip in plan:
+        shards[strip.place[0]].append(strip.site)
+    return [Job(sources, alpha, preset, detail, custom, tuple(sites)) for sites in shards.values()]
+
+
+def measured(job: Job) -> dict[Site, Sums]:
+    """What a worker does."""
+    base = open_checkpoint(job.sources[0], preset=job.preset, alpha=job.alpha)
+    opened = (open_checkpoint(s, base=base, preset=job.preset, alpha=job.alpha) for s in job.sources[1:])
+    tuned, *control = (pair(base, side).tuned for side in opened)  # a part of a model is read beside base
+    pairing = Pairing(base, tuned, Sites(job.sites), Sites(()), Sites(()), Sites(()))
+    plan = list(
+        strips(pairing, control[0] if control else None, detail=Detail.of(job.detail, exact=bool(job.custom)))
+    )
+    found = stream(plan, Summing(engine(), job.custom), tell=lambda _: None)
+    return {strip.site: sums for strip, sums in found.items()}

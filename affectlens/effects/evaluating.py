@@ -1,9 +1,10 @@
 """Judge a lens by a task: constrained scoring over the label words, or strict greedy answers."""
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -11,16 +12,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from affectlens.effects.fingerprinting import combined, fingerprint
-from affectlens.effects.fitting import fitting
+from affectlens.effects.journal import combined, fingerprint
 from affectlens.errors import LensError, TaskError, near
 from affectlens.lens import Lens, told
-from affectlens.lens.running import begins, continued, encodes, rows
+from affectlens.lens.live import encodes
+from affectlens.lens.running import begins, continued, out_of_memory, rows
 from affectlens.table import provenance
 from affectlens.tasks import Scores, Task
-from affectlens.tasks.answers import read_answer
+from affectlens.tasks.task import read_answer
 
 WAYS = ("constrained", "greedy")
+Result = TypeVar("Result")
 
 
 def evaluate(
@@ -206,3 +208,29 @@ def describe(task: Task) -> dict[str, Any]:
         "about": task.about,
         "dropped": task.dropped,
     }
+
+
+def fitting(run: Callable[[int], Result], size: int, *, what: str) -> tuple[Result, int]:
+    """Run with a batch size, or with half of it as often as memory runs out; returns the size that fitted.
+
+    Raises `LensError` where even one example is too much.
+    """
+    while True:
+        try:
+            return run(size), size
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            if size == 1:
+                raise LensError(
+                    f"{what}: even one example at a time needs more memory than there is"
+                ) from None
+        # Only here, where the error and with it the frames of the failed run are gone.
+        size //= 2
+        _let_go()
+
+
+def _let_go() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

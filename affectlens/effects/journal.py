@@ -5,14 +5,19 @@ which weights with which input. So nothing stale is ever taken up: another donor
 version of torch has other keys, and several sweeps may share one file.
 """
 
+import hashlib
+import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from affectlens.errors import JournalError
 
@@ -22,6 +27,7 @@ _TABLE = (
     "rows INTEGER NOT NULL, columns INTEGER NOT NULL, logps BLOB NOT NULL) STRICT"
 )
 _BESIDE = ("-wal", "-shm", "-journal")
+_SAMPLE = 1024  # values
 
 
 def discard(path: str | Path) -> None:
@@ -95,3 +101,27 @@ class Journal:
         except (sqlite3.Error, OSError) as error:
             fix = "What it held before is as it was"
             raise JournalError(f"{self.path}: can't be used as a journal ({error}). {fix}") from None
+
+
+def fingerprint(tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> str:
+    """A print of named tensors: names, dtypes, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
+        flat = tensor.detach().reshape(-1)
+        about = [name, str(tensor.dtype), list(tensor.shape), _sum(flat)]
+        digest.update(json.dumps(about).encode())
+        some = flat[:: max(1, len(flat) // _SAMPLE)].contiguous().cpu()
+        digest.update(some.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def combined(*parts: Any) -> str:
+    """One print of several, or of what JSON can hold."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _sum(flat: Tensor) -> int:
+    raw = flat.contiguous().view(torch.uint8)
+    whole = len(raw) // 8 * 8
+    words = raw[:whole].clone() if raw.data_ptr() % 8 else raw[:whole]
+    return int(words.view(torch.int64).sum()) + int(raw[whole:].sum())  # whole numbers wrap round

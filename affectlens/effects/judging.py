@@ -5,22 +5,26 @@ Ask (steps: whose weights at which sites; tasks) ──▶ interventions ──�
 
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import astuple, dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from tqdm import tqdm
 
 from affectlens.checkpoints import Checkpoint, open_checkpoint
-from affectlens.drift.spreading import opens_again
+from affectlens.checkpoints.opening import opens_again
+from affectlens.effects.caching import remembering_senses
 from affectlens.effects.evaluating import Prepared, judge, prepare_task
-from affectlens.effects.fingerprinting import combined, fingerprint
+from affectlens.effects.journal import Journal, combined, fingerprint
 from affectlens.errors import LensError, Remark
+from affectlens.executing import Failed, execute
 from affectlens.interventions import Transplant, Zero
-from affectlens.lens import Intervention, Lens, load, remembering_senses
+from affectlens.lens import Intervention, Lens, load
 from affectlens.sites import Sites
 from affectlens.table import versions
 from affectlens.tasks import Task
@@ -28,7 +32,7 @@ from affectlens.tasks import Task
 Judged = dict[str, Float[np.ndarray, "examples labels"]]  # by task
 
 
-class Step(NamedTuple):
+class WeightChange(NamedTuple):
     """One change of weights: those of a donor, or without one zeros."""
 
     sites: Sites
@@ -38,12 +42,15 @@ class Step(NamedTuple):
 class Ask(NamedTuple):
     """A model to judge: base after some steps, by some tasks."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[WeightChange, ...]
     tasks: tuple[str, ...]
 
 
+Collected = tuple[dict[Ask, Judged], dict[Ask, Failed]]
+
+
 @dataclass
-class Bench:
+class SweepContext:
     """A live base, the donors and the tasks by their names; tasks lie in batches that fit into memory."""
 
     lens: Lens
@@ -62,7 +69,7 @@ class Bench:
                 found[name] = logps.numpy()
         return found
 
-    def _intervention(self, step: Step) -> Intervention:
+    def _intervention(self, step: WeightChange) -> Intervention:
         return Transplant(step.sites, donor=self.donors[step.donor]) if step.donor else Zero(step.sites)
 
     @cached_property
@@ -109,7 +116,9 @@ class Scene:
 
 
 _LOCK = threading.Lock()  # weights are swapped: one model at a time in a process
-_at_hand: list[tuple[Scene, Bench, ExitStack]] = []  # one at most
+
+
+_at_hand: list[tuple[Scene, SweepContext, ExitStack]] = []  # one at most
 
 
 def judged_there(scene: Scene, ask: Ask) -> Judged:
@@ -122,7 +131,7 @@ def judged_there(scene: Scene, ask: Ask) -> Judged:
         return _at_hand[0][1].judged(ask)
 
 
-def _set_up(scene: Scene) -> tuple[Bench, ExitStack]:
+def _set_up(scene: Scene) -> tuple[SweepContext, ExitStack]:
     lens = load(
         scene.base,
         device=scene.device,
@@ -133,7 +142,7 @@ def _set_up(scene: Scene) -> tuple[Bench, ExitStack]:
     base = lens.source or lens.checkpoint
     donors = {name: open_checkpoint(source, base=base) for name, source in scene.donors}
     tasks = {task.name: prepare_task(lens, task, batch_size=scene.batch_size) for task in scene.tasks}
-    bench = Bench(lens, donors, tasks)
+    bench = SweepContext(lens, donors, tasks)
     if bench.weights != scene.weights:
         raise LensError(
             "a worker that loads the base gets other weights than those at hand; leave executor= out where a "
@@ -144,7 +153,7 @@ def _set_up(scene: Scene) -> tuple[Bench, ExitStack]:
     return bench, stack
 
 
-def scene_of(bench: Bench, *, changed: Sites) -> Scene:
+def scene_of(bench: SweepContext, *, changed: Sites) -> Scene:
     """The scene of a bench; raises `LensError` for what no worker could open again."""
     lens, fix = bench.lens, "leave executor= out, or give paths or hub ids"
     if lens.source is None or not lens.source.store.source:
@@ -165,3 +174,81 @@ def scene_of(bench: Bench, *, changed: Sites) -> Scene:
         weights=bench.weights,
         code=str((lens.remote_code or {}).get("revision", "")),
     )
+
+
+def collect(
+    bench: SweepContext,
+    asks: Iterable[Ask],
+    *,
+    needed: Collection[Ask],
+    executor: Any = None,
+    journal: str | Path | None = None,
+    progress: bool = True,
+) -> Collected:
+    """Judge each model once, in order; what fails wherever it is tried is left out and told.
+
+    Of those that are `needed`, the error is raised.
+    """
+    wanted = list(dict.fromkeys(asks))
+    changed = Sites(site for ask in wanted for step in ask.steps for site in step.sites)
+    failed: dict[Ask, Failed] = {}
+    with ExitStack() as stack:
+        shelf = _Shelf(bench, Journal(journal) if journal is not None else None)
+        stack.callback(shelf.close)
+        judged = {ask: known for ask in wanted if (known := shelf.known(ask)) is not None}
+        left = [ask for ask in wanted if ask not in judged]
+        work = _here(bench, changed, stack) if executor is None else _there(bench, changed)
+        bar = tqdm(
+            total=len(wanted),
+            initial=len(judged),
+            unit="model",
+            disable=None if progress else True,
+            leave=False,
+        )
+        stack.enter_context(bar)
+        for ask, outcome in stack.enter_context(closing(execute(work, left, executor=executor))):
+            if not isinstance(outcome, Failed):
+                judged[ask] = outcome
+                shelf.keep(ask, outcome)
+            elif ask in needed:
+                raise outcome.error
+            else:
+                failed[ask] = outcome
+            bar.update()
+    return judged, failed
+
+
+def _here(bench: SweepContext, changed: Sites, stack: ExitStack) -> Callable[[Ask], Judged]:
+    lens = bench.lens
+    stack.enter_context(remembering_senses(lens.model, lens.checkpoint, changed=changed))
+    return bench.judged
+
+
+def _there(bench: SweepContext, changed: Sites) -> Callable[[Ask], Judged]:
+    return partial(judged_there, scene_of(bench, changed=changed))
+
+
+@dataclass(frozen=True)
+class _Shelf:
+    """Where results are kept, if anywhere."""
+
+    bench: SweepContext
+    journal: Journal | None
+
+    def known(self, ask: Ask) -> Judged | None:
+        """What was found before, by every task that is asked."""
+        if self.journal is None:
+            return None
+        found = {task: self.journal.found(self.bench.key(ask, task)) for task in ask.tasks}
+        known = {task: logps for task, logps in found.items() if logps is not None}
+        return known if len(known) == len(found) else None
+
+    def keep(self, ask: Ask, judged: Judged) -> None:
+        """Keep what was found."""
+        if self.journal is not None:
+            self.journal.keep({self.bench.key(ask, task): logps for task, logps in judged.items()})
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self.journal is not None:
+            self.journal.close()

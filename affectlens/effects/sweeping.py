@@ -9,13 +9,11 @@ import pandas as pd
 import torch
 
 from affectlens.checkpoints import Checkpoint, open_checkpoint, pair
-from affectlens.drift.measuring import same_bits
-from affectlens.effects.collecting import collect
-from affectlens.effects.comparing import compare
-from affectlens.effects.effects import Effects
+from affectlens.checkpoints.slicing import same_bits
+from affectlens.effects.effects import Effects, compare
 from affectlens.effects.evaluating import Prepared, describe, prepare_task, to_scores
 from affectlens.effects.grid import Grid, Unit
-from affectlens.effects.judging import Ask, Bench, Judged, Step
+from affectlens.effects.judging import Ask, Judged, SweepContext, WeightChange, collect
 from affectlens.errors import NothingToCompare, TaskError
 from affectlens.executing import Failed
 from affectlens.lens import Lens
@@ -57,7 +55,7 @@ def sweep(
     base, tuned = Ask((), tuple(prepared)), Ask(swept.whole, tuple(prepared))
     asks = {unit: Ask(swept.steps(unit), _judges(unit, asked)) for unit in swept.units()}
     judged, failed = collect(
-        Bench(lens, swept.donors, dict(prepared)),
+        SweepContext(lens, swept.donors, dict(prepared)),
         (base, tuned, *asks.values()),
         needed=(base, tuned),
         executor=executor,
@@ -121,18 +119,18 @@ class _Sweep:
         yield from self.grid.units(self.moved, self.lens.checkpoint, control=shared)
 
     @property
-    def whole(self) -> tuple[Step, ...]:
+    def whole(self) -> tuple[WeightChange, ...]:
         """The tuned model: base with all that moved."""
-        return (Step(self.moved, "tuned"),)
+        return (WeightChange(self.moved, "tuned"),)
 
-    def steps(self, unit: Unit) -> tuple[Step, ...]:
+    def steps(self, unit: Unit) -> tuple[WeightChange, ...]:
         """What turns base into the unit's model."""
         if unit.action == "transplant":
-            return (Step(unit.sites, "control" if unit.kind == "control-tuning" else "tuned"),)
+            return (WeightChange(unit.sites, "control" if unit.kind == "control-tuning" else "tuned"),)
         if unit.action == "zero":
-            return (*self.whole, Step(unit.sites))
+            return (*self.whole, WeightChange(unit.sites))
         kept = self.moved - unit.sites
-        return (Step(kept, "tuned"),) if kept else ()
+        return (WeightChange(kept, "tuned"),) if kept else ()
 
     def size(self, unit: Unit) -> int:
         """Parameters that are changed."""

@@ -5,15 +5,11 @@ on either       Zero Scale                          ├─▶ a lens applies the
 on activations  Mean Resample Patch Steer Knockout  ┘
 """
 
-from affectlens.interventions.knockout import Knockout
-from affectlens.interventions.mean import Mean, Resample
+from affectlens.interventions.as_json import from_json, to_json
+from affectlens.interventions.on_activations import Knockout, Mean, Resample, Steer
+from affectlens.interventions.on_weights import Randomise, Scale, Shuffle, Zero
 from affectlens.interventions.patch import Patch
-from affectlens.interventions.randomise import Randomise, Shuffle
-from affectlens.interventions.scale import Scale
-from affectlens.interventions.serialising import from_json, to_json
-from affectlens.interventions.steer import Steer
 from affectlens.interventions.transplant import Transplant
-from affectlens.interventions.zero import Zero
 
 __all__ = [
     "Knockout",

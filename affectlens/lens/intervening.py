@@ -14,11 +14,11 @@ from torch import Tensor
 from affectlens.checkpoints import Checkpoint
 from affectlens.errors import LensError, Remark
 from affectlens.lens.hooks.hooking import Hook, Rewrite
-from affectlens.lens.hooks.moments import Moments
 from affectlens.lens.hooks.places import place_of, refuse_unheard
-from affectlens.lens.refusing import refuse_compiled
+from affectlens.lens.hooks.positions import Moments
+from affectlens.lens.live import refuse_compiled
 from affectlens.lens.restoring import Swaps, atomic, interruptible, raise_waiting
-from affectlens.lens.weights.swapping import Swap, swapped
+from affectlens.lens.swapping import Swap, swapped
 from affectlens.sites import Point, Site
 
 if TYPE_CHECKING:

@@ -15,9 +15,11 @@ from affectlens.lens.hooks.places import module_name
 from affectlens.lens.hooks.recording import Metric, Recording, recorded
 from affectlens.lens.inputs.preparing import prepare, refuse_longer
 from affectlens.lens.intervening import ActivationIntervention, Intervening, Intervention
-from affectlens.lens.probes.verifying import Verification, verify
-from affectlens.lens.running import config_of, device_of, forward, generated, started, typed
-from affectlens.lens.weights.paired import Paired
+from affectlens.lens.live import config_of, device_of
+from affectlens.lens.paired import Paired
+from affectlens.lens.running import forward, generated, started, typed
+from affectlens.probes.claims import Verification
+from affectlens.probes.verifying import verify
 from affectlens.sites import Points, Site, Sites, Span
 from affectlens.tasks import Example
 

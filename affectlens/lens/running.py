@@ -5,8 +5,8 @@ batch ── started ──▶ with a decoder's first token ── continued ─
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from affectlens.errors import LensError
-from affectlens.lens.telling import told
+from affectlens.errors import AffectlensError, LensError
+from affectlens.lens.live import ANSWER, answering, config_of, encodes, inner
 
 if TYPE_CHECKING:
     from affectlens.lens.lens import Lens
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 _NOTES = ("token_type_ids", "mm_token_type_ids")  # of a tokenizer, for models that ask for them
 # A checkpoint's own generation settings may sample, search or punish repetition.
 _GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-ANSWER: ContextVar[int] = ContextVar("ANSWER", default=0)  # how many last tokens of an input are its answer
 # A compiled step would pass hooks by; without a cache each step would look like another prompt.
 _SEEN = {
     "disable_compile": True,
@@ -31,48 +30,8 @@ _SEEN = {
     "cache_implementation": "dynamic",
     "prefill_chunk_size": None,
 }
-
-
-def inner(model: nn.Module) -> nn.Module:
-    """The model without the wrapper of PEFT."""
-    found: nn.Module = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
-    return found
-
-
-def answering(model: nn.Module) -> nn.Module:
-    """The part of a model that answers in text: of a whole omni model its thinker, else all of it.
-
-    With an adapter on it, it is PEFT's wrapper, which is what knows of virtual tokens.
-    """
-    thinker = getattr(inner(model), "thinker", None)
-    return thinker if isinstance(thinker, nn.Module) else model
-
-
-def config_of(model: nn.Module) -> Any:
-    """The config of the part that answers; None for a module without one."""
-    return getattr(inner(answering(model)), "config", None)
-
-
-def encodes(model: nn.Module) -> bool:
-    """Whether an encoder reads the prompt, and a decoder answers."""
-    return getattr(config_of(model), "is_encoder_decoder", False) is True
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where input goes: to the input embedding; where that is offloaded, to where it runs."""
-    part = inner(answering(model))
-    try:
-        embedding = part.get_input_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):
-        embedding = None
-    for module in (embedding, part):
-        runs = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-        if runs is not None:
-            return torch.device(runs)
-        here = next((p.device for p in module.parameters() if not p.is_meta), None) if module else None
-        if here is not None:
-            return here
-    return torch.device("cpu")
+_LONGEST = 300  # characters
+_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
 
 def typed(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -199,3 +158,39 @@ def _numbers(model: nn.Module) -> bool:
     config = config_of(model)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return not encodes(model) and getattr(text, "rope_parameters", None) is None
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """Raise what breaks in the block as a `LensError` that begins with `what`.
+
+    Our own errors pass as they are, and so does memory that ran out: a smaller batch may fit.
+    """
+    try:
+        yield
+    except AffectlensError:
+        raise
+    except BaseException as error:
+        if not broken(error) or out_of_memory(error):
+            raise
+        raise LensError(f"{what}: {line(error)}") from error
+
+
+def broken(error: BaseException) -> bool:
+    """Whether an error says that something broke, and not that someone wants to stop."""
+    # The tokenizers' panic, as when a pattern takes too many steps, is no Exception.
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's, a device's, or an allocator's in its words."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _MEMORY)
+
+
+def line(error: BaseException) -> str:
+    """What an error says, in one line without control characters; with its type where that is little."""
+    words = " ".join(str(error).partition("Exception raised from")[0].split())
+    words = words if len(words) > 20 else f"{type(error).__name__} {words}".strip()
+    return "".join(c for c in words[:_LONGEST] if c.isprintable())

@@ -6,19 +6,16 @@
 Neither torch nor transformers is needed to say where a parameter belongs.
 """
 
-from affectlens.sites.laying import Laid, lay_out
+from affectlens.sites.layout import Laid, lay_out, record
 from affectlens.sites.locating import locate, sites_of
 from affectlens.sites.mlps import MLP
-from affectlens.sites.naming import bare_name, canonical, recognised
+from affectlens.sites.names import bare_name, canonical, recognised
 from affectlens.sites.points import Point, Points, Span
-from affectlens.sites.records import record
 from affectlens.sites.roles import ATTENTION
-from affectlens.sites.sections import heads, model_type, sections
-from affectlens.sites.site import Site
+from affectlens.sites.site import Cut, Site, Storage, Units, units
 from affectlens.sites.sites import Sites
-from affectlens.sites.storage import Cut, Storage
+from affectlens.sites.tower_configs import heads, model_type, sections
 from affectlens.sites.tree import drawn, layers, nodes
-from affectlens.sites.units import Units, units
 
 __all__ = [
     "ATTENTION",

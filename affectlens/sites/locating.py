@@ -1,15 +1,19 @@
 """From names and shapes to sites, each with the storage it lies in."""
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from affectlens.errors import CheckpointError
-from affectlens.sites.laying import Laid, lay_out
-from affectlens.sites.patterns import INDEX
-from affectlens.sites.site import Site
-from affectlens.sites.storage import Cut, Shape, Storage, stored
+from affectlens.sites.layout import Laid, lay_out
+from affectlens.sites.names import INDEX
+from affectlens.sites.site import Cut, Shape, Site, Storage, stored
+
+if TYPE_CHECKING:
+    pass
 
 # A role below these parents is the layer's own; below any other (a cross attention) it is labelled.
 _OWN = re.compile(
@@ -27,6 +31,9 @@ _ALONE = ("embed_tokens", "lm_head")
 _MOST = (
     500_000  # sites; the largest models have a fifth of it, and a header of a few bytes may claim any number
 )
+Shapes = Mapping[str, tuple[int, ...]]
+# What tells saves of one model apart, and nothing of its layout.
+_ABOUT_THE_SAVE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
 
 
 def locate(
@@ -91,3 +98,26 @@ def _label(laid: Laid) -> str:
         return _PREFIXES.sub("", local)
     parent = _EXPERT.sub("", at.local.rpartition(".")[0]).removesuffix(".")
     return "" if _OWN.fullmatch(parent) else parent
+
+
+def _placed(
+    source: str, shapes: Shapes, config: Mapping[str, Any], *, context: Shapes
+) -> tuple[Mapping[str, Laid], Mapping[Site, Storage]]:
+    known = {key: value for key, value in config.items() if key not in _ABOUT_THE_SAVE}
+    try:
+        text = json.dumps(known, default=str)
+        laid, storage = _layout(tuple(shapes.items()), text, tuple(context.items()))
+        return dict(laid), dict(storage)
+    except CheckpointError as error:
+        raise CheckpointError(source, error.reason, key=error.key) from None
+
+
+@lru_cache(maxsize=4)
+def _layout(
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    config: str,
+    context: tuple[tuple[str, tuple[int, ...]], ...],
+) -> tuple[Mapping[str, Laid], Mapping[Site, Storage]]:
+    """Base and tuned mostly have the same names: what they say is worked out once."""
+    laid = lay_out(dict(shapes), json.loads(config), context=dict(context))
+    return laid, sites_of(laid)

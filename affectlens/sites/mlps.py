@@ -7,7 +7,7 @@
 import re
 
 from affectlens.sites.module import Module, Shape, bare, vector
-from affectlens.sites.patterns import words
+from affectlens.sites.names import words
 
 MLP = ("gate_proj", "up_proj", "down_proj")
 FUSED_GATE_UP = words(

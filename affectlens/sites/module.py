@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from affectlens.sites.patterns import words
+from affectlens.sites.names import words
 
 Shape = tuple[int, ...]
 

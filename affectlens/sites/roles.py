@@ -7,7 +7,7 @@ for context (inside an attention, a bare parameter, a vector); MLPs are recognis
 import re
 
 from affectlens.sites.mlps import FUSED_GATE_UP, in_mlp
-from affectlens.sites.module import (
+from affectlens.sites.module import (  # fmt: skip
     KV,
     K,
     Module,
@@ -24,8 +24,8 @@ from affectlens.sites.module import (
     near_experts,
     outside_layers,
     vector,
-)  # fmt: skip
-from affectlens.sites.patterns import words
+)
+from affectlens.sites.names import words
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 

@@ -1,5 +1,7 @@
 """Sites: a selection that is a value, knows its size and never matches nothing in silence."""
 
+import re
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, overload
 
@@ -8,13 +10,13 @@ from affectlens.sites.mlps import MLP
 from affectlens.sites.points import Point, Points, Span, numbered
 from affectlens.sites.roles import ATTENTION
 from affectlens.sites.site import Site
-from affectlens.sites.targets import to_target_modules
 from affectlens.sites.tree import drawn, layers, marked_up, nodes, spelt
 
 Choice = str | int | Collection[Any] | Callable[[Any], bool] | None
 _FIELDS = ("tower", "layer", "role", "stack", "expert", "param")
 __all__ = ["GROUPS", "Sites", "layers"]
 GROUPS = {"attention": ATTENTION, "mlp": MLP}
+_KINDS = (".weight", ".bias")
 
 
 class Sites(Sequence[Site]):
@@ -146,3 +148,47 @@ def _fits(value: Any, choice: Any) -> bool:
     if isinstance(choice, Collection) and not isinstance(choice, str):
         return any(_fits(value, one) for one in choice)
     return bool(value == choice)
+
+
+def to_target_modules(sites: Collection[Site], within: Iterable[Site]) -> str:
+    """Write a regular expression for the modules of these sites, as the live model names them.
+
+    PEFT matches a string against the whole name, while a list like `["gate_proj"]` matches endings and
+    so takes the vision tower's gates along. Raises `NoSuchSite` for what PEFT can't adapt alone: a
+    bare parameter (stacked experts), half of a fused matrix, a head. Where a file fuses what the live
+    model keeps apart, take the sites from the lens.
+    """
+    if not sites:
+        raise NoSuchSite("no site is selected, so there is no module to adapt")
+    below = next((site for site in sites if site != site.at()), None)
+    if below:
+        raise NoSuchSite(f"{below} is a part of a matrix: adapters change whole modules")
+    chosen = {site.parameter for site in sites}
+    kept = set(sites)
+    for site in within:
+        if site.parameter in chosen and site not in kept:
+            raise NoSuchSite(
+                f"{site.parameter!r} holds {site} too, which is not selected: adapters change whole modules"
+            )
+    bare = sorted(name for name in chosen if not name.endswith(_KINDS))
+    if bare:
+        raise NoSuchSite(
+            f"{bare[0]!r} is a bare parameter, not a module: give it to PEFT's target_parameters instead"
+        )
+    return _pattern({name.rpartition(".")[0] for name in chosen})
+
+
+def _pattern(modules: Iterable[str]) -> str:
+    """Names that differ in one number share an alternative: `layers.(0|1|2).mlp.gate_proj`."""
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for module in modules:
+        # The first number is the layer; a second one (an expert) stays written out.
+        match = re.search(r"(?<=\.)\d+(?=\.|$)", module)
+        start, stop = match.span() if match else (len(module), len(module))
+        groups[module[:start], module[stop:]].append(module[start:stop])
+    found = []
+    for (head, tail), numbers in sorted(groups.items()):
+        ordered = sorted(numbers, key=lambda n: int(n or -1))
+        middle = ordered[0] if len(ordered) == 1 else f"({'|'.join(ordered)})"
+        found.append(re.escape(head) + middle + re.escape(tail))
+    return "|".join(found)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from itertools import zip_longest
 from typing import NamedTuple
 
-from affectlens.sites.patterns import INDEX, words
+from affectlens.sites.names import INDEX, words
 
 Shape = tuple[int, ...]
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from affectlens import html
+from affectlens import html, printable
 from affectlens.sites.site import Site
 
 Size = Callable[[Site], int]
@@ -71,7 +71,7 @@ def drawn(tree: Iterable[Node], indent: str = "") -> Iterator[str]:
     flat = list(_flat(tree, indent))
     width = max((len(name) for name, _ in flat), default=0)
     for name, note in flat:
-        yield f"{html.plain(name).ljust(width)}  {html.plain(note)}"
+        yield f"{printable.plain(name).ljust(width)}  {printable.plain(note)}"
 
 
 def _flat(tree: Iterable[Node], indent: str) -> Iterator[tuple[str, str]]:

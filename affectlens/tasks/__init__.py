@@ -3,7 +3,7 @@
 JSON lines ── loading ──▶ Task (examples, labels, prompt) … answers of a model ──▶ Scores ── intervals
 """
 
-from affectlens.tasks.example import Example
+from affectlens.tasks.examples import Example
 from affectlens.tasks.scores import METRICS, Scores
 from affectlens.tasks.task import KINDS, Task, load_task
 

@@ -15,8 +15,7 @@ import numpy as np
 from PIL import Image
 
 from affectlens.errors import MissingExtra, TaskError, quoted
-from affectlens.tasks.opening import ordinary
-from affectlens.tasks.pictures import decoding, open_picture
+from affectlens.tasks.media import decoding, open_picture, ordinary
 
 FRAMES = 32  # of a film, at most, that a model is shown
 _LONGEST = 100_000  # frames that are looked at for those to take

@@ -9,9 +9,9 @@ import pandas as pd
 from jaxtyping import Float
 
 from affectlens.errors import TableError, near
-from affectlens.requiring import Columns, Shape
+from affectlens.stats.intervals import Interval, bootstrap, effective, wilson
 from affectlens.table import Table
-from affectlens.tasks.intervals import Interval, bootstrap, effective, wilson
+from affectlens.table_schema import Columns, Shape
 
 METRICS = {"accuracy": "correct", "margin": "margin"}  # metric → column; each metric is its mean
 TASK: Shape = {  # what a result's origin says of a task

@@ -1,13 +1,13 @@
 """A task: examples, the closed set of labels they are judged by, and the words that put the question."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from affectlens.errors import TaskError, near
-from affectlens.tasks.example import Example
-from affectlens.tasks.reading import read_examples
+from affectlens.tasks.examples import Example, read_examples
 
 # kind → the question. What a kind judges is in its labels; `labels` asks nothing beyond the text.
 KINDS = {
@@ -16,6 +16,8 @@ KINDS = {
     "labels": "{text}",
 }
 ROLES = ("affective", "control", "neutral")
+_CLAUSE = re.compile(r"[.,;:!?\n]|\bbut\b")
+_NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|hardly|without)\b|n['’]t\b")
 
 
 @dataclass(frozen=True)
@@ -116,3 +118,23 @@ def _signed(example: Example) -> Example | None:
     if not value or value != value:
         return None
     return replace(example, label="positive" if value > 0 else "negative")
+
+
+def read_answer(text: str, labels: Sequence[str]) -> str | None:
+    """Return the one label that an answer names, or None.
+
+    The label must stand as a word of its own, be the only one, and not be negated earlier in its
+    clause. An answer that lists several labels is None: it would be right whatever the truth.
+
+    >>> read_answer("Happy.", ["happy", "sad"]), read_answer("happy or sad", ["happy", "sad"])
+    ('happy', None)
+    """
+    by_word = {label.lower(): label for label in labels}
+    # The longest first, so that 'very happy' is not also 'happy'.
+    words = "|".join(re.escape(word) for word in sorted(by_word, key=len, reverse=True))
+    named: set[str | None] = set()
+    for clause in _CLAUSE.split(text.lower()):
+        for match in re.finditer(rf"(?<!\w)(?:{words})(?!\w)", clause):
+            negated = _NEGATION.search(clause, 0, match.start())
+            named.add(None if negated else by_word[match[0]])
+    return named.pop() if len(named) == 1 else None

@@ -4,8 +4,8 @@ Drift, Effects ── outcome ──▶ figures ── plotting ──▶ .html 
                └─ conclusions ──▶ sentences ──┴─ report ──▶ one self-contained file
 """
 
-from affectlens.views.conclusions import Conclusions, conclude
 from affectlens.views.plotting import Plot, plot
-from affectlens.views.report import Report
+from affectlens.views.report.report import Report
+from affectlens.views.sentences.conclusions import Conclusions, conclude
 
 __all__ = ["Conclusions", "Plot", "Report", "conclude", "plot"]

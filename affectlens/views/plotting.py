@@ -13,15 +13,14 @@ from affectlens.drift.drift import Drift
 from affectlens.effects.effects import Effects
 from affectlens.errors import MissingExtra, TableError, near
 from affectlens.files import whole, write_text
-from affectlens.html import plain
+from affectlens.printable import plain
 from affectlens.table import Table
-from affectlens.views.drift_map import drift_map
-from affectlens.views.effect_panels import effect_panels
-from affectlens.views.neuron_curves import neuron_curves
-from affectlens.views.norm_contrast import norm_contrast
-from affectlens.views.page import figure, page
-from affectlens.views.role_bars import role_bars
-from affectlens.views.venue import fitted
+from affectlens.views.figures.drift_map import drift_map
+from affectlens.views.figures.effect_panels import effect_panels
+from affectlens.views.figures.neuron_curves import neuron_curves
+from affectlens.views.figures.norms import norm_contrast, role_bars
+from affectlens.views.figures.style import fitted
+from affectlens.views.report.page import figure, page
 
 KINDS: dict[type[Table], dict[str, Callable[..., go.Figure]]] = {
     Drift: {"map": drift_map, "roles": role_bars, "contrast": norm_contrast, "neurons": neuron_curves},

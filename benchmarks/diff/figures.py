@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import torch
 
+from affectlens.drift.blocks import BLOCK
 from affectlens.drift.streaming import engine
-from affectlens.drift.summing import BLOCK
 from benchmarks.diff import contestants, lora
 from benchmarks.diff.accuracy import worst
 from benchmarks.diff.generating import LAYOUTS, LONG, generate, size

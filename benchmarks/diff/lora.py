@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from affectlens.checkpoints.adapters.factors import Pair
-from affectlens.checkpoints.adapters.lowrank import LowRank
-from affectlens.drift.factoring import _lines, _product
-from affectlens.drift.planning import PART
+from affectlens.checkpoints.adapters.factor_names import Pair
+from affectlens.checkpoints.adapters.low_rank import LowRank
+from affectlens.drift.blocks import _lines, _product
+from affectlens.drift.parts import PART
 from affectlens.sites import Storage
 
 

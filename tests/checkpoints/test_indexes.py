@@ -9,7 +9,7 @@ import torch
 
 import affectlens as al
 from affectlens.errors import CheckpointError
-from tests.checkpoints.hub_server import posing
+from tests.checkpoints.hub.hub_server import posing
 from tests.hostile.writing import GATE, entry, index, model, packed, sharded, values, write
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"

@@ -7,7 +7,7 @@ from affectlens.checkpoints import Checkpoint
 from affectlens.checkpoints.memory import MemoryStore
 from affectlens.checkpoints.slicing import put, rows, take
 from affectlens.sites import Cut, Storage
-from affectlens.sites.storage import stored
+from affectlens.sites.site import stored
 
 SHAPES = {
     "concatenated rows": ((12, 4), None, Cut(0, 4, 8), False),

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import affectlens as al
-from affectlens.drift.contrasting import contrast
-from affectlens.drift.finding import refuse_unrelated
+from affectlens.drift.diffing import refuse_unrelated
+from affectlens.drift.groups import contrast
 from affectlens.errors import NoSuchSite, NothingToCompare, TableError
 from tests.conftest import nudge, tiny
 

@@ -19,9 +19,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import affectlens as al
 from affectlens.checkpoints.memory import from_module
 from affectlens.checkpoints.slicing import put
-from affectlens.drift import measuring, planning, summing
+from affectlens.drift import blocks, parts, torch_engine
 from affectlens.sites import Site
-from tests.checkpoints.test_adapting import adapted
+from tests.checkpoints.adapters.test_adapter import adapted
 from tests.conftest import nudge, tiny
 from tests.tiny_models import tiny as tiny_of
 
@@ -191,9 +191,9 @@ def test_blocks_and_threads_change_nothing_for_adapters(kind: str, monkeypatch: 
         return al.diff(base, adapter, control=adapter, detail="heads,neurons", progress=False).frame
 
     whole, before = measured(), torch.get_num_threads()
-    monkeypatch.setattr(planning, "PART", 1 << 9)
-    monkeypatch.setattr(measuring, "BLOCK", 1 << 6)
-    monkeypatch.setattr(summing, "BLOCK", 1 << 8)
+    monkeypatch.setattr(parts, "PART", 1 << 9)
+    monkeypatch.setattr(torch_engine, "BLOCK", 1 << 6)
+    monkeypatch.setattr(blocks, "BLOCK", 1 << 8)
     one = measured()
     torch.set_num_threads(4)
     try:

@@ -21,7 +21,7 @@ import affectlens as al
 from affectlens.checkpoints.hub import remote
 from affectlens.checkpoints.safetensors import INDEX
 from affectlens.errors import CheckpointError, NothingToCompare
-from tests.checkpoints.hub_server import Hub, git_oid, serving
+from tests.checkpoints.hub.hub_server import Hub, git_oid, serving
 from tests.checkpoints.test_quantized import nf4
 from tests.conftest import nudge, tiny
 from tests.tiny_models import tiny as tiny_of

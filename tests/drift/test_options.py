@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 import affectlens as al
 from affectlens.cli import main
-from affectlens.drift import planning
+from affectlens.drift import parts
 from affectlens.errors import CheckpointError, NoSuchSite, TableError
-from tests.checkpoints.test_adapting import bare
+from tests.checkpoints.adapters.test_adapter import bare
 from tests.conftest import nudge, tiny
 from tests.tiny_models import tiny as tiny_of
 
@@ -210,8 +210,8 @@ def total(base: Tensor, tuned: Tensor) -> float:
 def test_a_measure_of_one_s_own_is_added_up_over_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """However small the blocks are; its name is in the origin."""
     whole = al.diff(BASE, TUNED, measures={"total": total}, progress=False)
-    monkeypatch.setattr(planning, "PART", 1 << 9)
-    monkeypatch.setattr("affectlens.drift.measuring.BLOCK", 1 << 6)
+    monkeypatch.setattr(parts, "PART", 1 << 9)
+    monkeypatch.setattr("affectlens.drift.torch_engine.BLOCK", 1 << 6)
     cut = al.diff(BASE, TUNED, measures={"total": total}, progress=False)
 
     expected = whole.frame["mean_abs"] * whole.frame["size"]
@@ -388,7 +388,7 @@ class Interrupting:
 def test_an_interrupt_leaves_no_thread_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """The call ends, and its threads with it."""
     monkeypatch.setattr("affectlens.drift.diffing.tqdm", Interrupting)
-    monkeypatch.setattr(planning, "PART", 1 << 9)
+    monkeypatch.setattr(parts, "PART", 1 << 9)
     before, threads = torch.get_num_threads(), set(threading.enumerate())
     torch.set_num_threads(4)
     try:

@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 
 import affectlens as al
-from affectlens.drift.aggregating import aggregate
-from affectlens.drift.contrasting import contrast
+from affectlens.drift.groups import aggregate, contrast
 from affectlens.errors import NoSuchSite, TableError
-from affectlens.views.conclusions import conclude
-from affectlens.views.norm_contrast import norm_contrast
+from affectlens.views.figures.norms import norm_contrast
+from affectlens.views.sentences.conclusions import conclude
 from tests.conftest import nudge, tiny
 
 GATE_UP = ("gate_proj", "up_proj")

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import affectlens as al
-from affectlens.cli.telling import tell_effects
-from affectlens.effects.comparing import compare
+from affectlens.cli.text import tell_effects
+from affectlens.effects.effects import compare
 from affectlens.effects.grid import Grid
 from affectlens.errors import NothingToCompare, TableError, TaskError
 from affectlens.sites import ATTENTION, MLP
-from affectlens.tasks.intervals import Interval
+from affectlens.stats.intervals import Interval
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def _warm() -> None:
 
     import affectlens as al
     import affectlens.checkpoints.hub.listing
-    import affectlens.checkpoints.pickles.store
+    import affectlens.checkpoints.pickles.torch_store
     import affectlens.lens
     from affectlens.cli import main
 

@@ -10,7 +10,7 @@ from typing import Any
 import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from affectlens.lens.inputs.filming import Frames, accepted
+from affectlens.lens.inputs.processors import Frames, accepted
 from tests.lens.families import AUDIO, IMAGE, VIDEO
 from tests.tiny_models import VOCAB
 

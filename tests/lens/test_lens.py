@@ -10,10 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import affectlens as al
-from affectlens.drift.measuring import same_bits
+from affectlens.checkpoints.slicing import same_bits
+from affectlens.effects.caching import remembering, remembering_senses
 from affectlens.errors import CheckpointError, LensError, NoSuchSite
-from affectlens.lens import remembering_senses
-from affectlens.lens.remembering import remembering
 from tests.conftest import nudge, tiny
 
 FAMILIES = ("llama", "qwen2", "gemma2", "llava", "qwen2_5_vl", "gemma3")

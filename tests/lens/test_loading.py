@@ -24,8 +24,8 @@ import affectlens as al
 from affectlens.checkpoints.hub import remote
 from affectlens.errors import CheckpointError, LensError, MissingExtra
 from affectlens.lens.inputs import rendering
-from affectlens.lens.models.isolating import cleaned
-from tests.checkpoints.hub_server import Hub, posing
+from affectlens.lens.isolation import cleaned
+from tests.checkpoints.hub.hub_server import Hub, posing
 from tests.conftest import tiny
 
 CONFIG, TOKENS, PROCESSOR = "config.json", "tokenizer_config.json", "processor_config.json"

@@ -13,7 +13,7 @@ import affectlens as al
 from affectlens.errors import LensError
 from affectlens.lens import Recording
 from tests.lens.families import BY_NAME, base, logits, tuned
-from tests.lens.test_hook_restoring import hooks
+from tests.lens.hooks.test_hook_restoring import hooks
 from tests.lens.test_lens import same, snapshot
 from tests.lens.test_restoring import state
 

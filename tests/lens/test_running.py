@@ -11,7 +11,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import affectlens as al
 from affectlens.errors import LensError
-from affectlens.lens.running import answering, config_of, device_of
+from affectlens.lens.live import answering, config_of, device_of
 from tests.lens.families import BY_NAME, base
 from tests.lens.processors import processor
 from tests.tiny_models import shrink, tiny

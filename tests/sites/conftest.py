@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from affectlens.sites.storage import Shape
+from affectlens.sites.site import Shape
 from benchmarks.conversions import Rule, architectures, build, memory, renamings
 
 

@@ -17,7 +17,7 @@ import affectlens as al
 from affectlens.errors import MissingExtra, TaskError
 from affectlens.tasks import films
 from affectlens.tasks.films import open_film
-from affectlens.tasks.sounds import open_sound
+from affectlens.tasks.media import open_sound
 
 COLOURS = ("red", "green", "blue", "white", "black")
 

@@ -8,8 +8,8 @@ from PIL import Image
 
 import affectlens as al
 from affectlens.errors import TaskError
-from affectlens.tasks.answers import read_answer
-from affectlens.tasks.pictures import open_picture
+from affectlens.tasks.media import open_picture
+from affectlens.tasks.task import read_answer
 
 GOOD = {"id": 1, "text": "what a day", "label": "happy"}
 BAD = (

@@ -10,18 +10,17 @@ from typing import Any
 import pytest
 from plotly.offline import get_plotlyjs
 
-from affectlens import html
-from affectlens.cli.printing import rows
-from affectlens.cli.telling import tell_conclusions, tell_drift, tell_effects
+from affectlens import html, printable
+from affectlens.cli.text import rows, tell_conclusions, tell_drift, tell_effects
 from affectlens.drift.drift import Drift
 from affectlens.effects.effects import Effects
-from affectlens.html import plain
+from affectlens.printable import plain
 from affectlens.sites import Site, Sites
 from affectlens.table import Table
 from affectlens.views import Plot, Report, plot
-from affectlens.views.venue import fitted
+from affectlens.views.figures.style import fitted
 from tests.evil_names import EVIL
-from tests.views.test_report import BROWSER, browse
+from tests.views.report.test_report import BROWSER, browse
 
 Drifts = Callable[..., Drift]
 Sweeps = Callable[..., Effects]
@@ -173,7 +172,7 @@ def test_a_terminal_shows_text(drift: Drift, effects: Effects, report: Report) -
 
     for where, said in told.items():
         for line in (line for text in said for line in text.split("\n")):
-            assert line == html.seen(line), where
+            assert line == printable.seen(line), where
             assert not line.startswith("forged"), where
     assert 1 + len(drift.frame) == len(told["rows"])
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from affectlens.cli.telling import tell_drift
+from affectlens.cli.text import tell_drift
 from affectlens.drift.drift import Drift
 from affectlens.errors import NoSuchSite, TableError
 from affectlens.views import Report, conclude, plot

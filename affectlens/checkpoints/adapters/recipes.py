@@ -5,13 +5,16 @@ code alone; for those known in the field there is a preset.
 """
 
 import math
+import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from affectlens.checkpoints.adapters.matching import matched
+import regex
+
 from affectlens.errors import CheckpointError, near, quoted
-from affectlens.html import plain
+from affectlens.printable import plain
 
 # Alpha and rank as hard-coded by the training code of each.
 PRESETS: Mapping[str, tuple[float, int]] = {
@@ -27,6 +30,8 @@ _RESIDUAL = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # Variants of LoRA whose change is not scale · B·A.
 _VARIANTS = ("kasa_config", "use_bdlora", "monteclora_config", "velora_config", "use_qalora", "arrow_config")
 _MOST = 1e9  # of any number in a config; beyond it lies a mistake, or malice
+_LONGEST = 1000  # characters; the names of modules, of which PEFT makes patterns, have 200
+_SECONDS = 2.0  # 500 patterns for as many names take one
 
 
 @dataclass(frozen=True)
@@ -45,18 +50,18 @@ class Recipe:
     base: str = ""  # that the adapter names; it is compared, and never opened
     bare: frozenset[str] = frozenset()  # modules whose parameters are adapted without a module of their own
 
-    def of(self, modules: Iterable[str], source: str) -> dict[str, "Rule"]:
+    def of(self, modules: Iterable[str], source: str) -> dict[str, "ScaleRule"]:
         """What holds for each module; raises `CheckpointError` for patterns that can't be matched."""
         names = list(modules)
         alphas = matched(self.alphas, names, source=source, what="alpha_pattern")
         ranks = matched(self.ranks, names, source=source, what="rank_pattern")
         return {
-            name: Rule(alphas.get(name, self.alpha), ranks.get(name, self.rank), self.rooted)
+            name: ScaleRule(alphas.get(name, self.alpha), ranks.get(name, self.rank), self.rooted)
             for name in names
         }
 
 
-class Rule(NamedTuple):
+class ScaleRule(NamedTuple):
     """What holds for one module."""
 
     alpha: float | None
@@ -176,3 +181,35 @@ def _patterns(name: str, what: str, config: Mapping[str, Any]) -> dict[str, floa
         raise CheckpointError(name, f"{what} is a {type(stated).__name__}, not patterns and numbers")
     found = {pattern: _finite(name, what, value) for pattern, value in (stated or {}).items()}
     return {pattern: value for pattern, value in found.items() if value is not None}
+
+
+def matched(
+    patterns: Mapping[str, float], modules: Iterable[str], *, source: str, what: str
+) -> dict[str, float]:
+    """The value of the first pattern that fits each module, the whole name or its end, as PEFT matches.
+
+    `what` is the setting that they are. Raises `CheckpointError` where they take too long.
+    """
+    left, until = dict.fromkeys(modules), time.monotonic() + _SECONDS
+    found = {}
+    for pattern, value in patterns.items():
+        compiled = _compiled(pattern, source, what)
+        for module in list(left):
+            try:
+                if compiled.match(module, timeout=max(until - time.monotonic(), 0.001)):
+                    found[module] = value
+                    del left[module]
+            except TimeoutError:
+                reason = f"{what} {quoted(pattern)} takes too long to match"
+                raise CheckpointError(source, reason, fix="Write out the names of the modules") from None
+    return found
+
+
+def _compiled(pattern: str, source: str, what: str) -> Any:
+    try:
+        if len(pattern) > _LONGEST:
+            raise ValueError
+        re.compile(pattern)  # what this does not know, such as recursion, PEFT does not either
+        return regex.compile(rf"(.*\.)?({pattern})$")
+    except (re.error, regex.error, ValueError, OverflowError, RecursionError):
+        raise CheckpointError(source, f"{what} {quoted(pattern)} is not a pattern of names") from None

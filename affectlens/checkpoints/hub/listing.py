@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from affectlens.checkpoints.bytes import Span
-from affectlens.checkpoints.hub.asking import ask
-from affectlens.checkpoints.hub.remote import RemoteFile
-from affectlens.checkpoints.indexes import weight_map
-from affectlens.checkpoints.parsing import JSON_LIMIT, Document, parse, read_json
+from affectlens.checkpoints.documents import JSON_LIMIT, Document, parse, read_json, weight_map
+from affectlens.checkpoints.hub.answers import BUSY, DOWNLOAD, Busy, failures, offline, refusal, said
+from affectlens.checkpoints.hub.remote import HOPS, Patience, RemoteFile, asked, origin, redirected
 from affectlens.checkpoints.safetensors import INDEX, SafetensorsStore
 from affectlens.errors import CheckpointError, quoted
 
@@ -225,3 +224,59 @@ def _read_ahead(files: list[RemoteFile]) -> None:
 
 def _there(listing: HubListing) -> str:
     return f"In it: {', '.join(sorted(listing.files)[:6]) or 'nothing'}"
+
+
+def ask(name: str, url: str, *, headers: dict[str, str]) -> dict[str, Any]:
+    """Ask what is at an address of a hub; `name` is what errors call it. Raises `CheckpointError`.
+
+    A hub that fails is asked again for a while. The headers, which hold the token, go to its host alone.
+    """
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    patience = Patience(name)
+    while True:
+        try:
+            return _parsed(name, _body(name, url, headers=headers, patience=patience), url)
+        except Busy as busy:
+            patience.retry(str(busy), after=busy.after)
+        except OfflineModeIsEnabled:
+            raise offline(name) from None
+        except failures() as error:
+            patience.retry(said(error))
+
+
+def _body(name: str, url: str, *, headers: dict[str, str], patience: Patience) -> bytes:
+    address = url
+    for _ in range(HOPS):
+        sent = {"accept-encoding": "identity", **(headers if origin(address) == origin(url) else {})}
+        with asked(address, headers=sent, patience=patience) as response:
+            if response.has_redirect_location:  # a repository that was renamed
+                address = redirected(name, address, response=response)
+                patience.drain(response)
+                continue
+            if response.status_code in BUSY:
+                raise Busy(response)
+            if response.status_code != 200:
+                raise refusal(name, response)
+            return _read(name, response, patience=patience)
+    raise CheckpointError(name, f"more than {HOPS} redirects", fix=DOWNLOAD)
+
+
+def _read(name: str, response: Any, *, patience: Patience) -> bytes:
+    """The whole of an answer, as it came: unpacked, a short one could fill the memory."""
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise CheckpointError(name, "the answer came compressed", fix=DOWNLOAD)
+    found = bytearray()
+    for chunk in response.iter_raw():
+        patience.heard(len(chunk))
+        found += chunk
+        if len(found) > JSON_LIMIT:
+            raise CheckpointError(name, f"the hub's answer is larger than {JSON_LIMIT:,} bytes")
+    return bytes(found)
+
+
+def _parsed(name: str, body: bytes, url: str) -> dict[str, Any]:
+    try:
+        return parse(body, name).content
+    except CheckpointError:
+        raise CheckpointError(name, f"{origin(url)} answers, but not as a hub does") from None

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from affectlens.checkpoints.hub.refusing import BUSY, DOWNLOAD, Busy, failures, offline, refusal, said
+from affectlens.checkpoints.hub.answers import BUSY, DOWNLOAD, Busy, failures, offline, refusal, said
 from affectlens.errors import CheckpointError
 
 PATIENCE = 25.0  # seconds without progress until it is given up

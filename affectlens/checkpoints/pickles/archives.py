@@ -12,12 +12,11 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from affectlens.checkpoints.bytes import LocalFile, Span
-from affectlens.checkpoints.impostors import AGAIN, FIRST, refuse_impostors
+from affectlens.checkpoints.bytes import DOWNLOAD_AGAIN, FIRST, LocalFile, Span, refuse_impostors
 from affectlens.checkpoints.pickles.rebuilding import CONSOLIDATE, CONVERT, WIDTHS
 from affectlens.checkpoints.pickles.unpickling import Unpickler
 from affectlens.errors import CheckpointError
-from affectlens.html import plain
+from affectlens.printable import plain
 
 _CUT = "the zip archive is cut short or broken"
 _BIG_ENDIAN = "was saved on a big-endian machine"
@@ -54,7 +53,7 @@ def recognised(file: LocalFile) -> Literal["zip", "legacy"]:
         return "legacy"
     refuse_impostors(file.name, first, others=_IMPOSTORS)
     shown = f"begins with {first[:8]!r}" if first else "is empty"
-    raise CheckpointError(file.name, f"is no torch file: it {shown}", fix=AGAIN)
+    raise CheckpointError(file.name, f"is no torch file: it {shown}", fix=DOWNLOAD_AGAIN)
 
 
 def _from_before(file: LocalFile) -> Saved:
@@ -68,12 +67,14 @@ def _from_before(file: LocalFile) -> Saved:
     for key in keys if isinstance(keys, list) else ():
         known = pickles.storages.get(key) if isinstance(key, str) else None
         if known is None or key in storages or start + 8 > file.size:
-            raise CheckpointError(file.name, "is broken: its storages are not those it names", fix=AGAIN)
+            raise CheckpointError(
+                file.name, "is broken: its storages are not those it names", fix=DOWNLOAD_AGAIN
+            )
         (count,) = struct.unpack("<q", Span(file, start, start + 8).read())
         start, stop = start + 8, start + 8 + count * WIDTHS[known.dtype]
         if not start <= stop <= file.size:
             reason = f"is cut short or broken: a storage ends at byte {stop:,} of {file.size:,}"
-            raise CheckpointError(file.name, reason, fix=AGAIN)
+            raise CheckpointError(file.name, reason, fix=DOWNLOAD_AGAIN)
         storages[key] = Span(file, start, stop)
         start = stop
     return Saved(value, storages)
@@ -86,7 +87,7 @@ def _from_archive(file: LocalFile) -> Saved:
     except CheckpointError:
         raise
     except Exception:  # zipfile raises errors of many kinds, some not its own
-        raise CheckpointError(file.name, _CUT, fix=AGAIN) from None
+        raise CheckpointError(file.name, _CUT, fix=DOWNLOAD_AGAIN) from None
     root = _root(file, members)
     if _record(members, f"{root}/byteorder") not in (b"", b"little"):
         raise CheckpointError(file.name, _BIG_ENDIAN, fix="Convert it there")
@@ -129,11 +130,11 @@ def _member(file: LocalFile, info: zipfile.ZipInfo) -> Span:
     # The directory doesn't say where the bytes begin: that takes the lengths in the member's own header.
     header, data = info.header_offset, info.header_offset + 30
     if header < 0 or data > file.size:
-        raise CheckpointError(file.name, _CUT, fix=AGAIN)
+        raise CheckpointError(file.name, _CUT, fix=DOWNLOAD_AGAIN)
     magic, method, name, extra = struct.unpack("<4s4xH16xHH", Span(file, header, data).read())
     start = data + name + extra
     if magic != b"PK\x03\x04" or method or start + info.file_size > file.size:
-        raise CheckpointError(file.name, _CUT, fix=AGAIN)
+        raise CheckpointError(file.name, _CUT, fix=DOWNLOAD_AGAIN)
     return Span(file, start, start + info.file_size)
 
 

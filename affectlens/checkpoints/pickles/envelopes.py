@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from affectlens.checkpoints.pickles.rebuilding import CONSOLIDATE, Settings, Stored
 from affectlens.errors import CheckpointError
-from affectlens.html import plain
+from affectlens.printable import plain
 
 _ENVELOPES = ("state_dict", "model", "module", "model_state_dict", "net", "params")
 _DEEPEST = 8  # envelopes; a mapping may hold itself

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from affectlens.errors import CheckpointError
-from affectlens.html import plain
+from affectlens.printable import plain
 
 CONVERT = "Convert it to safetensors where you trust it"
 CONSOLIDATE = "Consolidate DeepSpeed's shards with zero_to_fp32.py"
@@ -28,8 +28,8 @@ _QUANTIZED = {
     "QUInt8": "quint8", "QInt8": "qint8", "QInt32": "qint32", "QUInt4x2": "quint4x2", "QUInt2x4": "quint2x4"
 }  # fmt: skip
 _STORAGES: Mapping[str, str] = {
-    **{f"torch.{kind}Storage": dtype for kind, dtype in (_NUMBERS | _QUANTIZED).items()},
-    **{f"torch.cuda.{kind}Storage": dtype for kind, dtype in _NUMBERS.items()},
+    **{f"torch.{kind}TorchStorage": dtype for kind, dtype in (_NUMBERS | _QUANTIZED).items()},
+    **{f"torch.cuda.{kind}TorchStorage": dtype for kind, dtype in _NUMBERS.items()},
     "torch.storage.UntypedStorage": "uint8",
 }
 _SCHEMES = ("per_tensor_affine", "per_tensor_symmetric", "per_channel_affine", "per_channel_symmetric")
@@ -70,7 +70,7 @@ class Settings:
     attributes: object = None
 
 
-class Storage(NamedTuple):
+class TorchStorage(NamedTuple):
     """Where a file keeps the elements of tensors: a name within the file, and the dtype of its class."""
 
     key: str
@@ -80,7 +80,7 @@ class Storage(NamedTuple):
 class Stored(NamedTuple):
     """A tensor: its place in a storage, in elements."""
 
-    storage: Storage | None  # None for one that was saved without values
+    storage: TorchStorage | None  # None for one that was saved without values
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -93,14 +93,14 @@ class Stored(NamedTuple):
         return math.prod(self.shape)
 
 
-def storage(identity: object) -> Storage:
+def storage(identity: object) -> TorchStorage:
     """What a persistent id names: `("storage", class, key, device, elements)`; raises `ValueError`."""
     # The last, of before torch 1.6, is of views of storages, which went with torch 0.2.
     match identity:
         case ("storage", Named(name=name), str(key), _, int()) if name in _STORAGES:
-            return Storage(key, _STORAGES[name])
+            return TorchStorage(key, _STORAGES[name])
         case ("storage", Named(name=name), str(key), _, int(), None) if name in _STORAGES:
-            return Storage(key, _STORAGES[name])
+            return TorchStorage(key, _STORAGES[name])
     raise ValueError("no storage of torch's")
 
 
@@ -122,20 +122,25 @@ def called(function: Named, arguments: tuple[Any, ...]) -> Any:
     return _CALLS[function.name](*arguments)
 
 
-def _tensor(held: Storage, offset: Any, shape: Any, strides: Any, *rest: Any) -> Stored:
+def _tensor(held: TorchStorage, offset: Any, shape: Any, strides: Any, *rest: Any) -> Stored:
     """`_rebuild_tensor`, and `_rebuild_tensor_v2`, which adds `requires_grad, hooks, metadata`."""
     return _stored(held, offset, shape, strides, held.dtype, _kind(rest[2:]))
 
 
-def _of_dtype(held: Storage, offset: Any, shape: Any, strides: Any, *rest: Any) -> Stored:
+def _of_dtype(held: TorchStorage, offset: Any, shape: Any, strides: Any, *rest: Any) -> Stored:
     """`_rebuild_tensor_v3`, of a storage of bytes: `requires_grad, hooks, dtype, metadata`."""
     return _stored(held, offset, shape, strides, _dtype(rest[2]), _kind(rest[3:]))
 
 
 def _stored(
-    held: Storage | None, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, kind: str
+    held: TorchStorage | None,
+    offset: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    dtype: str,
+    kind: str,
 ) -> Stored:
-    if not len(shape) == len(strides) <= _DIMENSIONS or not isinstance(held, Storage | None):
+    if not len(shape) == len(strides) <= _DIMENSIONS or not isinstance(held, TorchStorage | None):
         raise ValueError("no tensor")
     numbers = (offset, *shape, *strides)
     if not all(type(n) is int and abs(n) < 2**63 for n in numbers) or min(shape, default=0) < 0:
@@ -155,7 +160,7 @@ def _dtype(named: Named) -> str:
     return named.name.removeprefix("torch.")
 
 
-def _quantized(held: Storage, offset: Any, shape: Any, strides: Any, *rest: Any) -> Stored:
+def _quantized(held: TorchStorage, offset: Any, shape: Any, strides: Any, *rest: Any) -> Stored:
     return _stored(held, offset, shape, strides, held.dtype, f"quantized (torch.{held.dtype})")
 
 

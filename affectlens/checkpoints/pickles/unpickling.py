@@ -20,7 +20,7 @@ from affectlens.checkpoints.pickles.rebuilding import (
     Named,
     Odd,
     Settings,
-    Storage,
+    TorchStorage,
     called,
     refused,
     storage,
@@ -38,7 +38,7 @@ class Unpickler:
     """Read pickles one after the other from a stream; `storages` are those that they named so far."""
 
     def __init__(self, stream: BufferedIOBase, path: str) -> None:
-        self.path, self.storages = path, dict[str, Storage]()
+        self.path, self.storages = path, dict[str, TorchStorage]()
         self._read, self._line = stream.read, stream.readline
         self._left = _MOST
 
@@ -107,7 +107,7 @@ class Unpickler:
         del self._stack[-count:]
         return found
 
-    def _stored(self) -> Storage:
+    def _stored(self) -> TorchStorage:
         found = storage(self._stack.pop())
         if self.storages.setdefault(found.key, found).dtype != found.dtype:
             raise ValueError("one storage of two dtypes")

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from affectlens.errors import LensError, Remark
-from affectlens.lens.doors.attaching import attach
 from affectlens.lens.doors.booting import adapter_of, boot
+from affectlens.lens.doors.hook_points import attach
 from affectlens.lens.hooks.hooking import Hook, Rewrite
-from affectlens.lens.hooks.moments import Moments
+from affectlens.lens.hooks.positions import Moments
 from affectlens.lens.intervening import ActivationIntervention, Intervention, Remarking, hooks_of
-from affectlens.lens.refusing import refuse_compiled, refuse_whole
-from affectlens.lens.running import inner
-from affectlens.lens.weights.swapping import swapped
+from affectlens.lens.live import inner, refuse_compiled, refuse_whole
+from affectlens.lens.swapping import swapped
 from affectlens.sites import Point
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from torch import Tensor
 from affectlens.checkpoints import Checkpoint
 from affectlens.errors import LensError
 from affectlens.lens.hooks.hooking import Hook, Rewrite
-from affectlens.lens.hooks.moments import Moments
+from affectlens.lens.hooks.positions import Moments
 from affectlens.lens.intervening import ActivationIntervention, Intervention, Remarking, hooks_of
-from affectlens.lens.refusing import refuse_compiled, refuse_whole
+from affectlens.lens.live import refuse_compiled, refuse_whole
 from affectlens.sites import Point, Site
 
 if TYPE_CHECKING:

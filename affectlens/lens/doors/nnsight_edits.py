@@ -20,7 +20,7 @@ from torch import nn
 
 from affectlens.errors import Remark
 from affectlens.lens.hooks.hooking import Hook
-from affectlens.lens.hooks.moments import Moments
+from affectlens.lens.hooks.positions import Moments
 from affectlens.lens.intervening import ActivationIntervention, Intervention
 from affectlens.lens.restoring import Swaps, atomic, raise_waiting
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from affectlens.checkpoints import Checkpoint
 from affectlens.errors import LensError
-from affectlens.lens.running import config_of
+from affectlens.lens.live import config_of
 from affectlens.sites import ATTENTION, MLP, Point, Site, Storage
 
 _PLAIN_MLP = ("fc1", "fc2")

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from affectlens.errors import LensError, NoSuchSite, near
 from affectlens.lens.hooks.activations import Activations, Statistics, joined, of_span
 from affectlens.lens.hooks.hooking import Hook
-from affectlens.lens.hooks.moments import Moment, Moments
 from affectlens.lens.hooks.places import place_of
-from affectlens.lens.refusing import refuse_compiled
+from affectlens.lens.hooks.positions import Moment, Moments
+from affectlens.lens.live import refuse_compiled
 from affectlens.lens.restoring import Swaps, atomic, raise_waiting
 from affectlens.lens.running import forward
 from affectlens.sites import Point, Points

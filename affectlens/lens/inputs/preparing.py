@@ -7,16 +7,16 @@ example ── rendered ──▶ text with a place for each medium ─┐
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from affectlens.errors import LensError, quoted
-from affectlens.lens.inputs.hearing import hear
-from affectlens.lens.inputs.rendering import rendered
-from affectlens.lens.inputs.spans import MEDIA, spans
-from affectlens.lens.inputs.watching import clocked, watch
-from affectlens.lens.telling import told
+from affectlens.lens.inputs.rendering import MEDIA, rendered, spans
+from affectlens.lens.running import told
 from affectlens.tasks import Example
-from affectlens.tasks.pictures import open_picture
+from affectlens.tasks.films import open_film
+from affectlens.tasks.media import open_picture, open_sound
 
 _WORDS = {
     "image": ("a picture", "pictures"),
@@ -26,6 +26,9 @@ _WORDS = {
 # These put their pictures in front of a text by themselves.
 _BY_THEMSELVES = ("Blip2Processor", "InstructBlipProcessor", "Florence2Processor", "GitProcessor")
 _PARTS = {"image": "image_processor", "audio": "feature_extractor", "video": "video_processor"}
+# These make features of so many samples, and drop without a word what comes after. Others take windows.
+_CUT_OFF = ("Qwen2AudioProcessor", "Qwen2_5OmniProcessor", "Qwen3OmniMoeProcessor", "WhisperProcessor")
+_FPS = 2.0  # of frames without a clock, which is what Qwen's models take a second of film to have
 
 
 def prepare(
@@ -199,3 +202,52 @@ def _check_reached(batch: Mapping[str, Tensor], examples: Sequence[Example], *, 
                 raise LensError(
                     f"example {quoted(example.id)}: {one} left no trace in the input of the model"
                 )
+
+
+def hear(processor: Any, examples: Sequence[Example]) -> dict[str, Any]:
+    """The sounds of examples, one after the other, and their rate. Raises `LensError` and `TaskError`."""
+    extractor = getattr(processor, "audio_processor", None) or processor.feature_extractor
+    rate = int(extractor.sampling_rate)
+    most = extractor.n_samples if type(processor).__name__ in _CUT_OFF else None
+    sounds = []
+    for example in examples:
+        for source in example.audio:
+            sounds.append(open_sound(source, rate))
+            if most is not None and len(sounds[-1]) > most:
+                raise LensError(
+                    f"example {quoted(example.id)}: a sound of {len(sounds[-1]) / rate:.1f} s, and the model "
+                    f"hears {most / rate:g} s; cut it"
+                )
+    return {"audio": sounds, "sampling_rate": rate}
+
+
+def watch(examples: Sequence[Example]) -> dict[str, Any]:
+    """The frames of films, one film after the other, and their times. Raises `TaskError`."""
+    from transformers.video_utils import VideoMetadata
+
+    films = [open_film(source) for example in examples for source in example.video]
+    times = [
+        VideoMetadata(
+            total_num_frames=len(film.frames),
+            fps=film.fps or _FPS,
+            duration=len(film.frames) / (film.fps or _FPS),
+            frames_indices=list(range(len(film.frames))),
+        )
+        for film in films
+    ]
+    # Frames were taken already: processors would take some of those again.
+    settings = {"do_sample_frames": False, "video_metadata": times}
+    return {
+        "videos": [np.stack([np.asarray(frame) for frame in film.frames]) for film in films],
+        "videos_kwargs": settings,
+    }
+
+
+def clocked(batch: Mapping[str, Tensor], media: Mapping[str, Any], *, processor: Any) -> dict[str, Tensor]:
+    """A batch in which each film goes by its own clock, where a processor gave one to all of them."""
+    found = dict(batch)
+    if "video_second_per_grid" in found:
+        steps = processor.video_processor.temporal_patch_size
+        times = media["videos_kwargs"]["video_metadata"]
+        found["video_second_per_grid"] = torch.tensor([steps / time.fps for time in times])
+    return found

@@ -1,0 +1,110 @@
+"""A low-rank change of one site: scale · B·A, and DoRA's rescaling of rows where there is a magnitude."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from affectlens.checkpoints.adapters.factor_names import Pair
+from affectlens.checkpoints.store import Store
+from affectlens.errors import CheckpointError
+from affectlens.sites import Cut, Storage
+
+
+class Factors(NamedTuple):
+    """Of one site in float64, without the scale: B (out, rank), A (rank, in), and A·Aᵀ."""
+
+    b: Tensor
+    a: Tensor
+    gram: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """The factors of one site, as an adapter stores them; read when first asked for.
+
+    `where` is the site's place in the whole parameter that the factors change, e.g. a third of a fused
+    QKV. `scale` is None where alpha is known to nobody: the change is then known up to a factor.
+    """
+
+    store: Store
+    pair: Pair
+    where: Storage
+    scale: float | None
+
+    @property
+    def decomposed(self) -> bool:
+        """Whether this is DoRA, whose change is no product of factors."""
+        return bool(self.pair.magnitude)
+
+    @property
+    def factors(self) -> Factors:
+        """The factors; those of a few sites are kept, since each part of a site needs them.
+
+        Not those of a live model: they may change.
+        """
+        return self.read() if self.store.format == "memory" else _factors(self)
+
+    @property
+    def scale_up_to_alpha(self) -> float:
+        """The scale; 1/rank where alpha is not known, so that modules of different rank still compare."""
+        return 1 / self.factors.a.shape[0] if self.scale is None else self.scale
+
+    def read(self) -> Factors:
+        """Read the factors from the store."""
+        a, b = (self.store.read(name).double() for name in (self.pair.a, self.pair.b))
+        if self.pair.embedding:
+            a, b = b.mT, a.mT
+        b, a = b.reshape(len(b), -1), a.reshape(len(a), -1)
+        for name, factor in ((self.pair.a, a), (self.pair.b, b)):
+            if not torch.isfinite(factor).all():
+                raise CheckpointError(self.store.name, "NaN or infinity in a LoRA factor", key=name)
+        cut = self.where.cut
+        if cut is not None:
+            across = (cut.dim == 0) == self.where.transposed  # the stored matrix may be turned
+            index = indices(cut, a.shape[1] if across else b.shape[0])
+            b, a = (b, a[:, index]) if across else (b[index], a)
+        return Factors(b, a, a @ a.T)
+
+    def delta(self, wanted: slice) -> Tensor:
+        """Rows of scale · B·A as float32, of the shape of the site's."""
+        b, a, _ = self.factors
+        found = (self._scale() * b[wanted]) @ a
+        return found.float().reshape(-1, *self.where.shape[1:])
+
+    def applied(self, base: Tensor, wanted: slice) -> Tensor:
+        """Rows of the changed weight as float32, given those of the base."""
+        changed = base.float() + self.delta(wanted)
+        if not self.decomposed:
+            return changed
+        # arXiv 2402.09353, eq. 5: the direction is normalised row by row, its length is learned.
+        length = self._magnitude()[wanted].float() / torch.linalg.norm(changed, dim=1)
+        found: Tensor = changed * length[:, None]
+        return found
+
+    def _magnitude(self) -> Tensor:
+        found = self.store.read(self.pair.magnitude).reshape(-1)
+        cut = self.where.cut
+        return found if cut is None else found[indices(cut, len(found))]
+
+    def _scale(self) -> float:
+        if self.scale is None:
+            fix = "Say what LoRA's alpha was, or name a preset"
+            raise CheckpointError(
+                self.store.name, "no file says alpha, so the weights are not known", fix=fix
+            )
+        return self.scale
+
+
+@lru_cache(maxsize=4)
+def _factors(delta: LowRank) -> Factors:
+    return delta.read()
+
+
+def indices(cut: Cut, length: int) -> Tensor:
+    """The indices along its dimension that a cut takes of `length`."""
+    period = cut.period or length
+    groups = torch.arange(length).reshape(-1, period)
+    return groups[:, cut.start : cut.stop].reshape(-1)

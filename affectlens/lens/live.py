@@ -1,0 +1,103 @@
+"""The live model as interventions and hooks meet it: which part of it answers, and what is refused."""
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from affectlens.errors import LensError
+from affectlens.sites import Site
+
+if TYPE_CHECKING:
+    pass
+
+ANSWER: ContextVar[int] = ContextVar("ANSWER", default=0)  # how many last tokens of an input are its answer
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """Raise `LensError` where a part of the model is compiled: its graph would pass hooks by."""
+    for name, module in model.named_modules():
+        if _compiled(module):
+            raise LensError(
+                f"{name or type(module).__name__} is compiled, and a compiled graph sees no hook. Wrap the "
+                f"model before it is compiled; to `generate` give disable_compile=True"
+            )
+
+
+def refuse_whole(model: nn.Module) -> None:
+    """Raise `LensError` for an omni model of several, of which only one answers: a door is to that one."""
+    if answering(model) is not model:
+        name = type(model).__name__
+        raise LensError(
+            f"{name} is several models, and its thinker answers; open the door of that one: "
+            f"al.Lens(lens.model.thinker, lens.processor)"
+        )
+
+
+def _compiled(module: nn.Module) -> bool:
+    """Whether a module was compiled in one of the four ways there are: the last is `generate`'s own."""
+    own = vars(module)
+    return (
+        type(module).__name__ == "OptimizedModule"
+        or own.get("_compiled_call_impl") is not None
+        or hasattr(own.get("forward"), "_torchdynamo_orig_callable")
+        or own.get("_compiled_call") is not None
+    )
+
+
+def refuse_unlike(site: Site, parameter: Tensor) -> None:
+    """Raise `LensError` for a parameter whose values can't be swapped by setting its data."""
+    data = parameter.data
+    if data.device.type == "meta":
+        raise LensError(f"{site} is offloaded, so its weights can't be swapped; load without offloading")
+    counts = isinstance(parameter, nn.Parameter)  # a buffer may well hold whole numbers
+    if data.itemsize < 2 or (counts and not data.is_floating_point()):
+        raise LensError(
+            f"{site} is quantised ({data.dtype}), so no weights can be put there; load it unpacked"
+        )
+    if type(data) not in (Tensor, nn.Parameter):
+        kind = type(data).__name__
+        raise LensError(f"{site} is a {kind}, whose values lie elsewhere; load the model without it")
+
+
+def inner(model: nn.Module) -> nn.Module:
+    """The model without the wrapper of PEFT."""
+    found: nn.Module = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
+    return found
+
+
+def answering(model: nn.Module) -> nn.Module:
+    """The part of a model that answers in text: of a whole omni model its thinker, else all of it.
+
+    With an adapter on it, it is PEFT's wrapper, which is what knows of virtual tokens.
+    """
+    thinker = getattr(inner(model), "thinker", None)
+    return thinker if isinstance(thinker, nn.Module) else model
+
+
+def config_of(model: nn.Module) -> Any:
+    """The config of the part that answers; None for a module without one."""
+    return getattr(inner(answering(model)), "config", None)
+
+
+def encodes(model: nn.Module) -> bool:
+    """Whether an encoder reads the prompt, and a decoder answers."""
+    return getattr(config_of(model), "is_encoder_decoder", False) is True
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where input goes: to the input embedding; where that is offloaded, to where it runs."""
+    part = inner(answering(model))
+    try:
+        embedding = part.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        embedding = None
+    for module in (embedding, part):
+        runs = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if runs is not None:
+            return torch.device(runs)
+        here = next((p.device for p in module.parameters() if not p.is_meta), None) if module else None
+        if here is not None:
+            return here
+    return torch.device("cpu")

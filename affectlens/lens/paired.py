@@ -1,0 +1,183 @@
+"""A second model beside the first, in the memory of what differs: its tensors, or its adapter's factors."""
+
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from affectlens.checkpoints import Checkpoint, Source, open_checkpoint
+from affectlens.checkpoints.checkpoint import AdapterChange
+from affectlens.checkpoints.memory import HELD, MemoryStore
+from affectlens.checkpoints.pairing import pair
+from affectlens.checkpoints.store import JoinedStore
+from affectlens.errors import LensError, Remark
+from affectlens.lens.hooks.places import parameter_name
+from affectlens.lens.restoring import Swaps, atomic, interruptible, raise_waiting
+from affectlens.lens.swapping import Beside, Swap, beside, fits_beside, swapped
+from affectlens.sites import Site, Sites
+
+if TYPE_CHECKING:
+    from affectlens.lens.lens import Lens
+
+
+class Paired:
+    """Hold of a tuned model what the live one does not, and switch between the two by pointer.
+
+        pair = lens.paired("runs/affect")  # reads and compares; the repr says what would be kept
+        with pair.tuned():                 # loaded at the first use
+            lens.logits(example)
+
+    What a LoRA adapter changes stays its factors, which are applied as PEFT does: to the input of a matrix,
+    beside it. Everything else that differs is held as it is. Raises `LensError` where the tuned model has
+    parameters that this one has no place for.
+    """
+
+    def __init__(self, lens: "Lens", tuned: Source) -> None:
+        self._lens = lens
+        self.source: Checkpoint = open_checkpoint(tuned, base=lens.checkpoint.untouched)
+        pairing = pair(lens.checkpoint.untouched, self.source)
+        astray = pairing.reshaped | pairing.only_tuned
+        if astray:
+            name = self.source.store.name
+            raise LensError(
+                f"{name} has {len(astray)} parameters that have no place here; first: {astray[0]}"
+            )
+        # Files are held to files: in which dtype both are run is not what tells them apart.
+        files = lens.source if self.source.change is None and self.source.store.format != "memory" else None
+        self.unlike = pairing.unlike if files is None else pair(files, self.source).unlike
+        self._factors = {
+            site: one for site, one in self.source.factors.items() if fits_beside(lens, site, factors=one)
+        }
+        self.differing = Sites(s for s in pairing.comparable if s in self._factors or self._differs(s))
+        self._held: list[Swap] | None = None
+        self._hooks: list[tuple[nn.Module, Beside]] = []
+
+    @property
+    def bytes(self) -> int:
+        """What is held beside the live model: the tensors that differ, or the factors of those adapted."""
+        names = {
+            parameter_name(self._lens.checkpoint.at(site))
+            for site in self.differing
+            if site not in self._factors
+        }
+        tensors = [self._lens.parameters[name] for name in names]
+        factors = {
+            (id(f.store), n): f.store.headers[n] for f in self._factors.values() for n in (f.pair.a, f.pair.b)
+        }
+        sizes = [torch.Size(header.shape).numel() * _width(header.dtype) for header in factors.values()]
+        return sum(t.numel() * t.element_size() for t in tensors) + sum(sizes)
+
+    @property
+    def donor(self) -> Checkpoint:
+        """The tuned model as a donor of interventions: what is held is read from memory, by pointer."""
+        if self._factors:
+            return self.source
+        self._load()
+        live = self._lens.checkpoint.untouched
+        names = {id(parameter): name for name, parameter in self._lens.parameters.items()}
+        held = {names[id(owner)]: value for owner, _, value in self._held or ()}
+        store = MemoryStore(held, name=self.source.store.name, config=self.source.config)
+        parts = {name: (store if name in held else live.store, name) for name in live.store.headers}
+        return Checkpoint(JoinedStore(store, parts, config=self.source.config), like=live)
+
+    def effective(self) -> Checkpoint:
+        """The live weights with the factors that are applied beside them: what the model computes with."""
+        live = self._lens.checkpoint
+        change = AdapterChange(live, laid={}, whole={}, factors=self._factors, skipped={})
+        found = Checkpoint(live.store, change=change)
+        found.untouched = live.untouched
+        return found
+
+    def tuned(self) -> "Switched":
+        """The tuned model, for the length of a `with` block."""
+        return Switched(self)
+
+    def _differs(self, site: Site) -> bool:
+        here, there = self._lens.checkpoint.untouched.read(site), self.source.read(site)
+        return not torch.equal(here, there.to(device=here.device, dtype=here.dtype))
+
+    def _tuned(self, site: Site) -> Tensor:
+        """What a site is in tuned; a file of what was trained leaves the rest as it was."""
+        side = self.source if site in self.source.storage else self._lens.checkpoint.untouched
+        return side.read(site)
+
+    def _load(self) -> None:
+        if self._held is not None:
+            return
+        live, groups = self._lens.checkpoint, dict[str, list[Site]]()
+        for site, where in live.storage.items():
+            groups.setdefault(parameter_name(where), []).append(site)
+        changed = {parameter_name(live.at(site)) for site in self.differing - self._factors}
+        held: list[Swap] = []
+        for name in sorted(changed):  # one parameter at a time: no more is in memory than is kept
+            held += swapped(self._lens, {site: self._tuned(site) for site in groups[name]})
+        self._hooks = [beside(self._lens, site, factors=one) for site, one in self._factors.items()]
+        self._held = held
+
+    def __repr__(self) -> str:
+        tensors = self._lens.parameters.values()
+        whole = sum(t.numel() * t.element_size() for t in tensors)
+        kind = "the factors of an adapter" if self._factors else "what differs"
+        count = f"{len(self.differing)} of {len(self._lens.sites)} sites differ"
+        lines = [f"Paired({count}: {kind} takes {_size(self.bytes)} beside {_size(whole)})", *self.unlike]
+        return "\n".join(lines)
+
+
+class Switched:
+    """The tuned model in place of the live one."""
+
+    def __init__(self, paired: Paired) -> None:
+        self._paired, self._swaps = paired, Swaps()
+
+    @atomic
+    def __enter__(self) -> None:
+        self._swaps.open()
+        try:
+            self._ready()
+            for owner, name, value in self._paired._held or ():
+                self._swaps.swap(owner, name, value=value)
+            if self._paired._hooks and not any(hook.on for _, hook in self._paired._hooks):
+                self._put(self._paired._hooks)
+            raise_waiting()
+        except BaseException:
+            self._swaps.undo()
+            raise
+
+    @atomic
+    def __exit__(self, *_: object) -> None:
+        self._swaps.undo()
+
+    def _put(self, hooks: list[tuple[nn.Module, Beside]]) -> None:
+        """Apply the factors; a block of the same pair inside this one finds them on."""
+        lens = self._paired._lens
+        for site in self._paired._factors:
+            parameter = lens.parameters[parameter_name(lens.checkpoint.at(site))]
+            if parameter in HELD:  # tuned is base as it was, and the factors
+                self._swaps.swap(parameter, "data", value=HELD[parameter][0].before)
+        self._swaps.swap(lens, "checkpoint", value=self._paired.effective())
+        for module, hook in hooks:
+            self._swaps.swap(hook, "on", value=True)
+            self._swaps.hook(module, hook, side="weights")
+
+    @interruptible
+    def _ready(self) -> None:
+        for words in self._paired.unlike:
+            if words not in self._paired._lens.told:
+                self._paired._lens.told.add(words)
+                warnings.warn(words, Remark, stacklevel=4)
+        self._paired._load()
+
+
+def _width(dtype: str) -> int:
+    kind: torch.dtype = getattr(torch, dtype)
+    return kind.itemsize
+
+
+def _size(count: int) -> str:
+    size, unit = next(
+        (count / 1000**power, unit)
+        for power, unit in ((3, "GB"), (2, "MB"), (1, "kB"), (0, "B"))
+        if count >= 1000**power or not power
+    )
+    return f"{size:.3g} {unit}"

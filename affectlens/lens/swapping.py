@@ -1,0 +1,162 @@
+"""Whole new tensors for the parameters that hold some sites: fused ones slice by slice, adapted in effect.
+
+    site → new values ──▶ parameter → new tensor (by pointer, where it is all of it)
+
+An adapted matrix computes with its base and its factors. To give it other weights they go into the base, the
+factors are set to zero, and the module is told to leave them out: then it computes with these weights alone.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from affectlens.checkpoints import Checkpoint
+from affectlens.checkpoints.adapters.low_rank import LowRank
+from affectlens.checkpoints.memory import saved_tensors
+from affectlens.checkpoints.slicing import put
+from affectlens.errors import LensError
+from affectlens.lens.hooks.places import module_name, parameter_name, place_of
+from affectlens.lens.live import refuse_unlike
+from affectlens.sites import Point, Site
+
+if TYPE_CHECKING:
+    from affectlens.lens.lens import Lens
+
+Swap = tuple[Any, str, Any]  # owner, attribute, new value
+
+
+def swapped(lens: "Lens", edits: Mapping[Site, Tensor]) -> list[Swap]:
+    """The attributes to set so that sites have their new values. Raises `LensError`, and sets none."""
+    _refresh(lens)
+    live, parameters = lens.checkpoint, lens.parameters
+    for site in edits:
+        refuse_unlike(site, parameters[parameter_name(live.at(site))])
+    adapted = _adapted(lens, edits)
+    new: dict[str, Tensor] = dict(_merged(lens, adapted))
+    given: set[str] = set()  # new tensors that are somebody's own: nothing is written into them
+    for site, value in edits.items():
+        where = live.at(site)
+        if tuple(value.shape) != where.shape:
+            raise LensError(f"{site} has shape {where.shape}, the new values {tuple(value.shape)}")
+        name = parameter_name(where)
+        old = parameters[name]
+        value = value.to(device=old.device, dtype=old.dtype)
+        if where.size == old.numel() and not where.transposed:
+            new[name] = value.reshape(old.shape)
+            given.add(name)
+        else:
+            if name not in new or name in given:
+                new[name] = new.get(name, old.data).clone()
+                given.discard(name)
+            put(new[name], where, value=value)
+    found: list[Swap] = [(parameters[name], "data", value) for name, value in new.items()]
+    return found + _silenced(lens, adapted)
+
+
+def _refresh(lens: "Lens") -> None:
+    """Look the tensors up anew where the model has others since: `model.to(…)` makes new buffers."""
+    known = {id(tensor) for tensor in lens.parameters.values()}
+    if not known.issuperset(id(tensor) for tensor in saved_tensors(lens.model).values()):
+        for cached in ("parameters", "checkpoint"):
+            vars(lens).pop(cached, None)
+
+
+def _adapted(lens: "Lens", edits: Mapping[Site, Tensor]) -> dict[str, nn.Module]:
+    """The adapted modules that hold a site to be changed, by the name of the parameter."""
+    live, found = lens.checkpoint, {}
+    for site in edits:
+        whole = site.at()
+        if whole not in live.factors:
+            continue
+        if live.factors[whole].decomposed:
+            raise LensError(
+                f"{site} is adapted by DoRA, which rescales what is put there; merge the adapter first"
+            )
+        where = live.at(whole)
+        module = lens.model.get_submodule(module_name(where))
+        if any(getattr(module, "lora_bias", {}).values()):
+            raise LensError(f"{site} is adapted with a bias beside its factors; merge the adapter first")
+        found[parameter_name(where)] = module
+    return found
+
+
+def _merged(lens: "Lens", adapted: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
+    """What adapted parameters are in effect: the parts of them that are not changed stay as they are."""
+    live = lens.checkpoint
+    for name in adapted:
+        whole = lens.parameters[name].data.clone()
+        for site, where in live.storage.items():
+            if parameter_name(where) == name:
+                put(whole, where, value=live.read(site).to(device=whole.device, dtype=whole.dtype))
+        yield name, whole
+
+
+def _silenced(lens: "Lens", adapted: Mapping[str, nn.Module]) -> list[Swap]:
+    """Leave the factors of adapted modules out: PEFT's are set to zero for who reads them, ours forgotten."""
+    found: list[Swap] = []
+    hooks = {n: [h for h in m._forward_hooks.values() if isinstance(h, Beside)] for n, m in adapted.items()}
+    for name, module in adapted.items():
+        found += [(hook, "off", True) for hook in hooks[name]]
+        if hooks[name]:
+            continue
+        found.append((module, "_disable_adapters", True))
+        for inner, parameter in module.named_parameters():
+            if ".lora_B." in f".{inner}" or ".lora_embedding_B." in f".{inner}":
+                found.append((parameter, "data", torch.zeros_like(parameter.data)))
+    gone = {name for name, own in hooks.items() if own}
+    return [*found, (lens, "checkpoint", _less(lens.checkpoint, gone))] if gone else found
+
+
+def _less(live: Checkpoint, names: set[str]) -> Checkpoint:
+    """The live checkpoint without the factors of some parameters, which are in them now."""
+    assert live.change is not None
+    kept = {site: one for site, one in live.factors.items() if parameter_name(live.at(site)) not in names}
+    found = Checkpoint(live.store, change=replace(live.change, factors=kept))
+    found.untouched = live.untouched
+    return found
+
+
+class Beside:
+    """Add scale · B·A·x to what a matrix makes of x, unless it is `off`; `on` says that a block has it."""
+
+    def __init__(self, a: Tensor, b: Tensor, *, scale: float, features: Any) -> None:
+        self._a, self._b, self._scale, self._features = a, b, scale, features
+        self.on = self.off = False
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
+        if self.off:
+            return None
+        x = args[0] if args else next(iter(kwargs.values()))
+        more = nn.functional.linear(nn.functional.linear(x.to(self._a.dtype), self._a), self._b) * self._scale
+        if self._features is None:
+            return (output + more).to(output.dtype)
+        new = output.clone()
+        new[..., list(self._features)] += more.to(output.dtype)
+        return new
+
+
+def beside(lens: "Lens", site: Site, *, factors: LowRank) -> tuple[nn.Module, Beside]:
+    """The hook of a site, and the module that it belongs to."""
+    place = place_of(Point(site), model=lens.model, live=lens.checkpoint)
+    like = lens.parameters[parameter_name(lens.checkpoint.at(site))]
+    a, b = (factors.store.read(name).to(like.device) for name in (factors.pair.a, factors.pair.b))
+    if factors.where.cut is not None:
+        b = factors.factors.b.to(device=like.device, dtype=b.dtype)
+    assert factors.scale is not None
+    found = Beside(a, b, scale=factors.scale, features=place.features)
+    return lens.model.get_submodule(place.module), found
+
+
+def fits_beside(lens: "Lens", site: Site, *, factors: LowRank) -> bool:
+    """Whether a change of low rank can be computed beside its matrix: of a plain one, on its rows."""
+    if factors.decomposed or factors.pair.embedding or factors.scale is None:
+        return False
+    where = lens.checkpoint.at(site)
+    refuse_unlike(site, lens.parameters[parameter_name(where)])
+    cut = where.cut
+    rows = cut is None or (cut.dim == 0) != where.transposed
+    plain = isinstance(lens.model.get_submodule(module_name(where)), nn.Linear)
+    return plain and rows and where.expert is None

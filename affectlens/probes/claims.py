@@ -1,0 +1,122 @@
+"""Claim and Verification: what a probe says of a role, and the table of all of them."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from affectlens import html, printable
+from affectlens.checkpoints import Checkpoint
+from affectlens.errors import RoleRefuted
+from affectlens.sites import ATTENTION, MLP, Site
+
+PROBED = (*MLP, *ATTENTION, "fc1", "fc2", "k_nope")
+VERDICTS = ("confirmed", "refuted", "unverified")
+
+
+def astray(file: Checkpoint, live: Checkpoint) -> Iterator[tuple[Site, str]]:
+    """The sites of a file whose values the live model has elsewhere, each with what is wrong.
+
+    Probes test the live model. That the slices and names of the file mean the same is what loading
+    shows: transformers has put each tensor where it belongs.
+    """
+    for site in file.sites:
+        if site.role not in PROBED or site.param != "weight":
+            continue
+        if site not in live.storage:
+            yield site, "the loaded model has no such parameter"
+        elif file.shape(site) != live.shape(site):
+            yield (
+                site,
+                f"it has shape {file.shape(site)} in the file and {live.shape(site)} in the loaded model",
+            )
+        elif not _equal(file, live, site):
+            yield site, "the loaded model has other values there"
+
+
+def _equal(file: Checkpoint, live: Checkpoint, site: Site) -> bool:
+    here = live.read(site)
+    if here.device.type == "meta":
+        return True
+    there, here = file.read(site).to(here.dtype), here.cpu()
+    # A NaN that was cast need not have the same bits, and is the same value all the same.
+    return torch.equal(there, here) or bool(((there == here) | (there.isnan() & here.isnan())).all())
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the names say of one tensor, and what the model says of that."""
+
+    tensor: str
+    parameter: str
+    tower: str
+    layer: int | None
+    roles: tuple[str, ...]
+    verdict: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Every claim of a role, tested."""
+
+    claims: tuple[Claim, ...]
+
+    @property
+    def confirmed(self) -> tuple[Claim, ...]:
+        """The claims that the model bears out."""
+        return self._where("confirmed")
+
+    @property
+    def refuted(self) -> tuple[Claim, ...]:
+        """The claims that the model contradicts."""
+        return self._where("refuted")
+
+    @property
+    def unverified(self) -> tuple[Claim, ...]:
+        """The claims that no probe could decide."""
+        return self._where("unverified")
+
+    def check(self) -> "Verification":
+        """Return itself; raise `RoleRefuted` if the model contradicts a claim."""
+        if self.refuted:
+            said = "; ".join(
+                f"{c.tensor!r} is not {' + '.join(c.roles)}: {c.reason}" for c in self.refuted[:8]
+            )
+            more = f"; and {len(self.refuted) - 8} more" if len(self.refuted) > 8 else ""
+            raise RoleRefuted(f"{len(self.refuted)} of {len(self.claims)} claims refuted: {said}{more}")
+        return self
+
+    def beside(self, file: Checkpoint, live: Checkpoint) -> "Verification":
+        """Add what a file claims otherwise than the model that was loaded from it."""
+        found = tuple(
+            Claim(file.at(site).tensor, site.parameter, site.tower, site.layer, (site.role,), "refuted", why)
+            for site, why in astray(file, live)
+        )
+        return Verification(self.claims + found)
+
+    def _where(self, verdict: str) -> tuple[Claim, ...]:
+        return tuple(claim for claim in self.claims if claim.verdict == verdict)
+
+    def _rows(self) -> list[tuple[object, ...]]:
+        counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        for claim in self.claims:
+            counts[claim.tower, " + ".join(claim.roles)][claim.verdict] += 1
+        return [(*key, *(count[v] for v in VERDICTS)) for key, count in sorted(counts.items())]
+
+    def __repr__(self) -> str:
+        lines = [f"{len(self.claims)} claims: " + ", ".join(f"{len(self._where(v))} {v}" for v in VERDICTS)]
+        for tower, roles, *counts in self._rows():
+            said = ", ".join(f"{n} {v}" for n, v in zip(counts, VERDICTS, strict=True) if n)
+            lines.append(f"{printable.plain(tower):10} {roles:22} {said}")
+        for claim in (*self.refuted, *self.unverified):
+            lines.append(f"{claim.verdict}: {printable.plain(claim.tensor)}: {printable.plain(claim.reason)}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        drawn = html.table(("tower", "role", *VERDICTS), self._rows(), caption=f"{len(self.claims)} claims")
+        for verdict in ("refuted", "unverified"):
+            rows = [(c.tensor, " + ".join(c.roles), c.reason) for c in self._where(verdict)]
+            drawn += html.table(("tensor", "claimed", "seen"), rows, caption=verdict) if rows else ""
+        return drawn

@@ -1,0 +1,163 @@
+"""Canonical names: what transformers calls a parameter in memory, whatever the file calls it.
+
+Training frameworks wrap names, and a model saved by different releases differs in where its parts
+hang. For the model types that transformers knows, `conversions.json` holds its own renamings as plain
+patterns; the layouts of others are recognised by their parts. Only strings are rewritten: no model and
+no config is built.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+# Put in front of every name by those who wrap the model, or between names by those who wrap its modules.
+_WRAPPERS = re.compile(r"^(?:(?:module|llama_model)\.)+(?=.*\.)")
+_WRAPPED = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|base_model\.model"
+    r"|base_layer|(?:modules_to_save|original_module)(?:\.default)?)\."
+)
+_PARTS = r"(?:visual|vision_tower|audio_tower|multi_modal_projector|language_model)\."
+_LONGEST, _DEEPEST = 400, 40  # characters, parts
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_MULTIMODAL = re.compile(rf"^(?:model\.)?{_PARTS}")
+# For model types that transformers does not know; in this order, each on what the one before it left.
+_LAYOUT = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"^(?:model\.)?language_model\.lm_head\.", "lm_head."),
+        (r"^language_model\.model\.", "model.language_model."),
+        (r"^model\.(layers|embed_tokens|norm)\.", r"model.language_model.\1."),
+        (rf"^({_PARTS})", r"model.\1"),
+        (r"^(model\.(?:vision_tower|audio_tower)\.)(?:vision_model|audio_model)\.", r"\1"),
+    )
+)
+# The number of a layer or expert, in digits that Python writes; a longer one is none, and no table holds it.
+INDEX = r"[0-9]{1,9}"
+
+
+class Renaming(NamedTuple):
+    """One renaming of transformers: below `scope`, the first match of `find` becomes `put`."""
+
+    scope: str | None
+    base: str | None  # a prefix of the scope that a file may lack
+    find: re.Pattern[str]
+    put: str
+    guard: re.Pattern[str] | None  # applies only to files where this is found
+
+    def rename(self, name: str) -> str:
+        """Apply it once."""
+        scope = f"{self.scope}." if self.scope else ""
+        prefix = f"{self.base}.{scope}" if self.base else scope
+        if self.scope is None:
+            prefix = ""
+        elif not name.startswith(prefix):
+            prefix = scope
+        if not name.startswith(prefix):
+            return name
+        below = name[len(prefix) :]  # cut off, so that `^` is where the scope begins
+        match = self.find.search(below)
+        if match is None:
+            return name
+        return prefix + below[: match.start()] + match.expand(self.put) + below[match.end() :]
+
+
+class Known(NamedTuple):
+    """What `conversions.json` has on an architecture."""
+
+    rules: tuple[Renaming, ...]
+    kept: frozenset[str]  # names in memory, numbers as N, that rules made for files would rename
+
+
+def canonical(names: Iterable[str], config: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Map each name to the canonical one; `config` is the model's `config.json`, where there is one.
+
+    >>> canonical(["language_model.model.norm.weight", "vision_tower.post_layernorm.bias"])
+    {'language_model.model.norm.weight': 'model.language_model.norm.weight', \
+'vision_tower.post_layernorm.bias': 'model.vision_tower.post_layernorm.bias'}
+    """
+    bare = {name: bare_name(name) for name in names}
+    known = _known(config or {})
+    if known is None:
+        multimodal = any(_MULTIMODAL.match(name) for name in bare.values())
+        return {name: _in_memory(stripped) if multimodal else stripped for name, stripped in bare.items()}
+    active = [r for r in known.rules if r.guard is None or any(map(r.guard.search, bare.values()))]
+    for name, stripped in bare.items():
+        if is_name(name) and NUMBER.sub("N", stripped) not in known.kept:
+            for rule in active:
+                stripped = rule.rename(stripped)
+            bare[name] = stripped
+    return bare
+
+
+def is_name(name: str) -> bool:
+    """Whether this can be the name of a parameter: over what is longer, patterns take too long."""
+    return len(name) <= _LONGEST and name.count(".") < _DEEPEST
+
+
+def bare_name(name: str) -> str:
+    """A name without what wrappers put before or into it."""
+    if not is_name(name):
+        return name
+    before = None
+    while before != name:  # wrappers wrap wrappers
+        before, name = name, _WRAPPED.sub("", _WRAPPERS.sub("", name))
+    return name
+
+
+def _in_memory(name: str) -> str:
+    for pattern, replacement in _LAYOUT:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def stacked(model_type: str) -> frozenset[str]:
+    """The tensors that hold all experts of a layer when transformers has a model of this type in memory."""
+    return frozenset(_table()["stacked"].get(model_type, ()))
+
+
+def recognised(config: Mapping[str, Any]) -> bool:
+    """Whether transformers has a model of this config's type, so that its names have one meaning."""
+    return _known(config) is not None
+
+
+def _known(config: Mapping[str, Any]) -> Known | None:
+    """What there is on a config's architecture; None where transformers does not know it."""
+    table = _table()
+    kind, names = config.get("model_type"), config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    # Remote code may use the type of a model that transformers knows for another model.
+    if not isinstance(kind, str) or config.get("auto_map"):
+        return None
+    numbers = table["classes"].get(name) if isinstance(name, str) else None
+    if numbers is None:
+        numbers = table["types"].get(kind)
+    if numbers is None and kind not in table["known"]:
+        return None
+    rows = (*(table["rules"][n] for n in numbers or ()), *table["legacy"])
+    return Known(tuple(compiled(row) for row in rows), frozenset(table["kept"].get(kind, ())))
+
+
+@cache
+def _table() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(
+        files("affectlens.sites").joinpath("conversions.json").read_text("utf-8")
+    )
+    return found
+
+
+def compiled(row: Sequence[Any]) -> Renaming:
+    """A row of the table, ready to use."""
+    scope, base, find, put, guard = row
+    return Renaming(scope, base, re.compile(find), put, re.compile(guard) if guard else None)
+
+
+def words(alternatives: str) -> str:
+    r"""A regular expression for any of these.
+
+    >>> words("gate_proj w[13] \\w+_gate")
+    '(?:gate_proj|w[13]|\\w+_gate)'
+    """
+    return f"(?:{'|'.join(alternatives.split())})"

@@ -1,0 +1,1 @@
+"""Statistics: arrays in, numbers out; neither torch nor tables are known here."""

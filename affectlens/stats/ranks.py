@@ -1,0 +1,62 @@
+"""Agreement of rankings: Kendall's W with its permutation test, the sign test, median intervals."""
+
+from itertools import permutations
+from math import comb, factorial
+
+import numpy as np
+from jaxtyping import Float
+
+DRAWS, SEED = 9_999, 0
+EXACT = 20_000  # up to so many arrangements are enumerated rather than drawn from
+FEWEST = 6  # runs: with five that all agree, a two-sided sign test still gives 1/16
+
+
+def kendall_w(ranks: Float[np.ndarray, "runs groups"]) -> float:
+    """Kendall's coefficient of concordance, corrected for ties; NaN where every run ties all groups."""
+    runs, groups = ranks.shape
+    counts = (np.unique(row, return_counts=True)[1] for row in ranks)
+    ties = sum(int((count**3 - count).sum()) for count in counts)
+    most = runs**2 * (groups**3 - groups) - runs * ties
+    sums = ranks.sum(axis=0)
+    return float(12 * ((sums - sums.mean()) ** 2).sum() / most) if most else np.nan
+
+
+def chance(ranks: Float[np.ndarray, "runs groups"], *, seed: int = SEED) -> tuple[float, float, int | None]:
+    """Test W by permuting within runs: p, the smallest p possible, and the draws (None: enumerated)."""
+    runs, groups = ranks.shape
+    # Sums of squared rank sums order arrangements as W does, and being multiples of 1/4 they compare
+    # without rounding. When enumerating, one run may stay as it is: only how the others lie to it matters.
+    observed = float((ranks.sum(axis=0) ** 2).sum())
+    if factorial(groups) ** (runs - 1) <= EXACT:
+        sums = ranks[:1]
+        for row in ranks[1:]:
+            sums = (sums[:, None] + np.array(list(permutations(row)))).reshape(-1, groups)
+        reached = (sums**2).sum(axis=1)
+        return float((reached >= observed).mean()), float((reached == reached.max()).mean()), None
+    rng = np.random.default_rng(seed)
+    drawn = np.zeros((DRAWS, groups))
+    for row in ranks:
+        drawn += rng.permuted(np.tile(row, (DRAWS, 1)), axis=1)
+    extreme = int(((drawn**2).sum(axis=1) >= observed).sum())
+    return (extreme + 1) / (DRAWS + 1), 1 / (DRAWS + 1), DRAWS
+
+
+def sign_test(larger: int, smaller: int) -> float:
+    """The p of the exact two-sided sign test; NaN below six runs, where none can reach .05."""
+    runs = larger + smaller
+    tail = sum(comb(runs, k) for k in range(min(larger, smaller) + 1)) / 2**runs
+    return min(1.0, 2 * tail) if runs >= FEWEST else np.nan
+
+
+def median_interval(values: Float[np.ndarray, " runs"]) -> tuple[float, float]:
+    """The distribution-free interval of the median that covers in 95 % or more; NaN below six values."""
+    # From the k-th smallest to the k-th largest value covers the median with 1 − 2 P(Bin(n, ½) < k).
+    tails = np.cumsum([comb(len(values), k) for k in range(len(values))]) / 2 ** len(values)
+    k = int((2 * tails <= 0.05).sum())
+    ordered = np.sort(values).tolist()
+    return (ordered[k - 1], ordered[-k]) if k else (np.nan, np.nan)
+
+
+def _spearman(one: np.ndarray, two: np.ndarray) -> float:
+    one, two = one - one.mean(), two - two.mean()
+    return float(one @ two / size) if (size := np.sqrt((one @ one) * (two @ two))) else np.nan

@@ -1,0 +1,114 @@
+"""One page, one file: a policy that lets nothing in or out, plotly.js inlined once, figures as data."""
+
+import base64
+import hashlib
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from affectlens.html import text
+from affectlens.printable import number, plain
+
+# Runs after the library and the data; the only script that touches the page.
+LOADER = """
+const draw = (place) => {
+  const spec = JSON.parse(place.nextElementSibling.textContent);
+  Plotly.newPlot(place, spec.data, spec.layout, {displayModeBar: false, responsive: true, scrollZoom: false});
+};
+for (const place of document.querySelectorAll("div.figure")) {
+  const fold = place.closest("details:not([open])"); // has no width before it is opened
+  if (fold) fold.addEventListener("toggle", () => draw(place), {once: true});
+  else draw(place);
+}
+"""
+
+
+def figure(drawn: go.Figure, *, caption: str = "") -> str:
+    """Draw a figure as a place for it and its data, which no browser takes for a script."""
+    height = drawn.layout.height or 400
+    data = (drawn.to_json() or "{}").replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    below = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
+    return (
+        f'<figure><div class="scroll"><div class="figure" role="img" aria-label="{text(caption)}" '
+        f'style="height:{height:.0f}px"></div><script type="application/json">{data}</script></div>'
+        f"{below}</figure>"
+    )
+
+
+def page(title: str, body: str) -> str:
+    """Put a body of HTML into a page that needs no network and is allowed none.
+
+    Scripts run only if their hash is in the policy. Styles are inline because plotly writes
+    `style` attributes; with no source allowed but `data:`, a style can load nothing either.
+    """
+    scripts = (get_plotlyjs(), LOADER) if 'class="figure"' in body else ()
+    css = files("affectlens.views").joinpath("report.css").read_text("utf-8")
+    tags = "".join(f"<script>{script}</script>" for script in scripts)
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy(scripts)}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light"><meta name="referrer" content="no-referrer">'
+        '<link rel="icon" href="data:,">'
+        f"<title>{text(plain(title))}</title><style>{css}</style></head>"
+        f"<body><main>{body}</main>{tags}</body></html>\n"
+    )
+
+
+def policy(scripts: Sequence[str]) -> str:
+    """Write the Content-Security-Policy that runs these scripts and loads nothing."""
+    hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts) or "'none'"
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def paragraph(words: object, kind: str = "") -> str:
+    """Write a paragraph."""
+    return f"<p{_class(kind)}>{text(words)}</p>"
+
+
+def section(title: str, *parts: str) -> str:
+    """Write a section, or nothing if it has no content."""
+    body = "".join(parts)
+    return f"<section><h2>{text(title)}</h2>{body}</section>" if body else ""
+
+
+def items(sentences: Iterable[str], kind: str = "") -> str:
+    """Write a list."""
+    return f"<ul{_class(kind)}>" + "".join(f"<li>{text(one)}</li>" for one in sentences) + "</ul>"
+
+
+def grid(header: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1, caption: str = "") -> str:
+    """Write a table that scrolls on a narrow screen; all but the first `left` columns hold figures."""
+    head = "".join(
+        f"<th{_class('' if at < left else 'n')}>{text(name)}</th>" for at, name in enumerate(header)
+    )
+    body = "".join(f"<tr>{_row(row, left)}</tr>" for row in rows)
+    title = f"<caption>{text(caption)}</caption>" if caption else ""
+    return (
+        f'<div class="scroll"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def folded(title: str, body: str, *, opened: bool = False) -> str:
+    """Write a part that opens on a click."""
+    return f"<details{' open' if opened else ''}><summary>{text(title)}</summary>{body}</details>"
+
+
+def _row(cells: Sequence[object], left: int) -> str:
+    return "".join(
+        f"<td{_class('' if at < left else 'n')}>{text(plain(number(cell)))}</td>"
+        for at, cell in enumerate(cells)
+    )
+
+
+def _class(name: str) -> str:
+    return f' class="{name}"' if name else ""

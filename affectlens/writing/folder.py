@@ -1,0 +1,98 @@
+"""A new folder that is there when it is complete, and not before; an error, or Ctrl-C, leaves nothing.
+
+It is filled beside its place under another name, and renamed. A process that is killed outright leaves
+that other one, `.affectlens-…`, which may be deleted. As with any copy, the system writes to the disk in its
+own time: after a power cut it has to be made again.
+"""
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from affectlens.checkpoints.documents import read_json
+from affectlens.checkpoints.folders import BESIDE_CODE, RECORD, inside, visible
+from affectlens.errors import AffectlensError, WriteError
+from affectlens.files import opened
+
+_LICENCE = r"(?i:licen[cs]e|notice|copying|(?:acceptable_)?use_policy)[^/]*"
+BESIDE = f"{BESIDE_CODE.pattern}|{_LICENCE}"
+_CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+
+
+@contextmanager
+def filled(out: str | Path, *, apart_from: Iterable[Path] = ()) -> Iterator[Path]:
+    """Give an empty folder that takes the place of `out` if the block succeeds.
+
+    Raises `WriteError` where something stands there, where it lies in one of the folders `apart_from`, and
+    where the disk is full: nothing is touched, or left, then.
+    """
+    final = Path(os.path.realpath(out))
+    _refuse_taken(out, final)
+    for other in apart_from:
+        if final.is_relative_to(os.path.realpath(other)):
+            raise WriteError(
+                f"{out}: lies in {other}, which is read from and stays as it is; name another place"
+            )
+    lacking = [folder for folder in final.parents if not folder.exists()]  # the innermost first
+    room = final.parent / f".affectlens-{secrets.token_hex(8)}"
+    done = False
+    try:
+        try:
+            room.mkdir(parents=True)
+            yield room
+            _refuse_taken(out, final)
+            os.replace(room, final)
+            done = True
+        finally:
+            if not done:
+                shutil.rmtree(room, ignore_errors=True)
+                for folder in lacking:
+                    with suppress(OSError):
+                        folder.rmdir()
+    except OSError as error:
+        if isinstance(error, AffectlensError):
+            raise
+        reason = os.strerror(error.errno) if error.errno else error
+        raise WriteError(f"{out}: can't be written ({reason})") from error
+
+
+def _refuse_taken(out: str | Path, final: Path) -> None:
+    try:
+        if not any(final.iterdir()):
+            return
+        reason = "there are files in it"
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        reason = "this is no folder"
+    except OSError as error:
+        reason = f"can't be written ({error.strerror})"
+    raise WriteError(f"{out}: {reason}; name a folder that is new or empty")
+
+
+def accompany(folder: Path, room: Path) -> None:
+    """Copy what a model needs beside its weights; raises `CheckpointError` for what is no ordinary file."""
+    for name in sorted(set(_names(folder))):
+        source, copy = inside(folder / Path(name).parent, Path(name).name), room / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(opened(source), "rb") as original, open(copy, "xb") as stream:
+            shutil.copyfileobj(original, stream)
+
+
+def _names(folder: Path) -> Iterator[str]:
+    licences = [
+        file.name for file in folder.iterdir() if re.fullmatch(_LICENCE, file.name) and file.is_file()
+    ]
+    for name in (*visible(folder, code=_brings_code(folder)), *licences):
+        if name != RECORD and not name.endswith((".index.json", ".safetensors", ".bin")):
+            yield name
+
+
+def _brings_code(folder: Path) -> bool:
+    """Whether a config names classes in files beside it."""
+    there = [name for name in _CONFIGS if os.path.lexists(folder / name)]
+    return any("auto_map" in read_json(inside(folder, name)).content for name in there)
