@@ -306,7 +306,7 @@ def test_what_cuts_nothing_is_told() -> None:
     text["input_ids"][BY_NAME["llava"].span(batch, "image")] = 7
     attention = language(lens, "o_proj")
     with (
-        pytest.warns(Remark, match="chose nothing"),
+        pytest.warns(Remark, match="matched no position"),
         lens.intervene(al.Knockout(attention, source="image", target="last")),
     ):
         lens.run(text)

@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -18,14 +17,11 @@ from affectlens.lens.hooks.activations import Activations, Statistics, joined, o
 from affectlens.lens.hooks.hooking import Hook
 from affectlens.lens.hooks.places import place_of
 from affectlens.lens.hooks.positions import Moment, Moments
-from affectlens.lens.live import refuse_compiled
+from affectlens.lens.live import Live, refuse_compiled
 from affectlens.lens.restoring import Swaps, atomic, raise_waiting
 from affectlens.lens.running import forward
 from affectlens.sites import Point, Points
 from affectlens.tasks import Example
-
-if TYPE_CHECKING:
-    from affectlens.lens.lens import Lens
 
 KEPT = ("values", "mean", "second")
 Metric = Callable[[Float[Tensor, "batch vocabulary"]], Tensor]
@@ -37,9 +33,7 @@ class Recording:
     Raises `LensError` for a point that can't be seen, and for another thing to keep.
     """
 
-    def __init__(
-        self, lens: "Lens", points: Points, *, keep: str = "values", gradients: bool = False
-    ) -> None:
+    def __init__(self, lens: Live, points: Points, *, keep: str = "values", gradients: bool = False) -> None:
         if keep not in KEPT:
             raise LensError(f"can't keep {keep!r} of activations. What can be kept: {near(keep, KEPT)}")
         if not points:
@@ -149,33 +143,35 @@ def _seen(point: Point, values: Tensor, moment: Moment | None) -> tuple[Activati
     return of_span(values, chosen), chosen
 
 
-def recorded(
-    lens: "Lens",
-    recording: Recording,
-    *,
+def record(
+    lens: Live,
+    points: Points,
     examples: Sequence[Example | Mapping[str, Tensor]],
-    prompt: str,
-    metric: Metric | None,
-    batch_size: int,
+    *,
+    prompt: str = "{text}",
+    keep: str = "values",
+    metric: Metric | None = None,
+    batch_size: int = 32,
 ) -> Recording:
-    """Run examples in batches, and prepared batches as they are, and record what passes."""
+    """Run examples in batches, and prepared batches as they are, and record what passes some points."""
+    recording = Recording(lens, points, keep=keep, gradients=metric is not None)
     for one in examples:
         if not isinstance(one, Example | Mapping):
             raise LensError(f"a {type(one).__name__} is neither an example nor a prepared batch")
-    # Where logits are recorded, all of them are asked for.
-    last = 0 if any(point.site.role == "lm_head" for point in recording.points) else 1
+    # A recording of logits needs those of every position.
+    last = 0 if any(point.site.role == "lm_head" for point in points) else 1
     for batch in _batches(lens, examples, prompt=prompt, size=batch_size):
-        # What was made in inference mode, e.g. by the caller, has no gradient.
+        # Tensors made in inference mode, e.g. by the caller, can't have gradients.
         batch = {name: tensor.clone() if tensor.is_inference() else tensor for name, tensor in batch.items()}
         with recording, torch.inference_mode(False), torch.set_grad_enabled(metric is not None):
-            logits = forward(lens, batch, last=last)
+            logits = forward(lens.model, batch, last=last)
             if metric is not None:
                 recording.differentiate(metric(logits[:, -1]))
     return recording
 
 
 def _batches(
-    lens: "Lens", examples: Sequence[Example | Mapping[str, Tensor]], *, prompt: str, size: int
+    lens: Live, examples: Sequence[Example | Mapping[str, Tensor]], *, prompt: str, size: int
 ) -> Iterator[Mapping[str, Tensor]]:
     for shown, group in groupby(examples, key=lambda one: isinstance(one, Example)):
         some = list(group)

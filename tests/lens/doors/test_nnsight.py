@@ -331,7 +331,7 @@ def test_a_point_that_nothing_passed_is_told() -> None:
     model, batch = base(family.name), {**BY_NAME["llama"].batch()}
     sight = sighted(model, Scale(_at(model, "output", "video"), factor=2.0))
 
-    with pytest.warns(Remark, match="chose nothing in 1 forward passes"):
+    with pytest.warns(Remark, match="matched no position in 1 forward passes"):
         traced(model, batch, sight)
     with sight.trace(**batch) as tracer:
         sight.model.language_model.layers[0].output.save()
