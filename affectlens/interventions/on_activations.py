@@ -76,7 +76,9 @@ def _kept(over: Over) -> Over:
 
 
 def _recorded(lens: Live, points: Points, over: Over, *, prompt: str, keep: str) -> Recording:
-    return over if isinstance(over, Recording) else record(lens, points, list(over), prompt=prompt, keep=keep)
+    if isinstance(over, Recording):
+        return over
+    return record(Recording(lens, points, keep=keep), lens, examples=list(over), prompt=prompt)
 
 
 def _always(mean: Float[Tensor, " feature"]) -> Callable[[Tensor, Moment | None], Tensor]:

@@ -75,12 +75,6 @@ class Lens:
         """Where the input goes: the device of the input embedding."""
         return device_of(self.model)
 
-    def over(self, model: nn.Module, processor: Any) -> "Lens":
-        """Return a lens over another model, e.g. a copy of this one; both share the remarks made so far."""
-        found = Lens(model, processor)
-        found.told = self.told
-        return found
-
     def module(self, site: Site) -> nn.Module:
         """The module whose weight a site is, or is a part of; raises `NoSuchSite`."""
         return self.model.get_submodule(module_name(self.checkpoint.at(site)))
@@ -126,7 +120,8 @@ class Lens:
         if where is not None and not isinstance(places, Sites):
             raise LensError("where= is for sites; points have their span: sites.at(point, span=…)")
         points = places.at("output", span=where) if isinstance(places, Sites) else places
-        return record(self, points, examples, prompt=prompt, keep=keep, metric=metric, batch_size=batch_size)
+        recording = Recording(self, points, keep=keep, gradients=metric is not None)
+        return record(recording, self, examples=examples, prompt=prompt, metric=metric, batch_size=batch_size)
 
     def paired(self, tuned: Source) -> Paired:
         """Keep a second model beside this one: only what differs, or the factors of an adapter.

@@ -4,6 +4,7 @@ The parts of the lens and every intervention name this protocol, so that none of
 Below it: which part of a model answers, where its input goes, and which models can't be changed.
 """
 
+import copy
 import sys
 import warnings
 from collections.abc import Mapping
@@ -45,9 +46,19 @@ class Live(Protocol):
         """Turn examples into one batch of model input."""
         ...
 
-    def over(self, model: nn.Module, processor: Any) -> "Live":
-        """Return the same kind of object over another model; it shares the remarks made so far."""
-        ...
+
+def over(live: Live, model: nn.Module, processor: Any) -> Live:
+    """Return `live` over another model, e.g. a copy of its own; the two share the remarks made so far."""
+    found = copy.copy(live)
+    found.model, found.processor, found.source = model, processor, None
+    forget(found)
+    return found
+
+
+def forget(live: Live) -> None:
+    """Drop what was looked up of the model, so that it is looked up again."""
+    for cached in ("parameters", "checkpoint"):
+        vars(live).pop(cached, None)
 
 
 def remark(live: Live, words: str) -> None:
@@ -62,7 +73,7 @@ def warn(words: str) -> None:
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _OURS:
         frame, level = frame.f_back, level + 1
-    warnings.warn(words, Remark, stacklevel=level - 1)
+    warnings.warn(words, Remark, stacklevel=level)
 
 
 def refuse_compiled(model: nn.Module) -> None:

@@ -19,7 +19,7 @@ from affectlens.checkpoints.memory import saved_tensors
 from affectlens.checkpoints.slicing import put
 from affectlens.errors import LensError
 from affectlens.lens.hooks.places import module_name, parameter_name, place_of
-from affectlens.lens.live import Live, refuse_unlike
+from affectlens.lens.live import Live, forget, refuse_unlike
 from affectlens.sites import Point, Site
 
 Swap = tuple[Any, str, Any]  # owner, attribute, new value
@@ -57,8 +57,7 @@ def _refresh(lens: Live) -> None:
     """Look the tensors up anew where the model has others since: `model.to(…)` makes new buffers."""
     known = {id(tensor) for tensor in lens.parameters.values()}
     if not known.issuperset(id(tensor) for tensor in saved_tensors(lens.model).values()):
-        for cached in ("parameters", "checkpoint"):
-            vars(lens).pop(cached, None)
+        forget(lens)
 
 
 def _adapted(lens: Live, edits: Mapping[Site, Tensor]) -> dict[str, nn.Module]:

@@ -439,7 +439,7 @@ for one in found:
 
 
 def test_a_remark_is_made_where_the_block_stands(tmp_path: Any) -> None:
-    """At the line of the `with`, once for all points that chose nothing; in a process without our checks."""
+    """At the line of the `with`, once for all points that matched no position; in a process without our checks."""
     (tmp_path / "block.py").write_text(WHERE)
     command = [sys.executable, str(tmp_path / "block.py")]
     run = subprocess.run(
@@ -449,5 +449,5 @@ def test_a_remark_is_made_where_the_block_stands(tmp_path: Any) -> None:
 
     assert 2 == len(lines)
     assert lines[0].startswith("11 ")
-    assert "and 1 more points chose nothing in 1 forward passes" in lines[0]
+    assert "and 1 more points matched no position in 1 forward passes" in lines[0]
     assert lines[1].startswith("13 Zeroing down_proj deletes the MLP")

@@ -17,7 +17,7 @@ from affectlens.errors import LensError
 from affectlens.lens.doors.booting import adapter_of, boot
 from affectlens.lens.doors.hook_points import attach
 from affectlens.lens.intervening import ActivationIntervention, Intervening, Intervention
-from affectlens.lens.live import Live, inner, refuse_compiled, refuse_whole
+from affectlens.lens.live import Live, inner, over, refuse_compiled, refuse_whole
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -115,4 +115,4 @@ def _copied(lens: Live, dtype: torch.dtype | None) -> Live:
             )
         # Buffers stay in float32, as they do when a model is loaded in another dtype.
         parameter.data = parameter.data.to(dtype)
-    return lens.over(model, copy.deepcopy(lens.processor))
+    return over(lens, model, copy.deepcopy(lens.processor))

@@ -144,22 +144,20 @@ def _seen(point: Point, values: Tensor, moment: Moment | None) -> tuple[Activati
 
 
 def record(
+    recording: Recording,
     lens: Live,
-    points: Points,
-    examples: Sequence[Example | Mapping[str, Tensor]],
     *,
+    examples: Sequence[Example | Mapping[str, Tensor]],
     prompt: str = "{text}",
-    keep: str = "values",
     metric: Metric | None = None,
     batch_size: int = 32,
 ) -> Recording:
-    """Run examples in batches, and prepared batches as they are, and record what passes some points."""
-    recording = Recording(lens, points, keep=keep, gradients=metric is not None)
+    """Fill a recording: run examples in batches, and prepared batches as they are."""
     for one in examples:
         if not isinstance(one, Example | Mapping):
             raise LensError(f"a {type(one).__name__} is neither an example nor a prepared batch")
     # A recording of logits needs those of every position.
-    last = 0 if any(point.site.role == "lm_head" for point in points) else 1
+    last = 0 if any(point.site.role == "lm_head" for point in recording.points) else 1
     for batch in _batches(lens, examples, prompt=prompt, size=batch_size):
         # Tensors made in inference mode, e.g. by the caller, can't have gradients.
         batch = {name: tensor.clone() if tensor.is_inference() else tensor for name, tensor in batch.items()}
