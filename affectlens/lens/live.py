@@ -47,7 +47,7 @@ class Live(Protocol):
         ...
 
 
-def over(live: Live, model: nn.Module, processor: Any) -> Live:
+def over(live: Live, model: nn.Module, *, processor: Any) -> Live:
     """Return `live` over another model, e.g. a copy of its own; the two share the remarks made so far."""
     found = copy.copy(live)
     found.model, found.processor, found.source = model, processor, None

@@ -115,4 +115,4 @@ def _copied(lens: Live, dtype: torch.dtype | None) -> Live:
             )
         # Buffers stay in float32, as they do when a model is loaded in another dtype.
         parameter.data = parameter.data.to(dtype)
-    return over(lens, model, copy.deepcopy(lens.processor))
+    return over(lens, model, processor=copy.deepcopy(lens.processor))
