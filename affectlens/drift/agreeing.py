@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations, permutations
-from math import comb, factorial
+from math import factorial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -185,18 +185,20 @@ def chance(ranks: Float[np.ndarray, "runs groups"], *, seed: int = SEED) -> tupl
 
 def sign_test(larger: int, smaller: int) -> float:
     """The p of the exact two-sided sign test; NaN below six runs, where none can reach .05."""
+    from scipy.stats import binomtest
+
     runs = larger + smaller
-    tail = sum(comb(runs, k) for k in range(min(larger, smaller) + 1)) / 2**runs
-    return min(1.0, 2 * tail) if runs >= FEWEST else np.nan
+    return float(binomtest(larger, runs).pvalue) if runs >= FEWEST else np.nan
 
 
 def median_interval(values: Float[np.ndarray, " runs"]) -> tuple[float, float]:
     """The distribution-free interval of the median that covers in 95 % or more; NaN below six values."""
-    # From the k-th smallest to the k-th largest value covers the median with 1 − 2 P(Bin(n, ½) < k).
-    tails = np.cumsum([comb(len(values), k) for k in range(len(values))]) / 2 ** len(values)
-    k = int((2 * tails <= 0.05).sum())
-    ordered = np.sort(values).tolist()
-    return (ordered[k - 1], ordered[-k]) if k else (np.nan, np.nan)
+    from scipy.stats import quantile_test
+
+    if len(values) < FEWEST:
+        return np.nan, np.nan
+    low, high = quantile_test(values, p=0.5).confidence_interval(0.95)
+    return float(low), float(high)
 
 
 def _refuse_repeats(drifts: Sequence[Drift]) -> None:
@@ -262,8 +264,10 @@ def _tested(values: pd.DataFrame, noise: pd.DataFrame) -> dict[str, Any]:
 
 
 def _spearman(one: np.ndarray, two: np.ndarray) -> float:
-    one, two = one - one.mean(), two - two.mean()
-    return float(one @ two / size) if (size := np.sqrt((one @ one) * (two @ two))) else np.nan
+    from scipy.stats import spearmanr
+
+    known = np.isfinite(one).all() and np.isfinite(two).all() and np.ptp(one) and np.ptp(two)
+    return float(spearmanr(one, two).statistic) if known else np.nan  # it warns of a constant side
 
 
 def _contrasted(drifts: Sequence[Drift], roles: tuple[str, str] | None) -> list[dict[str, Any]]:
