@@ -2,6 +2,7 @@
 
 import math
 import os
+import platform
 import subprocess
 import sys
 
@@ -14,11 +15,11 @@ from torch import Tensor, nn
 import affectlens as al
 from affectlens.checkpoints import Checkpoint
 from affectlens.checkpoints.memory import MemoryStore
-from affectlens.drift import blocked, kernel, planning, streaming, summing
+from affectlens.drift import blocked, planning, streaming, summing
 from affectlens.drift.sums import BESIDE, FIELDS
 from tests.numbers import LANES
 
-ENGINES = {"compiled": kernel, "torch": blocked}
+ENGINES = {"compiled": streaming.engine(), "torch": blocked}  # torch's alone on an old processor
 WORDS = {torch.bfloat16: np.uint32, torch.float16: np.int32, torch.float32: np.uint64}
 COUNTED = ["max_abs", "changed", "sign_flips"]
 SUMMED = ["frobenius", "base_norm", "relative", "rms", "mean_abs", "rounding"]
@@ -218,6 +219,21 @@ def test_no_folder_to_keep_compiled_code_in() -> None:
     )
 
     assert "4" == run.stdout.strip()
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="others convert float16 themselves")
+def test_a_processor_that_cannot_convert_float16_uses_torch() -> None:
+    """Compiled for the oldest x86-64 there is, a float16 pair is still compared; LLVM would abort."""
+    code = "import torch, affectlens as al; from torch import nn\n"
+    code += "one, two = (nn.Linear(9, 9).half() for _ in range(2))\n"
+    code += "print(al.diff(one, two, progress=False).frame['changed'].sum() > 80)"
+    environment = {**os.environ, "NUMBA_CPU_NAME": "generic"}
+
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
+    )
+
+    assert ("True", "") == (run.stdout.strip(), run.stderr)
 
 
 def test_a_thread_s_error_ends_the_run() -> None:
