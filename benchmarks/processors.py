@@ -13,7 +13,15 @@ import tempfile
 
 from llvmlite import binding
 
-TESTS = ("tests/drift", "tests/lens", "tests/interventions", "tests/effects", "tests/tasks")
+TESTS = (
+    "tests/drift",
+    "tests/lens",
+    "tests/interventions",
+    "tests/writing",
+    "tests/probes",
+    "tests/effects",
+    "tests/stats",
+)
 COMPILED = ("tests/drift",)  # all that numba compiles is the engine of a diff
 # Without features of its own a named processor is compiled for with those of this machine.
 HASWELL = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c,+bmi2"}

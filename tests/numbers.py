@@ -8,7 +8,7 @@ where the code copies values or runs the same kernel on the same shapes; anywher
 import math
 
 import torch
-from affectlens.drift.kernel import _CHUNK
+from affectlens.drift.numba_engine import _CHUNK
 from torch import Tensor
 
 SUMMED = 10**6  # float32 terms that a value of a tiny model depends on, one after another: layers × widths

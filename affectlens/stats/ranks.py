@@ -12,7 +12,7 @@ FEWEST = 6  # runs: with five that all agree, a two-sided sign test still gives 
 
 
 def kendall_w(ranks: Float[np.ndarray, "runs groups"]) -> float:
-    """Return Kendall's coefficient of concordance, corrected for ties; NaN where every run ties all groups."""
+    """Return Kendall's W, corrected for ties; NaN where every run ties all groups."""
     runs, groups = ranks.shape
     counts = (np.unique(row, return_counts=True)[1] for row in ranks)
     ties = sum(int((count**3 - count).sum()) for count in counts)
@@ -25,7 +25,7 @@ def chance(ranks: Float[np.ndarray, "runs groups"], *, seed: int = SEED) -> tupl
     """Test W by permuting within runs: p, the smallest p possible, and the draws (None: enumerated)."""
     runs, groups = ranks.shape
     # Sums of squared rank sums order arrangements as W does, and being multiples of 1/4 they compare
-    # without rounding. When enumerating, one run may stay as it is: only the arrangement of the others relative to it matters.
+    # without rounding. When enumerating, one run may stay fixed: only the others relative to it matter.
     observed = float((ranks.sum(axis=0) ** 2).sum())
     if factorial(groups) ** (runs - 1) <= EXACT:
         sums = ranks[:1]

@@ -210,8 +210,8 @@ def test_without_a_compiler_the_result_is_the_same(monkeypatch: pytest.MonkeyPat
 
 def test_no_folder_to_keep_compiled_code_in() -> None:
     """Where nothing can be written, the engine is compiled anew and works."""
-    code = "from affectlens.drift import kernel; import numpy as np; s = np.zeros(8)\n"
-    code += "kernel.measure((np.ones(4, np.uint32), np.zeros(4, np.uint32)), s); print(int(s[6]))"
+    code = "from affectlens.drift import numba_engine; import numpy as np; s = np.zeros(8)\n"
+    code += "numba_engine.measure((np.ones(4, np.uint32), np.zeros(4, np.uint32)), s); print(int(s[6]))"
     environment = {**os.environ, "NUMBA_CACHE_DIR": "/proc/none"}
 
     run = subprocess.run(

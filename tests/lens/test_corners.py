@@ -440,7 +440,7 @@ for one in found:
 
 
 def test_a_remark_is_made_where_the_block_stands(tmp_path: Any) -> None:
-    """At the line of the `with`, once for all points that matched no position; in a process without our checks."""
+    """At the line of the `with`, once for all idle points; in a process without our checks."""
     (tmp_path / "block.py").write_text(WHERE)
     command = [sys.executable, str(tmp_path / "block.py")]
     run = subprocess.run(
