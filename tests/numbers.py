@@ -8,8 +8,9 @@ where the code copies values or runs the same kernel on the same shapes; anywher
 import math
 
 import torch
-from affectlens.drift.numba_engine import _CHUNK
 from torch import Tensor
+
+from affectlens.drift.numba_engine import _CHUNK
 
 SUMMED = 10**6  # float32 terms that a value of a tiny model depends on, one after another: layers × widths
 ROUNDED = 100  # times that such a value is rounded to its own dtype on its way

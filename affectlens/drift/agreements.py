@@ -42,7 +42,7 @@ class Agreement(Table):
     farthest), `noise_rank` (mean rank if Δ were iid noise of one rms; null where noise has no
     ranking), `median` of the measure over runs, and of each run its `value_0 value_1 …` and
     `rank_0 rank_1 …`. The origin has `kendall_w p smallest_p draws`, Spearman's ρ between two runs
-    (`spearman_mean spearman_min`), and of the noise `noise_w` and its ρ with the runs, `noisespearman`.
+    (`spearman_mean spearman_min`), and of the noise `noise_w` and its ρ with the runs, `noise_spearman`.
     """
 
     schema: ClassVar[str] = "affectlens.agreement/1"
@@ -79,7 +79,7 @@ class Agreement(Table):
     def summary(self) -> str:
         """One line: W and p, over how many runs and groups, and what noise alone would do."""
         said = self.origin
-        noise = said.get("noisespearman")
+        noise = said.get("noise_spearman")
         return (
             f"Agreement: W = {self.w:.3f}, p = {self.p:.2g} over {self.runs} runs and {said['groups']} "
             f"groups ({said['measure']} by {said['by']})"
@@ -212,7 +212,7 @@ def _tested(values: pd.DataFrame, noise: pd.DataFrame) -> dict[str, Any]:
         "spearman_mean": float(np.mean(between)),
         "spearman_min": float(np.min(between)),
         "noise_w": kendall_w(others) if np.isfinite(others).all() else np.nan,
-        "noisespearman": float(np.mean([spearman(*pair) for pair in zip(ranks, others, strict=True)])),
+        "noise_spearman": float(np.mean([spearman(*pair) for pair in zip(ranks, others, strict=True)])),
     }
     return {name: None if value != value else value for name, value in found.items()}
 
@@ -239,10 +239,10 @@ def _told(tested: dict[str, Any], measure: str, runs: int) -> Iterator[str]:
         yield f"No p below {tested['smallest_p']:.2g} can come out of so few runs and groups."
     if runs < FEWEST:
         yield f"No sign test of {runs} runs can reach .05 (six can): the contrast of roles is descriptive."
-    if tested["noisespearman"] is not None:
+    if tested["noise_spearman"] is not None:
         yield (
             f"By {measure}, iid noise of one rms ranks the groups too: its W is {tested['noise_w']:.2f}, its "
-            f"ρ with the runs {tested['noisespearman']:.2f}. Agreement alone is no evidence for affect."
+            f"ρ with the runs {tested['noise_spearman']:.2f}. Agreement alone is no evidence for affect."
         )
 
 
