@@ -21,7 +21,7 @@ from torch.nn.modules import module
 from affectlens.checkpoints import Checkpoint
 from affectlens.checkpoints.documents import parse
 from affectlens.errors import LensError, quoted
-from affectlens.lens.isolation import kind
+from affectlens.lens.isolation import torch_dtype
 
 _TASKS = ("ImageTextToText", "Vision2Seq", "MultimodalLM", "CausalLM")
 _ONE_BY_ONE = re.compile(r"layer|depth|block|stage|label|expert|head|position|codebook|group", re.IGNORECASE)
@@ -36,16 +36,6 @@ _TIMES, _MORE = 4, 10_000_000  # a model may have tied and unsaved parameters be
 _BUFFERS = 2_000_000_000  # elements that a model works out for itself: masks, tables of positions
 
 
-class _Later:
-    """A tensor that is read when transformers asks for it, as it does of safetensors files."""
-
-    def __init__(self, checkpoint: Checkpoint, tensor: str) -> None:
-        self._store, self._tensor = checkpoint.store, tensor
-
-    def __getitem__(self, _: object) -> torch.Tensor:
-        return self._store.read(self._tensor)
-
-
 def build(
     room: Path, checkpoint: Checkpoint, *, places: Mapping[str, Any], dtype: torch.dtype | None, code: bool
 ) -> nn.Module:
@@ -58,14 +48,14 @@ def build(
 
     config = AutoConfig.from_pretrained(room, trust_remote_code=code, local_files_only=True)
     chosen, config = _chosen(config, room, code=code)
-    options: dict[str, Any] = {"dtype": dtype or kind(str(config.dtype)) or _commonest(checkpoint)}
+    options: dict[str, Any] = {"dtype": dtype or torch_dtype(str(config.dtype)) or _commonest(checkpoint)}
     if tokens := _special_tokens(room / "generation_config.json"):
         options["generation_config"] = GenerationConfig(**tokens)
     weights = {tensor: _Later(checkpoint, tensor) for tensor in checkpoint.store.headers}
     weights |= {alias: weights[tensor] for alias, tensor in checkpoint.store.aliases.items()}
     # The base class's own: a class may have one that looks for further files.
     load = PreTrainedModel.from_pretrained.__func__
-    with bounded(checkpoint):
+    with _bounded(checkpoint):
         model, info = load(
             chosen,
             None,
@@ -80,6 +70,25 @@ def build(
     _refuse_random(checkpoint, info)
     found: nn.Module = model
     return found
+
+
+def refuse_unreasonable(checkpoint: Checkpoint) -> None:
+    """Raise `LensError` for a config with more layers, or other things made one by one, than tensors.
+
+    Nor can there be fewer than none of what is counted.
+    """
+    name, tensors = checkpoint.store.name, len(checkpoint.store.headers)
+    for path, value in _numbers(checkpoint.config, ""):
+        key = path.rpartition(".")[2]
+        if _COUNT.fullmatch(key) and value < 0:
+            raise LensError(
+                f"{name}: config.json says {quoted(path)} = {value:,}, and less than none is no model"
+            )
+        most = _MANY if "position" in key.lower() else max(_FEW, tensors)
+        if _ONE_BY_ONE.search(key) and value > most:
+            raise LensError(
+                f"{name}: config.json says {quoted(path)} = {value:,}, and the files hold {tensors:,} tensors"
+            )
 
 
 def _chosen(config: Any, room: Path, *, code: bool) -> tuple[Any, Any]:
@@ -131,48 +140,24 @@ def _special_tokens(file: Path) -> dict[str, Any]:
 def _commonest(checkpoint: Checkpoint) -> torch.dtype:
     sizes: Counter[torch.dtype] = Counter()
     for where in checkpoint.storage.values():
-        stored = kind(checkpoint.store.headers[where.tensor].dtype)
+        stored = torch_dtype(checkpoint.store.headers[where.tensor].dtype)
         if stored is not None:
             sizes[stored] += where.size
     return max(sizes, key=sizes.__getitem__, default=torch.float32)
 
 
-def _refuse_random(checkpoint: Checkpoint, info: Mapping[str, Any]) -> None:
-    name = checkpoint.store.name
-    for key, stored, wanted in sorted(info["mismatched_keys"], key=str):
-        raise LensError(
-            f"{name}: {quoted(key)} is {tuple(stored)} in the files, and config.json makes it {tuple(wanted)}"
-        )
-    random = sorted(map(str, info["missing_keys"]))
-    if random:
-        more = f" and {len(random) - 3} more" if len(random) > 3 else ""
-        named = ", ".join(key if key.isprintable() else quoted(key) for key in random[:3])
-        why = next((f"Not read was {quoted(key)}: {why}" for key, (why, _) in checkpoint.skipped.items()), "")
-        why = why or "Is this a whole checkpoint of that model?"
-        raise LensError(f"{name}: the files lack {named}{more}, which would be random weights. {why}")
+class _Later:
+    """A tensor that is read when transformers asks for it, as it does of safetensors files."""
 
+    def __init__(self, checkpoint: Checkpoint, tensor: str) -> None:
+        self._store, self._tensor = checkpoint.store, tensor
 
-def refuse_unreasonable(checkpoint: Checkpoint) -> None:
-    """Raise `LensError` for a config with more layers, or other things made one by one, than tensors.
-
-    Nor can there be fewer than none of what is counted.
-    """
-    name, tensors = checkpoint.store.name, len(checkpoint.store.headers)
-    for path, value in _numbers(checkpoint.config, ""):
-        key = path.rpartition(".")[2]
-        if _COUNT.fullmatch(key) and value < 0:
-            raise LensError(
-                f"{name}: config.json says {quoted(path)} = {value:,}, and less than none is no model"
-            )
-        most = _MANY if "position" in key.lower() else max(_FEW, tensors)
-        if _ONE_BY_ONE.search(key) and value > most:
-            raise LensError(
-                f"{name}: config.json says {quoted(path)} = {value:,}, and the files hold {tensors:,} tensors"
-            )
+    def __getitem__(self, _: object) -> torch.Tensor:
+        return self._store.read(self._tensor)
 
 
 @contextmanager
-def bounded(checkpoint: Checkpoint) -> Iterator[None]:
+def _bounded(checkpoint: Checkpoint) -> Iterator[None]:
     """Raise `LensError` as soon as a model that is built in the block is much larger than its files."""
     most = {
         "parameters": _TIMES * checkpoint.parameters + _MORE,
@@ -214,3 +199,18 @@ def _numbers(config: Any, path: str) -> Iterator[tuple[str, int]]:
             yield from _numbers(value, path)
     elif type(config) is int:
         yield path, config
+
+
+def _refuse_random(checkpoint: Checkpoint, info: Mapping[str, Any]) -> None:
+    name = checkpoint.store.name
+    for key, stored, wanted in sorted(info["mismatched_keys"], key=str):
+        raise LensError(
+            f"{name}: {quoted(key)} is {tuple(stored)} in the files, and config.json makes it {tuple(wanted)}"
+        )
+    random = sorted(map(str, info["missing_keys"]))
+    if random:
+        more = f" and {len(random) - 3} more" if len(random) > 3 else ""
+        named = ", ".join(key if key.isprintable() else quoted(key) for key in random[:3])
+        why = next((f"Not read was {quoted(key)}: {why}" for key, (why, _) in checkpoint.skipped.items()), "")
+        why = why or "Is this a whole checkpoint of that model?"
+        raise LensError(f"{name}: the files lack {named}{more}, which would be random weights. {why}")

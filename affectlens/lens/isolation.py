@@ -55,27 +55,8 @@ def isolated(folder: Path, *, code: bool) -> Iterator[Path]:
             path = inside(folder / Path(name).parent, Path(name).name)
             copy = room / name
             copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(_cleaned(_content(path), path, code=code))
+            copy.write_bytes(_cleaned_bytes(_content_of(path), path, code=code))
         yield room
-
-
-def _content(path: Path) -> bytes:
-    with os.fdopen(opened(path), "rb") as stream:
-        found = stream.read(_LARGEST + 1)
-    if len(found) > _LARGEST:
-        raise CheckpointError(path, f"larger than {_LARGEST:,} bytes")
-    return found
-
-
-def _cleaned(content: bytes, path: Path, *, code: bool) -> bytes:
-    if not _CONFIG.fullmatch(path.name):
-        return content
-    found = parse(content, path).content
-    try:
-        clean = cleaned({k: v for k, v in found.items() if not _FILE.fullmatch(k)}, code=code)
-        return json.dumps(clean).encode()
-    except RecursionError:
-        raise CheckpointError(path, "is nested too deep") from None
 
 
 def cleaned(config: Any, *, code: bool = False) -> Any:
@@ -90,18 +71,18 @@ def cleaned(config: Any, *, code: bool = False) -> Any:
         for key, value in config.items()
         if key not in dropped
         and (key not in _ATTENTION or value in ("eager", "sdpa"))
-        and (key not in ("dtype", "torch_dtype") or isinstance(kind(value), torch.dtype))
+        and (key not in ("dtype", "torch_dtype") or isinstance(torch_dtype(value), torch.dtype))
     }
 
 
-def kind(name: object) -> torch.dtype | None:
+def torch_dtype(name: object) -> torch.dtype | None:
     """The torch dtype of that name, if there is one that a model can compute in."""
     found = getattr(torch, name.removeprefix("torch."), None) if isinstance(name, str) else None
     wide = isinstance(found, torch.dtype) and found.is_floating_point and found.itemsize > 1
     return found if wide else None
 
 
-def refuse_untold(name: str, config: Mapping[str, Any]) -> None:
+def refuse_own_code(name: str, config: Mapping[str, Any]) -> None:
     """Raise `LensError` for a model that can't be built without code of its own."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -138,6 +119,25 @@ def remote_code(room: Path, *, name: str, commit: str, asked: str) -> dict[str, 
     if asked and not commit and asked != revision:
         raise LensError(f"{name}: the code is not that of {quoted(asked)}, but {revision}")
     return {"revision": revision, "files": [file.relative_to(room).as_posix() for file in files]}
+
+
+def _content_of(path: Path) -> bytes:
+    with os.fdopen(opened(path), "rb") as stream:
+        found = stream.read(_LARGEST + 1)
+    if len(found) > _LARGEST:
+        raise CheckpointError(path, f"larger than {_LARGEST:,} bytes")
+    return found
+
+
+def _cleaned_bytes(content: bytes, path: Path, *, code: bool) -> bytes:
+    if not _CONFIG.fullmatch(path.name):
+        return content
+    found = parse(content, path).content
+    try:
+        clean = cleaned({k: v for k, v in found.items() if not _FILE.fullmatch(k)}, code=code)
+        return json.dumps(clean).encode()
+    except RecursionError:
+        raise CheckpointError(path, "is nested too deep") from None
 
 
 def _named(file: Path) -> Iterator[str]:

@@ -31,7 +31,7 @@ from affectlens.checkpoints.quantized import unpacked
 from affectlens.errors import AffectlensError, CheckpointError, LensError, MissingExtra, near, quoted
 from affectlens.lens.building import build, refuse_unreasonable
 from affectlens.lens.inputs.processors import load_processor
-from affectlens.lens.isolation import isolated, kind, refuse_untold, remote_code
+from affectlens.lens.isolation import isolated, refuse_own_code, remote_code, torch_dtype
 from affectlens.lens.lens import Lens
 from affectlens.lens.running import broken, line
 
@@ -65,7 +65,7 @@ def load(
     hold what transformers can't make a model of.
     """
     wanted = _dtype(dtype)
-    refuse_unplaceable(device, device_map)
+    _refuse_unplaceable(device, device_map)
     folder, checkpoint, commit = _found(source, revision, code=trust_remote_code)
     name = checkpoint.store.name
     if checkpoint.change is not None:
@@ -78,10 +78,10 @@ def load(
         if trust_remote_code:
             ran = remote_code(room, name=name, commit=commit, asked=revision or "")
         else:
-            refuse_untold(name, checkpoint.config)
+            refuse_own_code(name, checkpoint.config)
         own = ran is not None
         make = partial(build, room, checkpoint, dtype=wanted, code=own)
-        model = _built(lambda: placed(make, device=device, device_map=device_map), checkpoint, room)
+        model = _built(lambda: _placed(make, device=device, device_map=device_map), checkpoint, room)
         processor, unread = load_processor(room, name=name, code=own)
     # What others go by who are given the model; the folder of copies is gone.
     for one in (getattr(model, "config", None), getattr(processor, "tokenizer", processor)):
@@ -91,10 +91,30 @@ def load(
 
 
 def _dtype(asked: str | torch.dtype) -> torch.dtype | None:
-    found = kind(asked) if isinstance(asked, str) else asked
+    found = torch_dtype(asked) if isinstance(asked, str) else asked
     if asked == "auto" or isinstance(found, torch.dtype):
         return found
     raise LensError(f"torch has no dtype {asked!r} that a model could be run in")
+
+
+def _refuse_unplaceable(
+    device: str | torch.device | None, device_map: str | Mapping[str, Any] | None
+) -> None:
+    """Raise `LensError` where it is not clear where a model goes, `MissingExtra` without accelerate."""
+    if device_map is None:
+        return
+    if device is not None:
+        raise LensError("device and device_map both say where the model goes; give one of them")
+    if isinstance(device_map, str) and device_map not in _WAYS:
+        raise LensError(
+            f"no device_map is called {device_map!r}. Known: {near(device_map, _WAYS)}; or map modules to "
+            "devices, or give device="
+        )
+    if importlib.util.find_spec("accelerate") is None:
+        raise MissingExtra(
+            "a device_map is carried out by accelerate, which isn't installed. "
+            'Try: pip install "affectlens[tune]"'
+        )
 
 
 def _found(
@@ -161,25 +181,7 @@ def _built(make: Callable[[], nn.Module], checkpoint: Checkpoint, room: Path) ->
     raise failure
 
 
-def refuse_unplaceable(device: str | torch.device | None, device_map: str | Mapping[str, Any] | None) -> None:
-    """Raise `LensError` where it is not clear where a model goes, `MissingExtra` without accelerate."""
-    if device_map is None:
-        return
-    if device is not None:
-        raise LensError("device and device_map both say where the model goes; give one of them")
-    if isinstance(device_map, str) and device_map not in _WAYS:
-        raise LensError(
-            f"no device_map is called {device_map!r}. Known: {near(device_map, _WAYS)}; or map modules to "
-            "devices, or give device="
-        )
-    if importlib.util.find_spec("accelerate") is None:
-        raise MissingExtra(
-            "a device_map is carried out by accelerate, which isn't installed. "
-            'Try: pip install "affectlens[tune]"'
-        )
-
-
-def placed(
+def _placed(
     build: Callable[..., nn.Module],
     *,
     device: str | torch.device | None,

@@ -74,22 +74,6 @@ class Statistics:
             self.products = more if self.products is None else self.products + more
 
 
-def spread(chosen: Bool[Tensor, "batch position"], values: Tensor) -> Tensor:
-    """A mask of positions as one that fits values, which may have several dimensions a position."""
-    return chosen.to(values.device).reshape(*chosen.shape, *(1,) * (values.ndim - chosen.ndim))
-
-
-def of_span(
-    values: Float[Tensor, "batch position feature"], chosen: Bool[Tensor, "batch position"]
-) -> Activations:
-    """The chosen positions alone, in order, padded on the left to the longest row."""
-    most = int(chosen.sum(1).max())
-    # Stable: what is not chosen comes first, so that the padding is on the left as in the batch.
-    order = torch.sort(chosen.byte(), dim=1, stable=True).indices[:, chosen.shape[1] - most :]
-    row = torch.arange(len(chosen), device=chosen.device)[:, None]
-    return Activations(values[row, order], chosen[row, order])
-
-
 def joined(batches: Sequence[Sequence[Activations]]) -> Activations:
     """Steps put after each other, and batches below each other, padded on the left.
 
@@ -112,6 +96,22 @@ def joined(batches: Sequence[Sequence[Activations]]) -> Activations:
     return Activations(
         torch.cat([one.values for one in padded]), chosen, _all([one.gradients for one in padded])
     )
+
+
+def of_span(
+    values: Float[Tensor, "batch position feature"], chosen: Bool[Tensor, "batch position"]
+) -> Activations:
+    """The chosen positions alone, in order, padded on the left to the longest row."""
+    most = int(chosen.sum(1).max())
+    # Stable: what is not chosen comes first, so that the padding is on the left as in the batch.
+    order = torch.sort(chosen.byte(), dim=1, stable=True).indices[:, chosen.shape[1] - most :]
+    row = torch.arange(len(chosen), device=chosen.device)[:, None]
+    return Activations(values[row, order], chosen[row, order])
+
+
+def spread(chosen: Bool[Tensor, "batch position"], values: Tensor) -> Tensor:
+    """A mask of positions as one that fits values, which may have several dimensions a position."""
+    return chosen.to(values.device).reshape(*chosen.shape, *(1,) * (values.ndim - chosen.ndim))
 
 
 def _after(steps: Sequence[Activations]) -> Activations:

@@ -68,7 +68,7 @@ class Hook:
         if self.place.side == "mask":
             args, kwargs = _by_name(module, args, kwargs)
             moment = self._reached(kwargs.get("hidden_states", *args[:1]))
-            mask, moment = mask_of(module, kwargs, moment=moment, encoder=self.moments.encoder)
+            mask, moment = _mask_of(module, kwargs, moment=moment, encoder=self.moments.encoder)
             new = self.rewrite(mask, moment)
             self.reached += new is not mask
             return None if new is mask else (args, {**kwargs, "attention_mask": new})
@@ -164,6 +164,20 @@ class Hook:
         return new if chosen is None else torch.where(spread(chosen, values), new, values)
 
 
+def without(mask: Tensor, blocked: Bool[Tensor, "batch query key"]) -> Tensor:
+    """The mask with some pairs of query and key kept apart. Raises `LensError` where it has fewer keys."""
+    more = mask.shape[-1] - blocked.shape[-1]
+    if more < 0:
+        raise LensError(
+            f"the mask has {mask.shape[-1]} keys, and {blocked.shape[-1]} positions are spoken of"
+        )
+    # A cache of fixed size has keys that are not there yet.
+    blocked = torch.nn.functional.pad(blocked, (0, more))[:, None].to(mask.device)
+    if mask.dtype == torch.bool:
+        return mask & ~blocked
+    return torch.where(blocked, torch.finfo(mask.dtype).min, mask)
+
+
 def _by_name(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """A call with its mask by name: some layers hand it on by its place."""
     names = list(inspect.signature(module.forward).parameters)
@@ -173,7 +187,7 @@ def _by_name(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any,
     return args[:at], {**dict(zip(names[at:], args[at:], strict=False)), **kwargs}
 
 
-def mask_of(
+def _mask_of(
     module: nn.Module, kwargs: Mapping[str, Any], *, moment: Moment | None, encoder: Moment | None
 ) -> tuple[Tensor, Moment]:
     """The mask of a call, (batch, 1, query, key): bool, or float that is added to the scores; and its moment.
@@ -207,7 +221,7 @@ def mask_of(
     if not across and getattr(module, "is_causal", True):
         allowed = allowed.tril(moment.start - first)
     allowed = allowed.expand(len(moment.own), 1, -1, -1)
-    return (allowed if way == "sdpa" else added(allowed, next(module.parameters()).dtype)), moment
+    return (allowed if way == "sdpa" else _added(allowed, next(module.parameters()).dtype)), moment
 
 
 def _keys(module: nn.Module, kwargs: Mapping[str, Any], moment: Moment) -> tuple[int, int]:
@@ -234,22 +248,8 @@ def _refuse_reversed(mask: Tensor, moment: Moment, *, name: str) -> None:
         raise LensError(f"{name} has a mask that means something else: its tokens may not see themselves")
 
 
-def added(allowed: Bool[Tensor, "batch head query key"], dtype: torch.dtype) -> Tensor:
+def _added(allowed: Bool[Tensor, "batch head query key"], dtype: torch.dtype) -> Tensor:
     """A mask as numbers to be added to the scores: 0, or the least there is."""
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(
         ~allowed, torch.finfo(dtype).min
     )
-
-
-def without(mask: Tensor, blocked: Bool[Tensor, "batch query key"]) -> Tensor:
-    """The mask with some pairs of query and key kept apart. Raises `LensError` where it has fewer keys."""
-    more = mask.shape[-1] - blocked.shape[-1]
-    if more < 0:
-        raise LensError(
-            f"the mask has {mask.shape[-1]} keys, and {blocked.shape[-1]} positions are spoken of"
-        )
-    # A cache of fixed size has keys that are not there yet.
-    blocked = torch.nn.functional.pad(blocked, (0, more))[:, None].to(mask.device)
-    if mask.dtype == torch.bool:
-        return mask & ~blocked
-    return torch.where(blocked, torch.finfo(mask.dtype).min, mask)

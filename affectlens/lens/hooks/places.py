@@ -68,12 +68,6 @@ def refuse_unheard(point: Point, place: Place, *, model: nn.Module) -> None:
         )
 
 
-def _place(site: Site, module: str, side: str, features: range | tuple[int, ...] | None) -> Place:
-    # Keys and values of attention across stacks are made of what the encoder said.
-    across = site.role in ("k_proj", "v_proj") and _ACROSS.search(site.label)
-    return Place(module, side, features, site.tower == "language", "encoder" if across else site.stack)
-
-
 def module_name(where: Storage) -> str:
     """The module whose parameter a tensor is; around an adapted one, what computes with the adapter too."""
     name = parameter_name(where).rpartition(".")[0]
@@ -87,6 +81,12 @@ def parameter_name(where: Storage) -> str:
     """The name of the live parameter that a site lies in."""
     # What an adapter saved whole is kept under the name of its store, a colon, and its own.
     return where.tensor.rpartition(":")[2]
+
+
+def _place(site: Site, module: str, side: str, features: range | tuple[int, ...] | None) -> Place:
+    # Keys and values of attention across stacks are made of what the encoder said.
+    across = site.role in ("k_proj", "v_proj") and _ACROSS.search(site.label)
+    return Place(module, side, features, site.tower == "language", "encoder" if across else site.stack)
 
 
 def _relative(
@@ -121,6 +121,40 @@ def _shared(one: list[str], other: list[str]) -> int:
             break
         count += 1
     return count
+
+
+def _block(site: Site, model: nn.Module, live: Checkpoint) -> str:
+    """The layer that a site is in."""
+    parts = parameter_name(live.at(site)).split(".")
+    found = [
+        ".".join(parts[: at + 1])
+        for at, part in enumerate(parts)
+        if part.isdigit() and isinstance(model.get_submodule(".".join(parts[:at])), nn.ModuleList)
+    ]
+    own = [name for name in found if name.endswith(f".{site.layer}")]
+    if found:
+        # Experts are numbered too, below the layer; towers in stages have layers below each stage.
+        return found[0] if site.tower == "language" or not own else own[-1]
+    raise LensError(f"{site} is in no layer, so no residual stream leaves it")
+
+
+def _attention(site: Site, model: nn.Module, live: Checkpoint) -> str:
+    """The attention that a site is in, which has to take a mask."""
+    if site.role not in ATTENTION:
+        raise LensError(f"{site} is no part of an attention; choose one of {', '.join(ATTENTION)}")
+    name = module_name(live.at(site)).rpartition(".")[0]
+    kinds = getattr(config_of(model), "get_text_config", lambda: None)()
+    kinds = getattr(kinds, "layer_types", None) if site.tower == "language" else None
+    if kinds and site.layer is not None and site.layer < len(kinds):
+        kind = str(kinds[site.layer])
+        if kind.startswith("linear") or "attention" not in kind:
+            raise LensError(f"{site}: this layer is of kind {kind!r}, in which no query looks at keys")
+    module = model.get_submodule(name)
+    if "attention_mask" not in inspect.signature(module.forward).parameters:
+        raise LensError(
+            f"{site}: {type(module).__name__} takes no attention_mask, so nothing can be kept from it"
+        )
+    return name
 
 
 def _refuse_hidden(point: Point, where: Storage, module: nn.Module) -> None:
@@ -162,37 +196,3 @@ def _compact(numbers: list[int]) -> range | tuple[int, ...]:
     step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
     run = range(numbers[0], numbers[-1] + 1, step)
     return run if list(run) == numbers else tuple(numbers)
-
-
-def _block(site: Site, model: nn.Module, live: Checkpoint) -> str:
-    """The layer that a site is in."""
-    parts = parameter_name(live.at(site)).split(".")
-    found = [
-        ".".join(parts[: at + 1])
-        for at, part in enumerate(parts)
-        if part.isdigit() and isinstance(model.get_submodule(".".join(parts[:at])), nn.ModuleList)
-    ]
-    own = [name for name in found if name.endswith(f".{site.layer}")]
-    if found:
-        # Experts are numbered too, below the layer; towers in stages have layers below each stage.
-        return found[0] if site.tower == "language" or not own else own[-1]
-    raise LensError(f"{site} is in no layer, so no residual stream leaves it")
-
-
-def _attention(site: Site, model: nn.Module, live: Checkpoint) -> str:
-    """The attention that a site is in, which has to take a mask."""
-    if site.role not in ATTENTION:
-        raise LensError(f"{site} is no part of an attention; choose one of {', '.join(ATTENTION)}")
-    name = module_name(live.at(site)).rpartition(".")[0]
-    kinds = getattr(config_of(model), "get_text_config", lambda: None)()
-    kinds = getattr(kinds, "layer_types", None) if site.tower == "language" else None
-    if kinds and site.layer is not None and site.layer < len(kinds):
-        kind = str(kinds[site.layer])
-        if kind.startswith("linear") or "attention" not in kind:
-            raise LensError(f"{site}: this layer is of kind {kind!r}, in which no query looks at keys")
-    module = model.get_submodule(name)
-    if "attention_mask" not in inspect.signature(module.forward).parameters:
-        raise LensError(
-            f"{site}: {type(module).__name__} takes no attention_mask, so nothing can be kept from it"
-        )
-    return name

@@ -135,20 +135,6 @@ class Recording:
         return f"Recording({self.points!r}, {self._keep})"
 
 
-def _gone() -> None:
-    """What a copy knows of the model."""
-
-
-def _seen(point: Point, values: Tensor, moment: Moment | None) -> tuple[Activations, Tensor | None]:
-    """What counts of some values, and the positions where those of a span are apart from the rest."""
-    if moment is None or values.shape[:2] != (len(moment.own), moment.length):
-        return Activations(values.clone()), None
-    chosen = moment.chosen(point.span).to(values.device)
-    if point.span is None:
-        return Activations(values.clone(), chosen), None
-    return of_span(values, chosen), chosen
-
-
 def recorded(
     lens: "Lens",
     recording: Recording,
@@ -185,3 +171,17 @@ def _batches(
         for start in range(0, len(some), size):
             part = (one for one in some[start : start + size] if isinstance(one, Example))
             yield lens.prepare(*part, prompt=prompt)
+
+
+def _seen(point: Point, values: Tensor, moment: Moment | None) -> tuple[Activations, Tensor | None]:
+    """What counts of some values, and the positions where those of a span are apart from the rest."""
+    if moment is None or values.shape[:2] != (len(moment.own), moment.length):
+        return Activations(values.clone()), None
+    chosen = moment.chosen(point.span).to(values.device)
+    if point.span is None:
+        return Activations(values.clone(), chosen), None
+    return of_span(values, chosen), chosen
+
+
+def _gone() -> None:
+    """What a copy knows of the model."""

@@ -57,7 +57,7 @@ def prepare(
     # Some give labels to train by, which a model would make a loss of.
     found = {name: t for name, t in batch.items() if isinstance(t, Tensor) and name != "labels"}
     _check_reached(found, examples, config=config)
-    return clocked(found, media, processor=processor)
+    return _with_clocks(found, media, processor=processor)
 
 
 def refuse_longer(batch: Mapping[str, Tensor], examples: Sequence[Example], *, config: Any) -> None:
@@ -82,50 +82,6 @@ def refuse_longer(batch: Mapping[str, Tensor], examples: Sequence[Example], *, c
             )
 
 
-def _settings(processor: Any, texts: Sequence[str], *, side: str) -> dict[str, Any]:
-    tokenizer = getattr(processor, "tokenizer", processor)
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise LensError("the tokenizer has neither a padding nor an end token; set tokenizer.pad_token")
-        tokenizer.pad_token = tokenizer.eos_token
-    # Where a chat template wrote the beginning-of-sequence token, a second one would shift the model.
-    begun = bool(tokenizer.bos_token) and all(text.startswith(tokenizer.bos_token) for text in texts)
-    return {"padding": True, "padding_side": side, "add_special_tokens": not begun}
-
-
-def _media(processor: Any, examples: Sequence[Example]) -> dict[str, Any]:
-    """What a processor takes beside texts, as it names it."""
-    media: dict[str, Any] = {}
-    if any(example.images for example in examples):
-        media["images"] = [[open_picture(image) for image in example.images] for example in examples]
-    if any(example.audio for example in examples):
-        media |= hear(processor, examples)
-    if any(example.video for example in examples):
-        media |= watch(examples)
-    return media
-
-
-def _template(processor: Any) -> bool:
-    return bool(getattr(processor, "chat_template", None))
-
-
-def _hears_alone(processor: Any) -> bool:
-    """Whether a processor is one of sounds, that has no place for a text beside them."""
-    return (
-        _placeholder(processor, "audio") is None
-        and not getattr(processor, "image_processor", None)
-        and (getattr(processor, "feature_extractor", None) is not None)
-    )
-
-
-def _placeholder(processor: Any, medium: str) -> str | None:
-    """What stands in a text for a medium; None where the processor takes no such medium."""
-    found = getattr(processor, f"{medium}_token", None)
-    # A tokenizer may know the placeholder too, and has nothing that could read the medium.
-    reads = getattr(processor, _PARTS[medium], None) or getattr(processor, f"{medium}_processor", None)
-    return str(found) if found is not None and reads is not None else None
-
-
 def _render(processor: Any, example: Example, prompt: str) -> str:
     messages = example.chat(prompt)
     if _template(processor):
@@ -144,6 +100,84 @@ def _words(content: Any) -> str:
     if isinstance(content, str):
         return content
     return " ".join(str(part.get("text", "")) for part in content if part.get("type") == "text")
+
+
+def _settings(processor: Any, texts: Sequence[str], *, side: str) -> dict[str, Any]:
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise LensError("the tokenizer has neither a padding nor an end token; set tokenizer.pad_token")
+        tokenizer.pad_token = tokenizer.eos_token
+    # Where a chat template wrote the beginning-of-sequence token, a second one would shift the model.
+    begun = bool(tokenizer.bos_token) and all(text.startswith(tokenizer.bos_token) for text in texts)
+    return {"padding": True, "padding_side": side, "add_special_tokens": not begun}
+
+
+def _template(processor: Any) -> bool:
+    return bool(getattr(processor, "chat_template", None))
+
+
+def _media(processor: Any, examples: Sequence[Example]) -> dict[str, Any]:
+    """What a processor takes beside texts, as it names it."""
+    media: dict[str, Any] = {}
+    if any(example.images for example in examples):
+        media["images"] = [[open_picture(image) for image in example.images] for example in examples]
+    if any(example.audio for example in examples):
+        media |= _sounds(processor, examples)
+    if any(example.video for example in examples):
+        media |= _films(examples)
+    return media
+
+
+def _sounds(processor: Any, examples: Sequence[Example]) -> dict[str, Any]:
+    """The sounds of examples, one after the other, and their rate. Raises `LensError` and `TaskError`."""
+    extractor = getattr(processor, "audio_processor", None) or processor.feature_extractor
+    rate = int(extractor.sampling_rate)
+    most = extractor.n_samples if type(processor).__name__ in _CUT_OFF else None
+    sounds = []
+    for example in examples:
+        for source in example.audio:
+            sounds.append(open_sound(source, rate))
+            if most is not None and len(sounds[-1]) > most:
+                raise LensError(
+                    f"example {quoted(example.id)}: a sound of {len(sounds[-1]) / rate:.1f} s, and the model "
+                    f"hears {most / rate:g} s; cut it"
+                )
+    return {"audio": sounds, "sampling_rate": rate}
+
+
+def _films(examples: Sequence[Example]) -> dict[str, Any]:
+    """The frames of films, one film after the other, and their times. Raises `TaskError`."""
+    from transformers.video_utils import VideoMetadata
+
+    films = [open_film(source) for example in examples for source in example.video]
+    times = [
+        VideoMetadata(
+            total_num_frames=len(film.frames),
+            fps=film.fps or _FPS,
+            duration=len(film.frames) / (film.fps or _FPS),
+            frames_indices=list(range(len(film.frames))),
+        )
+        for film in films
+    ]
+    # Frames were taken already: processors would take some of those again.
+    settings = {"do_sample_frames": False, "video_metadata": times}
+    return {
+        "videos": [np.stack([np.asarray(frame) for frame in film.frames]) for film in films],
+        "videos_kwargs": settings,
+    }
+
+
+def _with_clocks(
+    batch: Mapping[str, Tensor], media: Mapping[str, Any], *, processor: Any
+) -> dict[str, Tensor]:
+    """A batch in which each film goes by its own clock, where a processor gave one to all of them."""
+    found = dict(batch)
+    if "video_second_per_grid" in found:
+        steps = processor.video_processor.temporal_patch_size
+        times = media["videos_kwargs"]["video_metadata"]
+        found["video_second_per_grid"] = torch.tensor([steps / time.fps for time in times])
+    return found
 
 
 def _check_media(processor: Any, examples: Sequence[Example], texts: Sequence[str], *, why: str) -> None:
@@ -204,50 +238,18 @@ def _check_reached(batch: Mapping[str, Tensor], examples: Sequence[Example], *, 
                 )
 
 
-def hear(processor: Any, examples: Sequence[Example]) -> dict[str, Any]:
-    """The sounds of examples, one after the other, and their rate. Raises `LensError` and `TaskError`."""
-    extractor = getattr(processor, "audio_processor", None) or processor.feature_extractor
-    rate = int(extractor.sampling_rate)
-    most = extractor.n_samples if type(processor).__name__ in _CUT_OFF else None
-    sounds = []
-    for example in examples:
-        for source in example.audio:
-            sounds.append(open_sound(source, rate))
-            if most is not None and len(sounds[-1]) > most:
-                raise LensError(
-                    f"example {quoted(example.id)}: a sound of {len(sounds[-1]) / rate:.1f} s, and the model "
-                    f"hears {most / rate:g} s; cut it"
-                )
-    return {"audio": sounds, "sampling_rate": rate}
+def _hears_alone(processor: Any) -> bool:
+    """Whether a processor is one of sounds, that has no place for a text beside them."""
+    return (
+        _placeholder(processor, "audio") is None
+        and not getattr(processor, "image_processor", None)
+        and (getattr(processor, "feature_extractor", None) is not None)
+    )
 
 
-def watch(examples: Sequence[Example]) -> dict[str, Any]:
-    """The frames of films, one film after the other, and their times. Raises `TaskError`."""
-    from transformers.video_utils import VideoMetadata
-
-    films = [open_film(source) for example in examples for source in example.video]
-    times = [
-        VideoMetadata(
-            total_num_frames=len(film.frames),
-            fps=film.fps or _FPS,
-            duration=len(film.frames) / (film.fps or _FPS),
-            frames_indices=list(range(len(film.frames))),
-        )
-        for film in films
-    ]
-    # Frames were taken already: processors would take some of those again.
-    settings = {"do_sample_frames": False, "video_metadata": times}
-    return {
-        "videos": [np.stack([np.asarray(frame) for frame in film.frames]) for film in films],
-        "videos_kwargs": settings,
-    }
-
-
-def clocked(batch: Mapping[str, Tensor], media: Mapping[str, Any], *, processor: Any) -> dict[str, Tensor]:
-    """A batch in which each film goes by its own clock, where a processor gave one to all of them."""
-    found = dict(batch)
-    if "video_second_per_grid" in found:
-        steps = processor.video_processor.temporal_patch_size
-        times = media["videos_kwargs"]["video_metadata"]
-        found["video_second_per_grid"] = torch.tensor([steps / time.fps for time in times])
-    return found
+def _placeholder(processor: Any, medium: str) -> str | None:
+    """What stands in a text for a medium; None where the processor takes no such medium."""
+    found = getattr(processor, f"{medium}_token", None)
+    # A tokenizer may know the placeholder too, and has nothing that could read the medium.
+    reads = getattr(processor, _PARTS[medium], None) or getattr(processor, f"{medium}_processor", None)
+    return str(found) if found is not None and reads is not None else None

@@ -42,6 +42,28 @@ def rendered(processor: Any, messages: Sequence[Mapping[str, Any]]) -> str:
     return text
 
 
+def spans(
+    input_ids: Int[Tensor, "batch position"],
+    attention_mask: Int[Tensor, "batch position"] | Bool[Tensor, "batch position"] | None = None,
+    *,
+    config: Any,
+) -> dict[str, Bool[Tensor, "batch position"]]:
+    """The positions of each medium that the model knows, and under `text` those of no medium.
+
+    Padding, where the mask is 0, is in none. Media that a processor turns into another, as some do with the
+    frames of a video, are where it put them.
+    """
+    there = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    found = {
+        medium: there & torch.isin(input_ids, torch.tensor(sorted(tokens), device=input_ids.device))
+        for medium, tokens in _media_tokens(config).items()
+    }
+    text = there.clone()
+    for mask in found.values():
+        text &= ~mask
+    return {**found, "text": text}
+
+
 def _refuse_powers(templates: Any) -> None:
     """Raise `LensError` for `**`: one such line can take years, and no one can break in."""
     from jinja2 import Environment
@@ -49,25 +71,6 @@ def _refuse_powers(templates: Any) -> None:
     for template in templates.values() if isinstance(templates, Mapping) else (templates,):
         if "**" in template and any(part[1:] == ("operator", "**") for part in Environment().lex(template)):
             raise LensError("the chat template raises numbers to powers, which no chat needs; it is not run")
-
-
-@contextmanager
-def _watched() -> Iterator[None]:
-    end, most = time.monotonic() + SECONDS, _in_use() + _MEMORY
-
-    def _watch(frame: FrameType, event: str, argument: Any) -> Any:
-        if time.monotonic() > end:
-            raise LensError(f"the chat template is not done after {SECONDS:g} s")
-        if _in_use() > most:
-            raise _too_much()
-        return _watch
-
-    before = sys.gettrace()
-    sys.settrace(_watch)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
 
 
 @contextmanager
@@ -99,8 +102,23 @@ def _less_to_have(more: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def _too_much() -> LensError:
-    return LensError(f"the chat template takes more than {_MEMORY:,} bytes of memory")
+@contextmanager
+def _watched() -> Iterator[None]:
+    end, most = time.monotonic() + SECONDS, _in_use() + _MEMORY
+
+    def _watch(frame: FrameType, event: str, argument: Any) -> Any:
+        if time.monotonic() > end:
+            raise LensError(f"the chat template is not done after {SECONDS:g} s")
+        if _in_use() > most:
+            raise _too_much()
+        return _watch
+
+    before = sys.gettrace()
+    sys.settrace(_watch)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def _in_use() -> int:
@@ -113,7 +131,11 @@ def _in_use() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def media_tokens(config: Any) -> Mapping[str, frozenset[int]]:
+def _too_much() -> LensError:
+    return LensError(f"the chat template takes more than {_MEMORY:,} bytes of memory")
+
+
+def _media_tokens(config: Any) -> Mapping[str, frozenset[int]]:
     """The ids of the placeholders of each medium, as a model's config and those within it name them.
 
     Media that the config names no token of are left out; `None` has no media.
@@ -134,25 +156,3 @@ def _placeholders(config: Any, depth: int) -> Iterator[tuple[str, int]]:
             yield from (("image", value["<image>"]),) if "<image>" in value else ()
         elif depth < _DEEPEST and hasattr(value, "to_dict"):
             yield from _placeholders(value, depth + 1)
-
-
-def spans(
-    input_ids: Int[Tensor, "batch position"],
-    attention_mask: Int[Tensor, "batch position"] | Bool[Tensor, "batch position"] | None = None,
-    *,
-    config: Any,
-) -> dict[str, Bool[Tensor, "batch position"]]:
-    """The positions of each medium that the model knows, and under `text` those of no medium.
-
-    Padding, where the mask is 0, is in none. Media that a processor turns into another, as some do with the
-    frames of a video, are where it put them.
-    """
-    there = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-    found = {
-        medium: there & torch.isin(input_ids, torch.tensor(sorted(tokens), device=input_ids.device))
-        for medium, tokens in media_tokens(config).items()
-    }
-    text = there.clone()
-    for mask in found.values():
-        text &= ~mask
-    return {**found, "text": text}
