@@ -104,10 +104,10 @@ def _less_to_have(more: int) -> Iterator[None]:
 
 @contextmanager
 def _watched() -> Iterator[None]:
-    end, most = time.monotonic() + SECONDS, _in_use() + _MEMORY
+    end, most = time.thread_time() + SECONDS, _in_use() + _MEMORY
 
     def _watch(frame: FrameType, event: str, argument: Any) -> Any:
-        if time.monotonic() > end:
+        if time.thread_time() > end:
             raise LensError(f"the chat template is not done after {SECONDS:g} s")
         if _in_use() > most:
             raise _too_much()
