@@ -7,17 +7,17 @@ A site knows its place in storage: the slice of a fused matrix that it is has th
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
+from itertools import takewhile
 from typing import NamedTuple
 
 from torch import nn
 
 from affectlens.checkpoints import Checkpoint
-from affectlens.errors import LensError
+from affectlens.errors import LensError, NoSuchSite, near
 from affectlens.lens.live import config_of
 from affectlens.sites import ATTENTION, MLP, Point, Site, Storage
 
-_PLAIN_MLP = ("fc1", "fc2")
 _ACROSS = re.compile(r"(?i)cross|encoder_attn|encdec")
 _WRAPPED = (".base_layer", ".original_module")
 
@@ -34,23 +34,18 @@ class Place(NamedTuple):
 
 def place_of(point: Point, *, model: nn.Module, live: Checkpoint) -> Place:
     """Find where a point is. Raises `NoSuchSite` and `LensError` for what can't be seen there."""
-    site, kind = point.site, point.kind
-    live.at(site)  # an unknown site is told before anything of it is looked for
-    if kind == "residual":
-        return _place(site, _block(site, model, live), "output", None)
-    if kind == "attention":
-        return _place(site, _attention(site, model, live), "mask", None)
-    if kind == "heads":
-        site = _relative(site, ("o_proj",), of=ATTENTION, live=live, point=point)
-    elif kind == "gated":
-        site = _relative(site, ("down_proj", "fc2"), of=(*MLP, *_PLAIN_MLP), live=live, point=point)
-    elif kind == "pre_activation":
-        site = _relative(site, ("gate_proj", "fc1"), of=(*MLP, *_PLAIN_MLP), live=live, point=point)
-    side = "input" if kind in ("heads", "gated", "input") else "output"
-    where = live.at(site)
+    if point.kind not in _KINDS:
+        raise NoSuchSite(f"no point {point.kind!r}. Points: {near(point.kind, _KINDS)}")
+    kind, site = _KINDS[point.kind], point.site
+    where = live.at(site)  # an unknown site is an error before anything beside it is searched for
+    if kind.module is not None:
+        return _place(site, kind.module(site, model, live), kind.side, None)
+    if kind.roles:
+        site = _beside(point, kind, live)
+        where = live.at(site)
     module = module_name(where)
     _refuse_hidden(point, where, model.get_submodule(module))
-    return _place(site, module, side, _features(point, where, live, side=side))
+    return _place(site, module, kind.side, _features(point, where, live, side=kind.side))
 
 
 def refuse_unheard(point: Point, place: Place, *, model: nn.Module) -> None:
@@ -89,14 +84,14 @@ def _place(site: Site, module: str, side: str, features: range | tuple[int, ...]
     return Place(module, side, features, site.tower == "language", "encoder" if across else site.stack)
 
 
-def _relative(
-    site: Site, roles: tuple[str, ...], *, of: Iterable[str], live: Checkpoint, point: Point
-) -> Site:
-    """The site beside this one that has one of the roles; the same head or neuron of it."""
+def _beside(point: Point, kind: "_Kind", live: Checkpoint) -> Site:
+    """The site beside a point's that has one of the roles of its kind; the same head or neuron of it."""
+    site, roles = point.site, kind.roles
     if site.role in roles:
         return site
-    if site.role not in of:
-        raise LensError(f"{point!r}: {site.role} has no {point.kind}; it is asked of {', '.join(of)}")
+    if site.role not in kind.asked_of:
+        asked = ", ".join(kind.asked_of)
+        raise LensError(f"{point!r}: {site.role} has no {point.kind}; it is asked of {asked}")
     path = module_name(live.at(site.at())).split(".")
     beside = [
         one
@@ -110,17 +105,13 @@ def _relative(
     shared = live.units(site)
     if site.head is not None and shared and shared.shared > 1:
         raise LensError(f"{point!r}: {shared.shared} heads share it; ask the heads of o_proj")
-    nearest = max(beside, key=lambda one: _shared(path, module_name(live.at(one)).split(".")))
+
+    def shared_path(one: Site) -> int:
+        pairs = zip(path, module_name(live.at(one)).split("."), strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    nearest = max(beside, key=shared_path)
     return nearest.at(head=site.head, neuron=site.neuron)
-
-
-def _shared(one: list[str], other: list[str]) -> int:
-    count = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
 
 
 def _block(site: Site, model: nn.Module, live: Checkpoint) -> str:
@@ -196,3 +187,26 @@ def _compact(numbers: list[int]) -> range | tuple[int, ...]:
     step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
     run = range(numbers[0], numbers[-1] + 1, step)
     return run if list(run) == numbers else tuple(numbers)
+
+
+class _Kind(NamedTuple):
+    """How a kind of point finds its place: at the site's own module, or at another one."""
+
+    side: str  # of the module: "input", "output" or "mask"
+    roles: tuple[str, ...] = ()  # the module is that of the nearest site with such a role
+    asked_of: tuple[str, ...] = ()  # the roles of sites that have such a neighbour
+    module: Callable[[Site, nn.Module, Checkpoint], str] | None = None  # or the module with this name
+
+
+_MLPS = (*MLP, "fc1", "fc2")  # with a gate, and without one
+# One row for each of `KINDS` in sites/points.py. Only a knockout uses "attention", which users can't name:
+# what passes there is a mask, not an activation.
+_KINDS: Mapping[str, _Kind] = {
+    "output": _Kind("output"),
+    "input": _Kind("input"),
+    "pre_activation": _Kind("output", roles=("gate_proj", "fc1"), asked_of=_MLPS),
+    "gated": _Kind("input", roles=("down_proj", "fc2"), asked_of=_MLPS),
+    "heads": _Kind("input", roles=("o_proj",), asked_of=ATTENTION),
+    "residual": _Kind("output", module=_block),
+    "attention": _Kind("mask", module=_attention),
+}
