@@ -137,7 +137,7 @@ def test_a_bias_has_no_features_of_the_input() -> None:
     points = al.Sites([bias]).at("input")
 
     assert 64 == lens.record(points, batch)[points[0]].values.shape[-1]
-    with pytest.raises(LensError, match="a bias adds to the output"):
+    with pytest.raises(LensError, match="a bias is added to the output"):
         lens.record(al.Sites([bias.at(head=1)]).at("input"), batch)
 
 
@@ -235,7 +235,7 @@ def test_layers_of_another_kind_of_attention_are_refused() -> None:
     for site in lens.sites.where(role="o_proj"):
         cut = al.Knockout(site, source=0, target="last")
         if kinds[site.layer] == "linear_attention":
-            with pytest.raises(LensError, match="no query looks at keys"), lens.intervene(cut):
+            with pytest.raises(LensError, match="has no scores of queries and keys to mask"), lens.intervene(cut):
                 pass
         else:
             with lens.intervene(cut):

@@ -276,7 +276,7 @@ def test_a_routers_scores_are_read_by_nobody() -> None:
     points = lens.sites.where(role="router").at("output")
 
     assert len(lens.record(points, batch)[points[0]].values)
-    with pytest.raises(LensError, match="nobody reads its scores"), lens.intervene(al.Zero(points)):
+    with pytest.raises(LensError, match="no module reads its scores"), lens.intervene(al.Zero(points)):
         pass
 
 
