@@ -351,7 +351,7 @@ def test_a_mask_that_means_the_opposite_is_refused() -> None:
     ids = torch.arange(3, 11).reshape(1, -1)
     with (
         lens.intervene(al.Knockout(lens.sites.where(role="o_proj"), source=0, target="last")),
-        pytest.raises(LensError, match="means something else"),
+        pytest.raises(LensError, match="uses true for hidden keys in its mask"),
     ):
         lens.run({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
