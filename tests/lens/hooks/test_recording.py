@@ -187,11 +187,11 @@ def test_what_can_not_be_recorded_is_told() -> None:
     """Another thing to keep, a point not asked for, one that no pass reaches, gradients without values."""
     lens, batch = al.Lens(base("llama")), BY_NAME["llama"].batch()
     points = language(lens, "down_proj").at("residual")
-    with pytest.raises(LensError, match="can't keep 'all'"):
+    with pytest.raises(LensError, match="can't record with keep='all'"):
         lens.record(points, batch, keep="all")
-    with pytest.raises(NoSuchSite, match="no point"):
+    with pytest.raises(NoSuchSite, match="no points"):
         lens.record(points[:0], batch)
-    with pytest.raises(LensError, match="beside values"):
+    with pytest.raises(LensError, match="gradients need the values"):
         lens.record(points, batch, keep="mean", metric=lambda logits: logits[:, 0])
     with pytest.raises(NoSuchSite, match="was not recorded"):
         lens.record(points[:1], batch)[points[1]]
