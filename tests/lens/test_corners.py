@@ -235,7 +235,10 @@ def test_layers_of_another_kind_of_attention_are_refused() -> None:
     for site in lens.sites.where(role="o_proj"):
         cut = al.Knockout(site, source=0, target="last")
         if kinds[site.layer] == "linear_attention":
-            with pytest.raises(LensError, match="has no scores of queries and keys to mask"), lens.intervene(cut):
+            with (
+                pytest.raises(LensError, match="has no scores of queries and keys to mask"),
+                lens.intervene(cut),
+            ):
                 pass
         else:
             with lens.intervene(cut):

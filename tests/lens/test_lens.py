@@ -189,7 +189,7 @@ def test_pictures_reach_the_model(lens: al.Lens, demo: al.Demo) -> None:
     logits = lens.logits(*faces.examples[:2], prompt=faces.prompt)
 
     assert not torch.equal(logits[0], logits[1])
-    with pytest.raises(LensError, match="1 places for pictures"):
+    with pytest.raises(LensError, match="1 placeholders for pictures"):
         lens.logits(al.Example("x", "happy", text="<image> feel"))
 
 

@@ -119,13 +119,13 @@ NOT_RUN = (
 
 # what a chat template does → what is said
 TEMPLATES = (
-    ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "not done after"),
-    ("{{ 10 ** 10 ** 10 }}", "raises numbers to powers"),
+    ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "took more than"),
+    ("{{ 10 ** 10 ** 10 }}", r"uses the operator \*\*"),
     ("{% set ns = namespace(x='x' * 999) %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
-     "the chat template takes more than 50,000,000 bytes of memory"),
-    ("{% set x = 'a' * 99999 %}{% set y = x * 99999 %}{{ y }}", "the chat template takes more than"),
-    ("{{ '%09999999999d' % 1 }}", "the chat template takes more than"),
-    ("{{ range(99999)|join('a' * 99999) }}", "the chat template takes more than"),
+     "the chat template needs more than 50,000,000 bytes of memory"),
+    ("{% set x = 'a' * 99999 %}{% set y = x * 99999 %}{{ y }}", "the chat template needs more than"),
+    ("{{ '%09999999999d' % 1 }}", "the chat template needs more than"),
+    ("{{ range(99999)|join('a' * 99999) }}", "the chat template needs more than"),
     ("{{ messages.__class__.__mro__ }}", "can't be rendered"),
     ("{% include '/etc/passwd' %}", "no loader for this environment|can't be rendered"),
     ("{{ raise_exception('no system role') }}", "'one': its chat can't be rendered: .*no system role"),
@@ -313,7 +313,7 @@ def test_a_placeholder_that_the_config_does_not_know_is_told(
     found = al.load(copy(CONFIG, "image_token_index", 10**9))
 
     for run in (found.prepare, found.logits, found.generate):
-        with pytest.raises(LensError, match="a picture left no trace in the input of the model"):
+        with pytest.raises(LensError, match="input has no position for a picture"):
             run(demo.task("faces-unseen").examples[0])
 
 
@@ -367,7 +367,7 @@ def test_chat_templates_are_bounded(
 ) -> None:
     """A template that goes on, grows or breaks is an error that names the example."""
     found = al.load(copy(**{"chat_template.jinja": template}))
-    monkeypatch.setattr(rendering, "SECONDS", 0.3 if "not done" in message else 30.0)
+    monkeypatch.setattr(rendering, "SECONDS", 0.3 if "took" in message else 30.0)
     monkeypatch.setattr(rendering, "_MEMORY", 50_000_000)
     limit = resource.getrlimit(resource.RLIMIT_AS)
 

@@ -115,7 +115,7 @@ def test_places_and_media_have_to_agree(family: str, medium: str, show: Show) ->
         twice = ({"role": "user", "content": [{"type": medium}, {"type": medium}]},)
         bad += [show(medium, 0, messages=chat) for chat in (silent, twice) if template]
         for example in bad:
-            with pytest.raises(LensError, match=r"places for (pictures|sounds|films)") as caught:
+            with pytest.raises(LensError, match=r"placeholders for (pictures|sounds|films)") as caught:
                 lens.prepare(example)
             assert str(caught.value).isprintable()
 
@@ -140,9 +140,11 @@ def test_a_chat_says_where_media_stand(show: Show) -> None:
 def test_a_tokenizer_takes_no_media(show: Show) -> None:
     """A picture is refused, and so is the placeholder of one, which the model would take for a picture."""
     lens = al.Lens(base("llava"), tokenizer())
-    with pytest.raises(LensError, match=r"example 'image0' has a picture, but .* takes text alone"):
+    with pytest.raises(LensError, match=r"example 'image0' has a picture, but .* takes text only"):
         lens.prepare(show("image"))
-    with pytest.raises(LensError, match="its input has places for pictures, and there are no pictures"):
+    with pytest.raises(
+        LensError, match="its text has placeholders for pictures, but the example has no pictures"
+    ):
         lens.prepare(al.Example("1", "x", "what is <image>?"))
 
 
@@ -185,7 +187,7 @@ def test_sounds_at_other_rates_are_heard_alike(tmp_path: Path) -> None:
 def test_a_sound_longer_than_is_heard_is_told(tmp_path: Path) -> None:
     """The rest would be dropped without a word."""
     wavfile.write(tmp_path / "long.wav", 16_000, np.ones(20_000, np.int16))
-    with pytest.raises(LensError, match=r"a sound of 1\.2 s, and the model hears 1 s; cut it"):
+    with pytest.raises(LensError, match=r"a sound of 1\.2 s, but the model takes 1 s at most; cut it"):
         lens_of("qwen2_audio").prepare(al.Example("1", "x", audio=(str(tmp_path / "long.wav"),)))
 
 
@@ -273,5 +275,5 @@ def test_sounds_alone_are_heard(show: Show) -> None:
     assert torch.equal(expected, lens.logits(show("audio", 0, text="")))
     assert not torch.equal(expected, lens.run(two)[:, -1])
     assert 1 == len(lens.generate(show("audio", 0, text=""), max_new_tokens=2))
-    with pytest.raises(LensError, match="hears sounds alone, and has no place for the text 'well"):
+    with pytest.raises(LensError, match="takes sounds without text, but the text is 'well"):
         lens.prepare(show("audio"))
