@@ -136,7 +136,7 @@ def test_a_block_is_entered_once_at_a_time() -> None:
     for block in (lens.intervene(al.Zero(points)), lens.record(points), pair.tuned()):
         with block:
             inside = logits(model, batch)
-            with pytest.raises(LensError, match="entered already"), block:
+            with pytest.raises(LensError, match="already active"), block:
                 pass
             assert torch.equal(inside, logits(model, batch))
         with block:

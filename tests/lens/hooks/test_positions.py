@@ -157,7 +157,7 @@ def test_a_block_can_be_entered_again_but_not_within_itself() -> None:
             with block:
                 assert not torch.equal(before, logits(model, batch))
             assert torch.equal(before, logits(model, batch))
-        with pytest.raises(LensError, match="entered already"), block, block:
+        with pytest.raises(LensError, match="already active"), block, block:
             pytest.fail("it was entered twice")
         assert torch.equal(before, logits(model, batch))
         assert hooked == hooks(model)
