@@ -126,7 +126,7 @@ def _part(config: Any, built: Any) -> Any:
     return next((part for part in (config, text) if isinstance(part, built.config_class)), None)
 
 
-def _special_tokens(file: Path) -> dict[str, Any]:
+def _special_tokens(file: Path) -> dict[str, object]:
     """Read the tokens that begin and end an answer; ignore the file's settings for sampling and search."""
     found = parse(file.read_bytes(), file).content if file.exists() else {}
     return {
@@ -191,7 +191,7 @@ def _bounded(checkpoint: Checkpoint) -> Iterator[None]:
         yield
 
 
-def _numbers(config: Any, path: str) -> Iterator[tuple[str, int]]:
+def _numbers(config: object, path: str) -> Iterator[tuple[str, int]]:
     """Yield every whole number in a config, with its path."""
     if isinstance(config, Mapping):
         for key, value in config.items():

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 
@@ -27,6 +26,7 @@ from affectlens.files import opened
 _CONFIG = re.compile(r".*config\.json")
 _LARGEST = 128_000_000  # bytes; four times the largest tokenizer.json known
 _CODE = {"auto_map", "custom_generate", "init_inputs"}
+# Paths and repositories that transformers would open or fetch.
 _ADDRESSES = {
     "_name_or_path", "name_or_path", "audio_tokenizer", "transformers_weights", "configuration_files",
     "fast_tokenizer_files", "use_pretrained_backbone",
@@ -59,7 +59,7 @@ def isolated(folder: Path, *, code: bool) -> Iterator[Path]:
         yield room
 
 
-def cleaned(config: Any, *, code: bool = False) -> Any:
+def cleaned(config: object, *, code: bool = False) -> object:
     """Return a config without the settings that name code, files, repositories or modules, at any depth.
 
     >>> cleaned({"model_type": "llama", "auto_map": {"AutoModel": "code.Model"}})
@@ -91,7 +91,7 @@ def torch_dtype(name: object) -> torch.dtype | None:
     return found if wide else None
 
 
-def refuse_own_code(name: str, config: Mapping[str, Any]) -> None:
+def refuse_own_code(name: str, config: Mapping[str, object]) -> None:
     """Raise `LensError` for a model that transformers can't build without the model's own code."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -104,7 +104,7 @@ def refuse_own_code(name: str, config: Mapping[str, Any]) -> None:
         )
 
 
-def remote_code(room: Path, *, name: str, commit: str, asked: str) -> dict[str, Any] | None:
+def remote_code(room: Path, *, name: str, commit: str, asked: str) -> dict[str, str | list[str]] | None:
     """Return the `revision` and `files` of the code that a folder of copies names; None if it names none.
 
     The revision is the commit, or without one the SHA-256 of the files. Raises `LensError` where it is not
@@ -153,13 +153,13 @@ def _named(file: Path) -> Iterator[str]:
     yield from _maps(parse(file.read_bytes(), file).content)
 
 
-def _maps(config: Any) -> Iterator[str]:
+def _maps(config: object) -> Iterator[str]:
     """Yield what every `auto_map` in a config names, at any depth."""
     for key, value in config.items() if isinstance(config, Mapping) else ():
         yield from _references(value) if key == "auto_map" else _maps(value)
 
 
-def _references(found: Any) -> Iterator[str]:
+def _references(found: object) -> Iterator[str]:
     if isinstance(found, str):
         yield found
     values = found.values() if isinstance(found, Mapping) else found if isinstance(found, list) else ()

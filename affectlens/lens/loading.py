@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from threading import RLock
-from typing import Any
 
 import torch
 from torch import nn
@@ -45,7 +44,7 @@ def load(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "auto",
-    device_map: str | Mapping[str, Any] | None = None,
+    device_map: str | Mapping[str, str | int | torch.device] | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> Lens:
@@ -107,7 +106,7 @@ def _dtype(asked: str | torch.dtype) -> torch.dtype | None:
 
 
 def _refuse_unplaceable(
-    device: str | torch.device | None, device_map: str | Mapping[str, Any] | None
+    device: str | torch.device | None, device_map: str | Mapping[str, str | int | torch.device] | None
 ) -> None:
     """Raise `LensError` for an unknown or ambiguous placement, `MissingExtra` without accelerate."""
     if device_map is None:
@@ -195,7 +194,7 @@ def _placed(
     build: Callable[..., nn.Module],
     *,
     device: str | torch.device | None,
-    device_map: str | Mapping[str, Any] | None,
+    device_map: str | Mapping[str, str | int | torch.device] | None,
 ) -> nn.Module:
     """Build a model and put it on its device or devices."""
     if device_map is None:

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from functools import partial
 from inspect import unwrap
 from types import CodeType, FrameType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from affectlens.checkpoints.memory import HELD, Held
 from affectlens.errors import LensError
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 
 _TRIES = 3  # attempts to undo one swap
 _ATOMIC: set[CodeType] = set()  # an interrupt waits for these functions
@@ -60,7 +60,7 @@ class Swaps:
         self._opened = True
 
     @atomic
-    def swap(self, owner: Any, name: str, *, value: Any) -> None:
+    def swap(self, owner: object, name: str, *, value: object) -> None:
         """Set an attribute, and keep its old value."""
         before = getattr(owner, name)
         if name == "data" and isinstance(owner, Tensor):
@@ -73,7 +73,7 @@ class Swaps:
         setattr(owner, name, value)
 
     @atomic
-    def hook(self, module: nn.Module, function: Callable[..., Any], *, side: str) -> None:
+    def hook(self, module: nn.Module, function: Callable[..., object], *, side: str) -> None:
         """Register a function as a hook of a module.
 
         `side` is `"input"` or `"output"`, after the hooks that the module has already; or, before them,
@@ -145,7 +145,7 @@ def _release(owner: Tensor, held: Held) -> None:
         HELD.pop(owner, None)
 
 
-def _unhook(module: nn.Module, function: Callable[..., Any]) -> None:
+def _unhook(module: nn.Module, function: Callable[..., object]) -> None:
     """Remove a function from a module's hooks.
 
     Searches for the function instead of using a handle: an interrupt may fall before the handle is returned.

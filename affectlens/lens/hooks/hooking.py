@@ -72,7 +72,7 @@ class Hook:
         self._channels_first = isinstance(module, _CHANNELS_FIRST)
         if self.place.side == "mask":
             args, kwargs = _mask_as_keyword(module, args, kwargs)
-            moment = self._reached(kwargs.get("hidden_states", *args[:1]))
+            moment = self._moment(kwargs.get("hidden_states", *args[:1]))
             mask, moment = _mask_of(module, kwargs, moment=moment, encoder=self.moments.encoder)
             new = self.rewrite(mask, moment)
             self.reached += new is not mask
@@ -105,7 +105,7 @@ class Hook:
         if self._channels_first:
             new = self._features(tensor.movedim(1, -1), None)
             return new.movedim(-1, 1)
-        moment = self._reached(tensor)
+        moment = self._moment(tensor)
         if moment is not None and tensor.ndim == 4 and tensor.shape[1] != moment.length == tensor.shape[2]:
             # (batch, head, position, feature)
             heads_first = tensor.transpose(1, 2)
@@ -125,17 +125,14 @@ class Hook:
             )
         return self._features(tensor, moment)
 
-    def _reached(self, passing: Any) -> Moment | None:
+    def _moment(self, passing: object) -> Moment | None:
         """Return the moment of a tensor: of its last positions alone, where the model dropped the others."""
-        moment = self._moment(passing)
+        if not self.place.positional or not isinstance(passing, Tensor):
+            return None
+        moment = self.moments.now(self.place.stack, passing.shape)
         if moment is None or passing.ndim != 3 or len(passing) != len(moment.own):
             return moment
         return moment.tail(passing.shape[1]) if passing.shape[1] < moment.length else moment
-
-    def _moment(self, passing: Any) -> Moment | None:
-        if not self.place.positional or not isinstance(passing, Tensor):
-            return None
-        return self.moments.now(self.place.stack, passing.shape)
 
     def _features(self, tensor: Tensor, moment: Moment | None) -> Tensor:
         """Rewrite the features that belong to the point."""

@@ -55,7 +55,7 @@ class Moment:
         """Return the moment of the last `count` positions: a model may skip logits of earlier ones."""
         return replace(self, start=self.start + self.length - count, length=count, _known={}, _some={})
 
-    def goes_on(self, start: int, cache: Any) -> bool:
+    def goes_on(self, start: int, cache: object) -> bool:
         """Return whether a pass that starts there is a further step of the same input."""
         return start == self.start + self.length or self.call.get("past_key_values") is cache
 

@@ -101,14 +101,14 @@ def _render(processor: Any, example: Example, prompt: str) -> str:
     return "\n".join([*(token for tokens in places for token in tokens if token), body])
 
 
-def _words(content: Any) -> str:
+def _words(content: str | Sequence[Mapping[str, Any]]) -> str:
     """Return the text of a message, which is a string or a list of parts."""
     if isinstance(content, str):
         return content
     return " ".join(str(part.get("text", "")) for part in content if part.get("type") == "text")
 
 
-def _settings(processor: Any, texts: Sequence[str], *, side: str) -> dict[str, Any]:
+def _settings(processor: Any, texts: Sequence[str], *, side: str) -> dict[str, bool | str]:
     """Return the settings of the tokenizer; set its padding token if it has none."""
     tokenizer = getattr(processor, "tokenizer", processor)
     if tokenizer.pad_token is None:

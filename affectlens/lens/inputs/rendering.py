@@ -69,7 +69,7 @@ def spans(
     return {**found, "text": text}
 
 
-def _refuse_powers(templates: Any) -> None:
+def _refuse_powers(templates: str | Mapping[str, str]) -> None:
     """Raise `LensError` for `**`: such an expression can take years, and nothing can interrupt it."""
     from jinja2 import Environment
 
