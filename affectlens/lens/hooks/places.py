@@ -116,9 +116,8 @@ def _beside(point: Point, kind: "_Kind", live: Checkpoint) -> Site:
             f"Choose heads of o_proj"
         )
 
-    # A layer may have two attentions (self and cross): the neighbour shares the longest path of modules.
-
     def shared_path(one: Site) -> int:
+        # In a layer with self- and cross-attention, the neighbour is in the same one as the site.
         pairs = zip(path, module_name(live.at(one)).split("."), strict=False)
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
@@ -209,12 +208,12 @@ def _compact(numbers: list[int]) -> range | tuple[int, ...]:
 
 
 class _Kind(NamedTuple):
-    """How a kind of point finds its place: at the module of its site, unless the row names another one."""
+    """A rule for the place of a kind of point: the module of the site, unless the rule names another one."""
 
     side: str  # "input", "output" or "mask" of the module
     roles: tuple[str, ...] = ()  # use the module of the nearest site with one of these roles
     asked_of: tuple[str, ...] = ()  # roles of the sites for which that makes sense
-    module: Callable[[Site, nn.Module, Checkpoint], str] | None = None  # or find the module's name so
+    module: Callable[[Site, nn.Module, Checkpoint], str] | None = None  # or find the module with this
 
 
 _MLPS = (*MLP, "fc1", "fc2")  # with a gate, and without one

@@ -36,8 +36,8 @@ def prepare(
 ) -> dict[str, Tensor]:
     """Render and tokenize examples as one batch, padded on the left; for an encoder, on the right.
 
-    So the last position of every row is the one that answers. `why` is the reason if only a tokenizer could
-    be loaded instead of a processor; errors about media repeat it. Raises `LensError`.
+    With padding on the left, the last position of every row is the one that answers. `why` is the reason if
+    only a tokenizer could be loaded instead of a processor; errors about media repeat it. Raises `LensError`.
     """
     texts = [_render(processor, example, prompt) for example in examples]
     _check_media(processor, examples, texts, why=why)

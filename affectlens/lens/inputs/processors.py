@@ -163,7 +163,7 @@ class Frames(VideoProcessorMixin):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class _Family:
-    """How a family processes films."""
+    """The way in which a family processes films."""
 
     arrange: Callable[..., dict[str, Any]] | None  # from frames to the model's arguments; None if unknown
     image_processor: str  # the class in transformers that resizes and normalises a frame
