@@ -17,6 +17,7 @@ from affectlens.checkpoints import Checkpoint
 from affectlens.errors import LensError, NoSuchSite, near
 from affectlens.lens.live import config_of
 from affectlens.sites import ATTENTION, MLP, Point, Site, Storage
+from affectlens.sites.points import KINDS
 
 _CROSS_ATTENTION = re.compile(r"(?i)cross|encoder_attn|encdec")
 _WRAPPED = (".base_layer", ".original_module")
@@ -38,7 +39,7 @@ def place_of(point: Point, *, model: nn.Module, live: Checkpoint) -> Place:
     Raises `NoSuchSite` for an unknown site or kind, and `LensError` where no hook can see the point.
     """
     if point.kind not in _KINDS:
-        raise NoSuchSite(f"no point {point.kind!r}. Points: {near(point.kind, _KINDS)}")
+        raise NoSuchSite(f"no point {point.kind!r}. Points: {near(point.kind, KINDS)}")
     kind, site = _KINDS[point.kind], point.site
     where = live.at(site)  # raises for an unknown site, before the search for its neighbours
     if kind.module is not None:

@@ -21,5 +21,5 @@ def test_an_unknown_kind_is_an_error() -> None:
     lens = al.Lens(model)
     point = Point(lens.sites.where(role="gate_proj")[0], "gate")
 
-    with pytest.raises(NoSuchSite, match=r"no point 'gate'\. Points: gated"):
+    with pytest.raises(NoSuchSite, match=r"no point 'gate'\. Points: output.*Did you mean 'gated'"):
         places.place_of(point, model=model, live=lens.checkpoint)
