@@ -20,11 +20,11 @@ from affectlens.printable import plain
 from affectlens.stats.ranks import (
     FEWEST,
     SEED,
-    _spearman,
     chance,
     kendall_w,
     median_interval,
     sign_test,
+    spearman,
 )
 from affectlens.table import Table, provenance
 from affectlens.table_formats import records
@@ -42,7 +42,7 @@ class Agreement(Table):
     farthest), `noise_rank` (mean rank if Δ were iid noise of one rms; null where noise has no
     ranking), `median` of the measure over runs, and of each run its `value_0 value_1 …` and
     `rank_0 rank_1 …`. The origin has `kendall_w p smallest_p draws`, Spearman's ρ between two runs
-    (`spearman_mean spearman_min`), and of the noise `noise_w` and its ρ with the runs, `noise_spearman`.
+    (`spearman_mean spearman_min`), and of the noise `noise_w` and its ρ with the runs, `noisespearman`.
     """
 
     schema: ClassVar[str] = "affectlens.agreement/1"
@@ -79,7 +79,7 @@ class Agreement(Table):
     def summary(self) -> str:
         """One line: W and p, over how many runs and groups, and what noise alone would do."""
         said = self.origin
-        noise = said.get("noise_spearman")
+        noise = said.get("noisespearman")
         return (
             f"Agreement: W = {self.w:.3f}, p = {self.p:.2g} over {self.runs} runs and {said['groups']} "
             f"groups ({said['measure']} by {said['by']})"
@@ -203,7 +203,7 @@ def _common(each: Sequence[pd.DataFrame]) -> tuple[pd.Index, list[str]]:
 def _tested(values: pd.DataFrame, noise: pd.DataFrame) -> dict[str, Any]:
     ranks, others = values.to_numpy(dtype=float).T, noise.to_numpy(dtype=float).T
     p, smallest, draws = chance(ranks)
-    between = [_spearman(one, two) for one, two in combinations(ranks, 2)]
+    between = [spearman(one, two) for one, two in combinations(ranks, 2)]
     found = {
         "kendall_w": kendall_w(ranks),
         "p": p,
@@ -212,7 +212,7 @@ def _tested(values: pd.DataFrame, noise: pd.DataFrame) -> dict[str, Any]:
         "spearman_mean": float(np.mean(between)),
         "spearman_min": float(np.min(between)),
         "noise_w": kendall_w(others) if np.isfinite(others).all() else np.nan,
-        "noise_spearman": float(np.mean([_spearman(*pair) for pair in zip(ranks, others, strict=True)])),
+        "noisespearman": float(np.mean([spearman(*pair) for pair in zip(ranks, others, strict=True)])),
     }
     return {name: None if value != value else value for name, value in found.items()}
 
@@ -239,10 +239,10 @@ def _told(tested: dict[str, Any], measure: str, runs: int) -> Iterator[str]:
         yield f"No p below {tested['smallest_p']:.2g} can come out of so few runs and groups."
     if runs < FEWEST:
         yield f"No sign test of {runs} runs can reach .05 (six can): the contrast of roles is descriptive."
-    if tested["noise_spearman"] is not None:
+    if tested["noisespearman"] is not None:
         yield (
             f"By {measure}, iid noise of one rms ranks the groups too: its W is {tested['noise_w']:.2f}, its "
-            f"ρ with the runs {tested['noise_spearman']:.2f}. Agreement alone is no evidence for affect."
+            f"ρ with the runs {tested['noisespearman']:.2f}. Agreement alone is no evidence for affect."
         )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from affectlens.errors import LensError
 from affectlens.interventions.edits import Places, finite, only_points, only_sites
-from affectlens.lens import Activations, Lens, Moment, Recording, Rewrite, without
+from affectlens.lens import Activations, Live, Moment, Recording, Rewrite, record, without
 from affectlens.sites import Point, Points, Site, Span
 from affectlens.tasks import Example
 
@@ -34,7 +34,7 @@ class Mean:
         object.__setattr__(self, "points", only_points(self.points, "Mean"))
         object.__setattr__(self, "over", _kept(self.over))
 
-    def rewrites(self, lens: Lens) -> Mapping[Point, Rewrite]:
+    def rewrites(self, lens: Live) -> Mapping[Point, Rewrite]:
         """The mean of each point, whatever passes."""
         points = only_points(self.points, "Mean")
         found = _recorded(lens, points, self.over, prompt=self.prompt, keep="mean")
@@ -58,7 +58,7 @@ class Resample:
         object.__setattr__(self, "points", only_points(self.points, "Resample"))
         object.__setattr__(self, "over", _kept(self.over))
 
-    def rewrites(self, lens: Lens) -> Mapping[Point, Rewrite]:
+    def rewrites(self, lens: Live) -> Mapping[Point, Rewrite]:
         """Draws from what was recorded at each point."""
         points = only_points(self.points, "Resample")
         found = _recorded(lens, points, self.over, prompt=self.prompt, keep="values")
@@ -75,8 +75,10 @@ def _kept(over: Over) -> Over:
     return over if isinstance(over, Recording) else tuple(over)
 
 
-def _recorded(lens: Lens, points: Points, over: Over, *, prompt: str, keep: str) -> Recording:
-    return over if isinstance(over, Recording) else lens.record(points, *over, prompt=prompt, keep=keep)
+def _recorded(lens: Live, points: Points, over: Over, *, prompt: str, keep: str) -> Recording:
+    if isinstance(over, Recording):
+        return over
+    return record(Recording(lens, points, keep=keep), lens, examples=list(over), prompt=prompt)
 
 
 def _always(mean: Float[Tensor, " feature"]) -> Callable[[Tensor, Moment | None], Tensor]:
@@ -114,7 +116,7 @@ class Knockout:
             found = only_sites(self.sites, "Knockout").at("residual", span=getattr(self, end))
             object.__setattr__(self, end, found[0].span)
 
-    def rewrites(self, lens: Lens) -> Mapping[Point, Rewrite]:
+    def rewrites(self, lens: Live) -> Mapping[Point, Rewrite]:
         """The mask of each attention without these pairs."""
         sites = only_sites(self.sites, "Knockout")
         return {Point(site, "attention"): partial(self._cut, site) for site in sites}
@@ -147,7 +149,7 @@ class Steer:
         object.__setattr__(self, "vector", torch.as_tensor(self.vector))
         finite("alpha", self.alpha)
 
-    def rewrites(self, lens: Lens) -> Mapping[Point, Rewrite]:
+    def rewrites(self, lens: Live) -> Mapping[Point, Rewrite]:
         """What passes, and the vector."""
         return dict.fromkeys(only_points(self.points, "Steer"), self._steered)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from affectlens.checkpoints import Checkpoint, Source
 from affectlens.interventions.edits import Edit, Edits, Places, elementwise, finite, only_sites, selected
 from affectlens.interventions.transplant import fitting_donor
-from affectlens.lens import Lens, Rewrite, module_name
+from affectlens.lens import Live, Rewrite, module_name
 from affectlens.sites import Point, Site, Sites
 
 _PARTS = ("gate_proj", "up_proj", "down_proj")
@@ -37,7 +37,7 @@ class Zero:
         found = selected(self.places)
         return Edits(found if isinstance(found, Sites) else Sites(()), elementwise(live, torch.zeros_like))
 
-    def rewrites(self, lens: Lens) -> Mapping[Point, Rewrite]:
+    def rewrites(self, lens: Live) -> Mapping[Point, Rewrite]:
         """Zeros at each point; none for sites."""
         found = selected(self.places)
         return (
@@ -46,13 +46,13 @@ class Zero:
             else dict.fromkeys(found, lambda values, _: torch.zeros_like(values))
         )
 
-    def remarks(self, lens: Lens) -> Sequence[str]:
+    def remarks(self, lens: Live) -> Sequence[str]:
         """Whether this deletes whole MLPs."""
         found = selected(self.places)
         return deleted_mlps(lens, found) if isinstance(found, Sites) else ()
 
 
-def deleted_mlps(lens: Lens, sites: Sites) -> Sequence[str]:
+def deleted_mlps(lens: Live, sites: Sites) -> Sequence[str]:
     """Say so where zeroing gates, ups or downs, or neurons of them, deletes what the MLP makes of them."""
     return deletions(lens.checkpoint, sites, starts_at_zero=lambda site: _starts_at_zero(lens, site))
 
@@ -94,7 +94,7 @@ def _deletes(site: Site, family: Sites, zeroed: frozenset[Site]) -> bool:
     return roles == set(_PARTS) and not biased & factors
 
 
-def _starts_at_zero(lens: Lens, site: Site) -> bool:
+def _starts_at_zero(lens: Live, site: Site) -> bool:
     """Whether the activation beside a matrix maps zero to zero."""
     own = module_name(lens.checkpoint.at(site))
     for around in (own, own.rpartition(".")[0]):  # stacked experts hold their activation themselves
@@ -202,7 +202,7 @@ class Scale:
         found = selected(self.places)
         return Edits(found if isinstance(found, Sites) else Sites(()), elementwise(live, self._scaled))
 
-    def rewrites(self, lens: Lens) -> Mapping[Point, Rewrite]:
+    def rewrites(self, lens: Live) -> Mapping[Point, Rewrite]:
         """What passes each point times the factor; none for sites."""
         found = selected(self.places)
         return (

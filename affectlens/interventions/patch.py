@@ -10,7 +10,7 @@ from torch import Tensor
 
 from affectlens.errors import LensError, NoSuchSite, near
 from affectlens.interventions.edits import Places, only_points
-from affectlens.lens import Activations, Lens, Moment, Recording, Rewrite, spread
+from affectlens.lens import Activations, Live, Moment, Recording, Rewrite, spread
 from affectlens.lens.live import answering, encodes, inner
 from affectlens.sites import Point, Points, Span
 
@@ -28,17 +28,17 @@ class Patch:
     """
 
     points: Places
-    source: Recording | Lens = field(kw_only=True)
+    source: Recording | Live = field(kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "points", only_points(self.points, "Patch"))
-        if not isinstance(self.source, Recording | Lens):
+        if not isinstance(self.source, Recording | Live):
             raise LensError(f"Patch takes a recording or a lens, not a {type(self.source).__name__}")
 
-    def rewrites(self, lens: Lens) -> Mapping[Point, Rewrite]:
+    def rewrites(self, lens: Live) -> Mapping[Point, Rewrite]:
         """What passed at each point in the other run."""
         points = only_points(self.points, "Patch")
-        if isinstance(self.source, Lens):
+        if isinstance(self.source, Live):
             if self.source.model is lens.model:
                 raise LensError("a model can't be run beside itself; patch it from a recording")
             beside = Following(self.source, points)
@@ -83,7 +83,7 @@ class _InTurn:
 class Following:
     """Run `lens` once at each moment of another model's passes, with a cache of its own in `generate`."""
 
-    def __init__(self, lens: Lens, points: Points) -> None:
+    def __init__(self, lens: Live, points: Points) -> None:
         # All positions: those of a span are chosen where they are put.
         self._lens, self._points = lens, points
         self._places = Points({point: type(point)(point.site, point.kind) for point in points}.values())

@@ -13,7 +13,7 @@ from affectlens.checkpoints.memory import MemoryStore
 from affectlens.checkpoints.pairing import differing
 from affectlens.errors import LensError
 from affectlens.interventions.edits import Edits, Places, finite, only_sites
-from affectlens.lens import Lens
+from affectlens.lens import Live
 from affectlens.sites import Site, Sites
 
 _VOCABULARY = ("embed_tokens", "lm_head")
@@ -61,7 +61,7 @@ class Transplant:
 
         return Edits(sites, edit, lying=lying)
 
-    def remarks(self, lens: Lens) -> Sequence[str]:
+    def remarks(self, lens: Live) -> Sequence[str]:
         """What of the donor is not in its weights at these sites, and does not come with them."""
         sites = only_sites(self.sites, "Transplant")
         return left_behind(lens, self.donor, sites=sites) if self.alpha else ()
@@ -85,7 +85,7 @@ def _mixed(here: Tensor, there: Tensor, *, alpha: float) -> Tensor:
     return (ours + alpha * (theirs - ours)).to(here.dtype)
 
 
-def left_behind(lens: Lens, source: Source, *, sites: Sites) -> Sequence[str]:
+def left_behind(lens: Live, source: Source, *, sites: Sites) -> Sequence[str]:
     """Say in sentences what tells the donor apart, beside its weights at these sites.
 
     Base with all of tuned's weights is tuned to the bit only where there is nothing to say.
@@ -94,7 +94,7 @@ def left_behind(lens: Lens, source: Source, *, sites: Sites) -> Sequence[str]:
     return tuple(_sentences(lens, donor, sites))
 
 
-def _sentences(lens: Lens, donor: Checkpoint, sites: Sites) -> Iterator[str]:
+def _sentences(lens: Live, donor: Checkpoint, sites: Sites) -> Iterator[str]:
     live, name = lens.checkpoint, donor.store.name
     # A config in memory has every setting, one on disk those that were written: like is held to like.
     ours = lens.source if lens.source is not None and donor.store.format != "memory" else live
@@ -121,7 +121,7 @@ def _sentences(lens: Lens, donor: Checkpoint, sites: Sites) -> Iterator[str]:
         yield f"{words} (first: {astray[0]})."
 
 
-def _buffers(lens: Lens) -> Sites:
+def _buffers(lens: Live) -> Sites:
     tensors = lens.parameters
     storage = lens.checkpoint.storage
     return Sites(s for s, where in storage.items() if not isinstance(tensors.get(where.tensor), nn.Parameter))

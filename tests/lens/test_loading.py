@@ -27,6 +27,7 @@ from affectlens.lens.inputs import rendering
 from affectlens.lens.isolation import cleaned
 from tests.checkpoints.hub.hub_server import Hub, posing
 from tests.conftest import tiny
+from tests.numbers import differ
 
 CONFIG, TOKENS, PROCESSOR = "config.json", "tokenizer_config.json", "processor_config.json"
 EVIL = {"code.py": "from pathlib import Path\nPath(__file__).with_name('RAN').touch()\nraise SystemExit\n"}
@@ -605,7 +606,7 @@ def test_offloaded_weights_are_not_changed(pair: tuple[Path, Path]) -> None:
         pass
     assert torch.equal(before, lens.run(batch))
     with lens.intervene(al.Scale(layers.where(layer=0), factor=2.0)):
-        assert not torch.equal(before, lens.run(batch))
+        assert differ(before, lens.run(batch))
     assert torch.equal(before, lens.run(batch))
 
 

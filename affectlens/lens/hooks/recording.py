@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -18,14 +17,11 @@ from affectlens.lens.hooks.activations import Activations, Statistics, joined, o
 from affectlens.lens.hooks.hooking import Hook
 from affectlens.lens.hooks.places import place_of
 from affectlens.lens.hooks.positions import Moment, Moments
-from affectlens.lens.live import refuse_compiled
+from affectlens.lens.live import Live, refuse_compiled
 from affectlens.lens.restoring import Swaps, atomic, raise_waiting
 from affectlens.lens.running import forward
 from affectlens.sites import Point, Points
 from affectlens.tasks import Example
-
-if TYPE_CHECKING:
-    from affectlens.lens.lens import Lens
 
 KEPT = ("values", "mean", "second")
 Metric = Callable[[Float[Tensor, "batch vocabulary"]], Tensor]
@@ -38,9 +34,7 @@ class Recording:
     `LensError` for a point that no hook can see, and for an unknown `keep`.
     """
 
-    def __init__(
-        self, lens: "Lens", points: Points, *, keep: str = "values", gradients: bool = False
-    ) -> None:
+    def __init__(self, lens: Live, points: Points, *, keep: str = "values", gradients: bool = False) -> None:
         if keep not in KEPT:
             raise LensError(f"can't record with keep={keep!r}. Known: {near(keep, KEPT)}")
         if not points:
@@ -137,16 +131,16 @@ class Recording:
         return f"Recording({self.points!r}, {self._keep})"
 
 
-def recorded(
-    lens: "Lens",
+def record(
     recording: Recording,
+    lens: Live,
     *,
     examples: Sequence[Example | Mapping[str, Tensor]],
-    prompt: str,
-    metric: Metric | None,
-    batch_size: int,
+    prompt: str = "{text}",
+    metric: Metric | None = None,
+    batch_size: int = 32,
 ) -> Recording:
-    """Run examples in batches, and prepared batches as they are, inside a recording."""
+    """Fill a recording: run examples in batches, and prepared batches as they are."""
     for one in examples:
         if not isinstance(one, Example | Mapping):
             raise LensError(
@@ -159,14 +153,14 @@ def recorded(
         # A tensor made in inference mode, e.g. by the caller, can't take part in autograd.
         batch = {name: tensor.clone() if tensor.is_inference() else tensor for name, tensor in batch.items()}
         with recording, torch.inference_mode(False), torch.set_grad_enabled(metric is not None):
-            logits = forward(lens, batch, last=last)
+            logits = forward(lens.model, batch, last=last)
             if metric is not None:
                 recording.differentiate(metric(logits[:, -1]))
     return recording
 
 
 def _batches(
-    lens: "Lens", examples: Sequence[Example | Mapping[str, Tensor]], *, prompt: str, size: int
+    lens: Live, examples: Sequence[Example | Mapping[str, Tensor]], *, prompt: str, size: int
 ) -> Iterator[Mapping[str, Tensor]]:
     for shown, group in groupby(examples, key=lambda one: isinstance(one, Example)):
         some = list(group)

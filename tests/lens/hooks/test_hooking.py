@@ -14,6 +14,7 @@ from affectlens.sites import Point, Points, Site
 from tests.lens.families import BY_NAME, FAMILIES, FEW, NAMES, Batch, base, logits, tuned
 from tests.lens.test_families import changed, language
 from tests.lens.test_lens import same, snapshot
+from tests.numbers import differ
 
 KINDS = ("output", "input", "pre_activation", "gated", "heads", "residual")
 MEDIA = [(family.name, medium) for family in FAMILIES for medium in family.media]
@@ -165,9 +166,8 @@ def test_ones_own_activations_change_nothing_in_generation(name: str) -> None:
 
     assert torch.equal(expected, found)
     assert torch.equal(expected, spoken(model, batch))
-    assert (
-        not torch.equal(expected, spoken(tuned(name), batch)) or name == "t5gemma"
-    )  # which says the same few tokens
+    # T5Gemma says the same few tokens.
+    assert differ(expected, spoken(tuned(name), batch)) or name == "t5gemma"
 
 
 @pytest.mark.parametrize("name", FEW)
@@ -236,7 +236,7 @@ def test_the_last_residual_and_what_follows_it_are_the_other_model(name: str) ->
 
     expected = own(logits(donor, batch), batch)
     assert torch.equal(expected, own(found, batch))
-    assert not torch.equal(expected, own(changed(model, batch, al.Patch(where, source=recorded)), batch))
+    assert differ(expected, own(changed(model, batch, al.Patch(where, source=recorded)), batch))
 
 
 @pytest.mark.parametrize("name", ["llama", "phi3"])
@@ -261,7 +261,7 @@ def test_another_model_run_beside_gives_the_same_as_its_recording(name: str) -> 
 
     live = own(changed(model, batch, al.Patch(where, source=al.Lens(donor))), batch)
     assert torch.equal(own(changed(model, batch, al.Patch(where, source=recorded)), batch), live)
-    assert not torch.equal(own(logits(model, batch), batch), live)
+    assert differ(own(logits(model, batch), batch), live)
 
 
 @pytest.mark.parametrize("name", ["t5", "t5_gated", "t5gemma"])
@@ -272,7 +272,7 @@ def test_an_encoder_and_a_decoder_are_patched_from_a_recording(name: str) -> Non
     with pytest.raises(LensError, match="recording"):
         changed(model, batch, al.Patch(where, source=al.Lens(donor)))
 
-    assert not torch.equal(logits(model, batch), patched(model, where, batch, source=donor))
+    assert differ(logits(model, batch), patched(model, where, batch, source=donor))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2_5_vl", "gemma3", "llava_onevision"])
@@ -312,7 +312,7 @@ def test_generation_with_the_other_models_stream_is_the_other_models(name: str, 
         found = model.generate(**batch, **SETTINGS)  # type: ignore[operator]
 
     assert torch.equal(expected, found)
-    assert not torch.equal(model.generate(**batch, **SETTINGS), found)  # type: ignore[operator]
+    assert differ(model.generate(**batch, **SETTINGS), found)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("name", [family.name for family in FAMILIES if "image" in family.media])
@@ -530,7 +530,7 @@ def test_a_knockout_holds_at_each_step_of_generation(name: str, way: str) -> Non
     for step in range(SETTINGS["max_new_tokens"]):
         new, whole = tuple(range(count, count + step)), longer(batch, tokens)
         said = changed(model, whole, cut(model, (1, 2, 3), new))
-        assert torch.equal(said[:, -1], logits(model, whole)[:, -1]) == (step == 0)
+        assert differ(said[:, -1], logits(model, whole)[:, -1]) == (step > 0)
         tokens = torch.cat([tokens, said[:, -1:].argmax(-1)], 1)
     with al.Lens(model).intervene(cut(model, (1, 2, 3), "generated")):
         found = model.generate(**batch, **SETTINGS, min_new_tokens=4)  # type: ignore[operator]
