@@ -180,7 +180,7 @@ def test_what_can_not_be_loaded_is_told(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "no-such-type"}')
     with pytest.raises(LensError, match="transformers can't load this"):
         al.load(tmp_path)
-    with pytest.raises(LensError, match="no dtype 'float33'"):
+    with pytest.raises(LensError, match="unknown dtype 'float33'"):
         al.load(al.load_demo().base, dtype="float33")
 
 
