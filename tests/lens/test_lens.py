@@ -180,7 +180,7 @@ def test_what_can_not_be_loaded_is_told(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "no-such-type"}')
     with pytest.raises(LensError, match="transformers can't load this"):
         al.load(tmp_path)
-    with pytest.raises(LensError, match="no dtype 'float33'"):
+    with pytest.raises(LensError, match="unknown dtype 'float33'"):
         al.load(al.load_demo().base, dtype="float33")
 
 
@@ -190,7 +190,7 @@ def test_pictures_reach_the_model(lens: al.Lens, demo: al.Demo) -> None:
     logits = lens.logits(*faces.examples[:2], prompt=faces.prompt)
 
     assert differ(logits[0], logits[1])
-    with pytest.raises(LensError, match="1 places for pictures"):
+    with pytest.raises(LensError, match="1 placeholders for pictures"):
         lens.logits(al.Example("x", "happy", text="<image> feel"))
 
 
