@@ -53,6 +53,12 @@ class Edits(Mapping[Site, Tensor]):
         return len(self.sites)
 
 
+def keep(intervention: object, **values: object) -> None:
+    """Set the fields of a frozen intervention, from its own `__init__`."""
+    for name, value in values.items():
+        object.__setattr__(intervention, name, value)
+
+
 def elementwise(live: Checkpoint, function: Callable[[Tensor], Tensor]) -> Edit:
     """The edit that makes of each value what a function makes of it alone."""
 
@@ -62,10 +68,11 @@ def elementwise(live: Checkpoint, function: Callable[[Tensor], Tensor]) -> Edit:
     return edit
 
 
-def finite(what: str, value: float) -> None:
+def finite(what: str, value: float) -> float:
     """Raise `LensError` for a factor that is no number: everything it touches would be none either."""
     if not isinstance(value, int | float) or not math.isfinite(value):
         raise LensError(f"{what} is {value}, which is no number that weights or activations could be given")
+    return value
 
 
 def selected(places: Places) -> Sites | Points:
@@ -85,6 +92,16 @@ def selected(places: Places) -> Sites | Points:
     if len(points) == len(found):
         return Points(points)
     raise NoSuchSite("an intervention takes sites or points, all of one kind")
+
+
+def sites_of(places: Sites | Points) -> Sites:
+    """Return the sites of a selection of sites; none of a selection of points."""
+    return places if isinstance(places, Sites) else Sites(())
+
+
+def points_of(places: Sites | Points) -> Points:
+    """Return the points of a selection of points; none of a selection of sites."""
+    return places if isinstance(places, Points) else Points(())
 
 
 def only_sites(places: Places, what: str) -> Sites:

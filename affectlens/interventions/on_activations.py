@@ -1,7 +1,7 @@
 """Mean and Resample: take away what an input says at a point, and leave what is usual there."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from affectlens.errors import LensError
-from affectlens.interventions.edits import Places, finite, only_points, only_sites
+from affectlens.interventions.edits import Places, finite, keep, only_points, only_sites
 from affectlens.lens import Activations, Lens, Moment, Recording, Rewrite, without
-from affectlens.sites import Point, Points, Site, Span
+from affectlens.sites import Point, Points, Site, Sites, Span
 from affectlens.tasks import Example
 
 Over = Recording | Iterable[Example]
@@ -26,19 +26,17 @@ class Mean:
     (arXiv 2309.16042, section 2).
     """
 
-    points: Places
-    over: Over = field(kw_only=True)
-    prompt: str = field(default="{text}", kw_only=True)
+    points: Points
+    over: Recording | tuple[Example, ...]
+    prompt: str
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "points", only_points(self.points, "Mean"))
-        object.__setattr__(self, "over", _kept(self.over))
+    def __init__(self, points: Places, *, over: Over, prompt: str = "{text}") -> None:
+        keep(self, points=only_points(points, "Mean"), over=_kept(over), prompt=prompt)
 
     def rewrites(self, lens: Lens) -> Mapping[Point, Rewrite]:
         """The mean of each point, whatever passes."""
-        points = only_points(self.points, "Mean")
-        found = _recorded(lens, points, self.over, prompt=self.prompt, keep="mean")
-        return {point: _always(found[point].mean) for point in points}
+        found = _recorded(lens, self.points, self.over, prompt=self.prompt, keeping="mean")
+        return {point: _always(found[point].mean) for point in self.points}
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,21 +47,19 @@ class Resample:
     points. `over` is as for `Mean`.
     """
 
-    points: Places
-    over: Over = field(kw_only=True)
-    seed: int = field(default=0, kw_only=True)
-    prompt: str = field(default="{text}", kw_only=True)
+    points: Points
+    over: Recording | tuple[Example, ...]
+    seed: int
+    prompt: str
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "points", only_points(self.points, "Resample"))
-        object.__setattr__(self, "over", _kept(self.over))
+    def __init__(self, points: Places, *, over: Over, seed: int = 0, prompt: str = "{text}") -> None:
+        keep(self, points=only_points(points, "Resample"), over=_kept(over), seed=seed, prompt=prompt)
 
     def rewrites(self, lens: Lens) -> Mapping[Point, Rewrite]:
         """Draws from what was recorded at each point."""
-        points = only_points(self.points, "Resample")
-        found = _recorded(lens, points, self.over, prompt=self.prompt, keep="values")
+        found = _recorded(lens, self.points, self.over, prompt=self.prompt, keeping="values")
         drawn = {}
-        for point in points:
+        for point in self.points:
             passed = found[point]
             if not isinstance(passed, Activations) or not len(passed.rows):
                 raise LensError(f"{point!r}: nothing passed there that could be drawn from")
@@ -71,12 +67,12 @@ class Resample:
         return drawn
 
 
-def _kept(over: Over) -> Over:
+def _kept(over: Over) -> Recording | tuple[Example, ...]:
     return over if isinstance(over, Recording) else tuple(over)
 
 
-def _recorded(lens: Lens, points: Points, over: Over, *, prompt: str, keep: str) -> Recording:
-    return over if isinstance(over, Recording) else lens.record(points, *over, prompt=prompt, keep=keep)
+def _recorded(lens: Lens, points: Points, over: Over, *, prompt: str, keeping: str) -> Recording:
+    return over if isinstance(over, Recording) else lens.record(points, *over, prompt=prompt, keep=keeping)
 
 
 def _always(mean: Float[Tensor, " feature"]) -> Callable[[Tensor, Moment | None], Tensor]:
@@ -104,20 +100,19 @@ class Knockout:
     mask of queries and keys.
     """
 
-    sites: Places
-    source: Span = field(kw_only=True)
-    target: Span = field(kw_only=True)
+    sites: Sites
+    source: Span
+    target: Span
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sites", only_sites(self.sites, "Knockout"))
-        for end in ("source", "target"):  # an unknown span is told here
-            found = only_sites(self.sites, "Knockout").at("residual", span=getattr(self, end))
-            object.__setattr__(self, end, found[0].span)
+    def __init__(self, sites: Places, *, source: Span, target: Span) -> None:
+        chosen = only_sites(sites, "Knockout")
+        # `at` refuses an unknown span here, before a block is entered.
+        source, target = (chosen.at("residual", span=span)[0].span for span in (source, target))
+        keep(self, sites=chosen, source=source, target=target)
 
     def rewrites(self, lens: Lens) -> Mapping[Point, Rewrite]:
         """The mask of each attention without these pairs."""
-        sites = only_sites(self.sites, "Knockout")
-        return {Point(site, "attention"): partial(self._cut, site) for site in sites}
+        return {Point(site, "attention"): partial(self._cut, site) for site in self.sites}
 
     def _cut(self, site: Site, mask: Tensor, moment: Moment | None) -> Tensor:
         if moment is None:
@@ -138,23 +133,27 @@ class Steer:
     on average (arXiv 2510.13900). Raises `LensError` where it has another width than what passes.
     """
 
-    points: Places
-    vector: Float[Tensor, " feature"] | Sequence[float] = field(kw_only=True)
-    alpha: float = field(default=1.0, kw_only=True)
+    points: Points
+    vector: Float[Tensor, " feature"]
+    alpha: float
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "points", only_points(self.points, "Steer"))
-        object.__setattr__(self, "vector", torch.as_tensor(self.vector))
-        finite("alpha", self.alpha)
+    def __init__(
+        self,
+        points: Places,
+        *,
+        vector: Float[Tensor, " feature"] | Sequence[float],
+        alpha: float = 1.0,
+    ) -> None:
+        chosen = only_points(points, "Steer")
+        keep(self, points=chosen, vector=torch.as_tensor(vector), alpha=finite("alpha", alpha))
 
     def rewrites(self, lens: Lens) -> Mapping[Point, Rewrite]:
         """What passes, and the vector."""
-        return dict.fromkeys(only_points(self.points, "Steer"), self._steered)
+        return dict.fromkeys(self.points, self._steered)
 
     def _steered(self, values: Tensor, moment: Moment | None) -> Tensor:
         if self.alpha == 0:
             return values
-        assert isinstance(self.vector, Tensor)
         if self.vector.shape != values.shape[-1:]:
             raise LensError(
                 f"a vector of {tuple(self.vector.shape)} can't be added to {values.shape[-1]} features"

@@ -8,10 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from affectlens.checkpoints import Checkpoint, Source
-from affectlens.interventions.edits import Edit, Edits, Places, elementwise, finite, only_sites, selected
+from affectlens.interventions.edits import (
+    Edit,
+    Edits,
+    Places,
+    elementwise,
+    finite,
+    keep,
+    only_sites,
+    points_of,
+    selected,
+    sites_of,
+)
 from affectlens.interventions.transplant import fitting_donor
 from affectlens.lens import Lens, Rewrite, module_name
-from affectlens.sites import Point, Site, Sites
+from affectlens.sites import Point, Points, Site, Sites
 
 _PARTS = ("gate_proj", "up_proj", "down_proj")
 _MLP = ("tower", "stack", "layer", "expert", "label")  # what they share
@@ -27,29 +38,94 @@ class Zero:
     zeroed, a `Remark` says so.
     """
 
-    places: Places
+    places: Sites | Points
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "places", selected(self.places))
+    def __init__(self, places: Places) -> None:
+        keep(self, places=selected(places))
 
     def edits(self, live: Checkpoint) -> Edits:
         """Zeros of each site's shape; none for points."""
-        found = selected(self.places)
-        return Edits(found if isinstance(found, Sites) else Sites(()), elementwise(live, torch.zeros_like))
+        return Edits(sites_of(self.places), elementwise(live, torch.zeros_like))
 
     def rewrites(self, lens: Lens) -> Mapping[Point, Rewrite]:
         """Zeros at each point; none for sites."""
-        found = selected(self.places)
-        return (
-            {}
-            if isinstance(found, Sites)
-            else dict.fromkeys(found, lambda values, _: torch.zeros_like(values))
-        )
+        return dict.fromkeys(points_of(self.places), lambda values, _: torch.zeros_like(values))
 
     def remarks(self, lens: Lens) -> Sequence[str]:
         """Whether this deletes whole MLPs."""
-        found = selected(self.places)
-        return deleted_mlps(lens, found) if isinstance(found, Sites) else ()
+        return deleted_mlps(lens, zeroed(self))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Multiply weights, or activations, by `factor`; 1 changes nothing."""
+
+    places: Sites | Points
+    factor: float
+
+    def __init__(self, places: Places, *, factor: float) -> None:
+        keep(self, places=selected(places), factor=finite("factor", factor))
+
+    def edits(self, live: Checkpoint) -> Edits:
+        """Each site's weights times the factor, computed in their dtype; none for points."""
+        return Edits(sites_of(self.places), elementwise(live, self._scaled))
+
+    def rewrites(self, lens: Lens) -> Mapping[Point, Rewrite]:
+        """What passes each point times the factor; none for sites."""
+        return dict.fromkeys(points_of(self.places), lambda values, _: self._scaled(values))
+
+    def remarks(self, lens: Lens) -> Sequence[str]:
+        """Whether this deletes whole MLPs, as a factor of 0 can."""
+        return deleted_mlps(lens, zeroed(self))
+
+    def _scaled(self, values: Tensor) -> Tensor:
+        return values if self.factor == 1 else values * self.factor
+
+
+@dataclass(frozen=True)
+class Randomise:
+    """Replace sites' weights by Gaussian noise of the same Frobenius norm.
+
+    With a `donor`, only the change W_donor − W is replaced by noise of its norm. The noise of a site depends
+    on `seed` and the site alone, so other sites beside it change nothing. Raises as `Transplant` does.
+    """
+
+    sites: Sites
+    seed: int
+    donor: Source | None = field(repr=False)
+
+    def __init__(self, sites: Places, *, seed: int = 0, donor: Source | None = None) -> None:
+        keep(self, sites=only_sites(sites, "Randomise"), seed=seed, donor=donor)
+
+    def edits(self, live: Checkpoint) -> Edits:
+        """Noise instead of each site's weights, or of their change."""
+        return Edits(self.sites, _replaced(self, live, _noise), rowwise=False)
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """Put the entries of each site's weights in another order, drawn by `seed`.
+
+    With a `donor`, those of the change W_donor − W. Raises as `Transplant` does.
+    """
+
+    sites: Sites
+    seed: int
+    donor: Source | None = field(repr=False)
+
+    def __init__(self, sites: Places, *, seed: int = 0, donor: Source | None = None) -> None:
+        keep(self, sites=only_sites(sites, "Shuffle"), seed=seed, donor=donor)
+
+    def edits(self, live: Checkpoint) -> Edits:
+        """The same entries elsewhere, or those of the change."""
+        return Edits(self.sites, _replaced(self, live, _shuffled), rowwise=False)
+
+
+def zeroed(intervention: object) -> Sites:
+    """Return the sites whose weights an intervention sets to zero; none of any other intervention."""
+    if isinstance(intervention, Zero) or (isinstance(intervention, Scale) and intervention.factor == 0):
+        return sites_of(intervention.places)
+    return Sites(())
 
 
 def deleted_mlps(lens: Lens, sites: Sites) -> Sequence[str]:
@@ -63,12 +139,14 @@ def deletions(live: Checkpoint, sites: Sites, *, starts_at_zero: Callable[[Site]
     act(gate)·up is zero where gate is, if act(0) = 0, or where up is, unless a bias is added. What can't be
     established is not said.
     """
-    zeroed = frozenset(site for site in sites if site.role in _PARTS)
+    parts = frozenset(site for site in sites if site.role in _PARTS)
+    if not parts:
+        return ()
     mlps = Sites(site for site in live.sites if site.role in _PARTS).by(*_MLP)
     found = [
         site
-        for site in zeroed
-        if site.param == "weight" and _deletes(site, mlps[_key(site)], zeroed) and starts_at_zero(site)
+        for site in parts
+        if site.param == "weight" and _deletes(site, mlps[_key(site)], parts) and starts_at_zero(site)
     ]
     if not found:
         return ()
@@ -107,53 +185,11 @@ def _starts_at_zero(lens: Lens, site: Site) -> bool:
     return False
 
 
-@dataclass(frozen=True)
-class Randomise:
-    """Replace sites' weights by Gaussian noise of the same Frobenius norm.
-
-    With a `donor`, only the change W_donor − W is replaced by noise of its norm. The noise of a site depends
-    on `seed` and the site alone, so other sites beside it change nothing. Raises as `Transplant` does.
-    """
-
-    sites: Places
-    seed: int = field(default=0, kw_only=True)
-    donor: Source | None = field(default=None, kw_only=True, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sites", only_sites(self.sites, "Randomise"))
-
-    def edits(self, live: Checkpoint) -> Edits:
-        """Noise instead of each site's weights, or of their change."""
-        sites = only_sites(self.sites, "Randomise")
-        return Edits(sites, _replaced(self, live, _noise), rowwise=False)
-
-
-@dataclass(frozen=True)
-class Shuffle:
-    """Put the entries of each site's weights in another order, drawn by `seed`.
-
-    With a `donor`, those of the change W_donor − W. Raises as `Transplant` does.
-    """
-
-    sites: Places
-    seed: int = field(default=0, kw_only=True)
-    donor: Source | None = field(default=None, kw_only=True, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sites", only_sites(self.sites, "Shuffle"))
-
-    def edits(self, live: Checkpoint) -> Edits:
-        """The same entries elsewhere, or those of the change."""
-        sites = only_sites(self.sites, "Shuffle")
-        return Edits(sites, _replaced(self, live, _shuffled), rowwise=False)
-
-
 Meaningless = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def _replaced(which: Randomise | Shuffle, live: Checkpoint, meaningless: Meaningless) -> Edit:
-    sites = only_sites(which.sites, type(which).__name__)
-    donor = None if which.donor is None else fitting_donor(which.donor, live, sites=sites)
+    donor = None if which.donor is None else fitting_donor(which.donor, live, sites=which.sites)
 
     def edit(site: Site, wanted: slice | None = None) -> Tensor:
         here = live.read(site)
@@ -184,30 +220,3 @@ def _shuffled(values: Tensor, generator: torch.Generator) -> Tensor:
 def _seed(seed: int, site: Site) -> int:
     # Python's own hash of a text is another in each process.
     return int.from_bytes(hashlib.sha256(f"{seed} {site!r}".encode()).digest()[:7])
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Multiply weights, or activations, by `factor`; 1 changes nothing."""
-
-    places: Places
-    factor: float = field(kw_only=True)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "places", selected(self.places))
-        finite("factor", self.factor)
-
-    def edits(self, live: Checkpoint) -> Edits:
-        """Each site's weights times the factor, computed in their dtype; none for points."""
-        found = selected(self.places)
-        return Edits(found if isinstance(found, Sites) else Sites(()), elementwise(live, self._scaled))
-
-    def rewrites(self, lens: Lens) -> Mapping[Point, Rewrite]:
-        """What passes each point times the factor; none for sites."""
-        found = selected(self.places)
-        return (
-            {} if isinstance(found, Sites) else dict.fromkeys(found, lambda values, _: self._scaled(values))
-        )
-
-    def _scaled(self, values: Tensor) -> Tensor:
-        return values if self.factor == 1 else values * self.factor

@@ -1,7 +1,7 @@
 """Patch: activations of another run, or of another model's run, in place of one's own."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from affectlens.errors import LensError, NoSuchSite, near
-from affectlens.interventions.edits import Places, only_points
+from affectlens.interventions.edits import Places, keep, only_points
 from affectlens.lens import Activations, Lens, Moment, Recording, Rewrite, spread
 from affectlens.lens.live import answering, encodes, inner
 from affectlens.sites import Point, Points, Span
@@ -27,23 +27,22 @@ class Patch:
     the two runs differ.
     """
 
-    points: Places
-    source: Recording | Lens = field(kw_only=True)
+    points: Points
+    source: Recording | Lens
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "points", only_points(self.points, "Patch"))
-        if not isinstance(self.source, Recording | Lens):
-            raise LensError(f"Patch takes a recording or a lens, not a {type(self.source).__name__}")
+    def __init__(self, points: Places, *, source: Recording | Lens) -> None:
+        if not isinstance(source, Recording | Lens):
+            raise LensError(f"Patch takes a recording or a lens, not a {type(source).__name__}")
+        keep(self, points=only_points(points, "Patch"), source=source)
 
     def rewrites(self, lens: Lens) -> Mapping[Point, Rewrite]:
         """What passed at each point in the other run."""
-        points = only_points(self.points, "Patch")
         if isinstance(self.source, Lens):
             if self.source.model is lens.model:
                 raise LensError("a model can't be run beside itself; patch it from a recording")
-            beside = Following(self.source, points)
-            return {point: partial(_followed, point, beside) for point in points}
-        return {point: _patched(point, self.source) for point in points}
+            beside = Following(self.source, self.points)
+            return {point: partial(_followed, point, beside) for point in self.points}
+        return {point: _patched(point, self.source) for point in self.points}
 
 
 def _patched(point: Point, source: Recording) -> Callable[[Tensor, Moment | None], Tensor]:

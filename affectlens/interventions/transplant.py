@@ -1,7 +1,7 @@
 """Transplant: a donor's weights at some sites, wholly or in part."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from affectlens.checkpoints.bytes import Span
 from affectlens.checkpoints.memory import MemoryStore
 from affectlens.checkpoints.pairing import differing
 from affectlens.errors import LensError
-from affectlens.interventions.edits import Edits, Places, finite, only_sites
+from affectlens.interventions.edits import Edits, Places, finite, keep, only_sites
 from affectlens.lens import Lens
 from affectlens.sites import Site, Sites
 
@@ -29,13 +29,12 @@ class Transplant:
     `NoSuchSite` where the donor lacks a site and `LensError` where its shape differs.
     """
 
-    sites: Places
-    donor: Source = field(kw_only=True)
-    alpha: float = field(default=1.0, kw_only=True)
+    sites: Sites
+    donor: Source
+    alpha: float
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sites", only_sites(self.sites, "Transplant"))
-        finite("alpha", self.alpha)
+    def __init__(self, sites: Places, *, donor: Source, alpha: float = 1.0) -> None:
+        keep(self, sites=only_sites(sites, "Transplant"), donor=donor, alpha=finite("alpha", alpha))
 
     def __repr__(self) -> str:
         donor = self.donor.store.name if isinstance(self.donor, Checkpoint) else self.donor
@@ -44,8 +43,7 @@ class Transplant:
 
     def edits(self, live: Checkpoint) -> Edits:
         """The donor's values, mixed with the live ones where `alpha` says so."""
-        sites = only_sites(self.sites, "Transplant")
-        donor = fitting_donor(self.donor, live, sites=sites)
+        donor = fitting_donor(self.donor, live, sites=self.sites)
 
         def edit(site: Site, wanted: slice | None = None) -> Tensor:
             if self.alpha == 0:
@@ -59,12 +57,11 @@ class Transplant:
             )
             return donor.span(site) if alike else None
 
-        return Edits(sites, edit, lying=lying)
+        return Edits(self.sites, edit, lying=lying)
 
     def remarks(self, lens: Lens) -> Sequence[str]:
         """What of the donor is not in its weights at these sites, and does not come with them."""
-        sites = only_sites(self.sites, "Transplant")
-        return left_behind(lens, self.donor, sites=sites) if self.alpha else ()
+        return left_behind(lens, self.donor, sites=self.sites) if self.alpha else ()
 
 
 def fitting_donor(donor: Source, live: Checkpoint, *, sites: Sites) -> Checkpoint:

@@ -15,7 +15,7 @@ from affectlens.checkpoints import Checkpoint, pair
 from affectlens.checkpoints.documents import read_json
 from affectlens.checkpoints.folders import RECORD
 from affectlens.errors import NothingToCompare
-from affectlens.interventions.on_weights import Scale, Zero, deletions
+from affectlens.interventions.on_weights import deletions, zeroed
 from affectlens.sites import Point, Points, Site, Sites, sections
 from affectlens.table import versions
 
@@ -100,8 +100,7 @@ def notices(
         yield f"The selection spans towers ({counts} sites)."
     if donor is not None and not any(donor.targeted(site) for site in sites):
         yield f"{donor.store.name} does not touch these sites, so nothing changes."
-    if isinstance(intervention, Zero) or (isinstance(intervention, Scale) and intervention.factor == 0):
-        yield from deletions(live, sites, starts_at_zero=lambda site: _through_zero(live, site))
+    yield from deletions(live, zeroed(intervention), starts_at_zero=lambda site: _through_zero(live, site))
 
 
 def not_carried_over(base: Checkpoint, donor: Checkpoint) -> tuple[str, ...]:

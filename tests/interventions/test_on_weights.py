@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import warnings
+from functools import partial
 from typing import Any
 
 import pytest
@@ -175,3 +177,34 @@ def test_what_is_no_place_for_an_intervention_is_told() -> None:
         lens.run(batch)
     with pytest.raises(LensError, match="beside itself"), lens.intervene(al.Patch(points, source=lens)):
         pass
+
+
+@pytest.mark.parametrize("change", [al.Zero, partial(al.Scale, factor=0.0)], ids=["zero", "scale by 0"])
+@pytest.mark.parametrize(
+    ("name", "settings", "role", "deletes"),
+    [
+        ("llama", {}, "gate_proj", True),
+        ("llama", {}, "up_proj", True),
+        ("llama", {}, "down_proj", True),
+        ("llama", {}, "mlp", False),  # whoever zeroes all three means the MLP
+        ("llama", {}, "q_proj", False),
+        ("llama", {"hidden_act": "sigmoid"}, "gate_proj", False),  # act(0) = 0.5
+        ("gpt2", {}, "fc1", False),
+    ],
+)
+def test_a_remark_says_where_zeros_delete_the_mlp(
+    change: Any, name: str, settings: dict[str, Any], role: str, deletes: bool
+) -> None:
+    """Zero and a scale of 0 are the same weights, so they make the same remark; another scale makes none."""
+    lens = al.Lens(BY_NAME[name].build(**settings))
+    sites = lens.sites.where(tower="language", role=role)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        with lens.intervene(change(sites)):
+            zeroed = [lens.parameter(site).any() for site in sites]
+        with lens.intervene(al.Scale(sites, factor=0.5)):
+            pass
+
+    assert not any(zeroed)
+    assert int(deletes) == len(found)
+    assert all("deletes the MLP" in str(one.message) for one in found)
