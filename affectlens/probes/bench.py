@@ -145,6 +145,23 @@ class Bench:
         return [stored.select(stored.ndim - 2 if where.transposed else 1, unit)]
 
 
+def owner(tensor: str) -> str:
+    """The module that a parameter belongs to."""
+    module = tensor.rpartition(".")[0]
+    return module.removesuffix(".parametrizations.weight")
+
+
+def place(where: Storage, unit: int) -> tuple[int, int]:
+    """Where a site's row lies in the stored tensor (of its expert): index and dimension."""
+    ndim = len(where.shape)
+    dim = ndim - 1 if where.transposed else 0
+    cut = where.cut
+    if cut is None or cut.dim - (where.expert is not None) != dim:
+        return unit, dim
+    part = cut.stop - cut.start
+    return unit // part * (cut.period or 0) + cut.start + unit % part, dim
+
+
 def _look_in(seen: list[Tensor], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     seen.append(_tensor((*args, *kwargs.values())).clone())
 
@@ -162,23 +179,6 @@ def _note(
 ) -> None:
     tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
     found.append((name, tuple(tensors[0].shape) if tensors else ()))
-
-
-def owner(tensor: str) -> str:
-    """The module that a parameter belongs to."""
-    module = tensor.rpartition(".")[0]
-    return module.removesuffix(".parametrizations.weight")
-
-
-def place(where: Storage, unit: int) -> tuple[int, int]:
-    """Where a site's row lies in the stored tensor (of its expert): index and dimension."""
-    ndim = len(where.shape)
-    dim = ndim - 1 if where.transposed else 0
-    cut = where.cut
-    if cut is None or cut.dim - (where.expert is not None) != dim:
-        return unit, dim
-    part = cut.stop - cut.start
-    return unit // part * (cut.period or 0) + cut.start + unit % part, dim
 
 
 def _narrowed(stored: Tensor, where: Storage, dim: int) -> Tensor:

@@ -25,18 +25,6 @@ class Answer(NamedTuple):
     through: bool = False  # a norm comes between here and down
 
 
-def _mixed(bench: Bench, where: Storage, answer: Answer) -> bool:
-    """Whether a unit moves more than its own column."""
-    for unit in spread(where.shape[0]):
-        with bench.scaled(bench.row(where, unit), 2.0):
-            more = answer.read()
-        change = more - answer.read()
-        size = change.abs().flatten(0, -2).amax(0)
-        if float(size.max()) > 1e-6 * float(more.abs().max()):
-            return int((size > 0.01 * size.max()).sum()) > 2
-    return False
-
-
 def answer_of(bench: Bench, parts: Mapping[str, Storage]) -> Answer:
     """Look at what goes into down, or at the module's output where down is no module of its own."""
     first = next(parts[role] for role in ("gate_proj", "fc1") if role in parts)
@@ -56,6 +44,25 @@ def answer_of(bench: Bench, parts: Mapping[str, Storage]) -> Answer:
                 return direct
             return _before_down(bench, owner, norms[-1], axis)._replace(through=True)
     return _at_the_end(bench, down)
+
+
+def spread(count: int) -> list[int]:
+    """Units at both ends and between, where a slice cut in the wrong place would be off."""
+    return sorted(
+        {0, 1, count // 3, count // 2 - 1, count // 2, 2 * count // 3, count - 1} & set(range(count))
+    )
+
+
+def _mixed(bench: Bench, where: Storage, answer: Answer) -> bool:
+    """Whether a unit moves more than its own column."""
+    for unit in spread(where.shape[0]):
+        with bench.scaled(bench.row(where, unit), 2.0):
+            more = answer.read()
+        change = more - answer.read()
+        size = change.abs().flatten(0, -2).amax(0)
+        if float(size.max()) > 1e-6 * float(more.abs().max()):
+            return int((size > 0.01 * size.max()).sum()) > 2
+    return False
 
 
 def _axis(bench: Bench, watch: str, inner: int) -> int | None:
@@ -145,10 +152,3 @@ def _at_the_end(bench: Bench, down: Storage) -> Answer:
         return Seen("confirmed", "what a unit gives moves the output along its column")
 
     return Answer(bench.run, column, check)
-
-
-def spread(count: int) -> list[int]:
-    """Units at both ends and between, where a slice cut in the wrong place would be off."""
-    return sorted(
-        {0, 1, count // 3, count // 2 - 1, count // 2, 2 * count // 3, count - 1} & set(range(count))
-    )
