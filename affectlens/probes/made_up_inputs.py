@@ -1,4 +1,4 @@
-"""Guess what a tower may take for an input: words, a picture, a sound, by what its config says of sizes."""
+"""Make up inputs that a tower may accept: words, pictures, sounds, in the sizes that its config names."""
 
 import inspect
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ _TOKENS = 8
 
 
 def guesses(tower: nn.Module) -> Iterator[dict[str, Any]]:
-    """Make up inputs that a tower may take, the likeliest first."""
+    """Yield made-up inputs for a tower, the likeliest first; many of them it will not accept."""
     try:
         wanted = inspect.signature(tower.forward).parameters
     except (TypeError, ValueError):
@@ -23,14 +23,14 @@ def guesses(tower: nn.Module) -> Iterator[dict[str, Any]]:
     first = str(getattr(tower, "main_input_name", "input_ids"))
     for make in dict.fromkeys((_text, _MAKERS.get(first, _picture), *_MAKERS.values(), _embedded)):
         for guess in _until_it_fails(make(tower, config)):
-            # What a tower does not name it may hand on, to where it is in the way.
+            # Only named arguments: a tower may pass on what it does not name, to a module that breaks on it.
             given = {k: v for k, v in guess.items() if k in wanted and v is not None}
             if given and needed <= given.keys() and (make is not _text or "input_ids" in given):
                 yield given | quiet
 
 
 def _until_it_fails(guesses: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Configs say the strangest things; a guess that can't be made out of one is no guess."""
+    """Yield guesses up to the first that a strange config makes impossible."""
     try:
         yield from guesses
     except Exception:
@@ -61,9 +61,10 @@ def _text(tower: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
     size = _first(config, "vocab_size", "n_vocab", default=None)
     try:
         size = tower.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    except Exception:  # not every model has one
+    except Exception:  # some models have no input embeddings
         size = size if isinstance(size, int) else max(rows, default=64)
     media = _special(config.to_dict()) if hasattr(config, "to_dict") else set()
+    # Ids that stand for media would ask for the media.
     plain = [n for n in range(3, size) if n not in media] or [0]
     ids = _whole(tower, [[plain[n] for n in torch.randint(len(plain), (_TOKENS,)).tolist()]])
     ones = torch.ones_like(ids)
@@ -78,12 +79,12 @@ def _text(tower: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
     }
     for picture in _picture(tower, config):
         yield {"input_ids": ids, "attention_mask": ones, **picture}
-    for length in (16, 32, 64):  # some attend in blocks
+    for length in (16, 32, 64):  # some models attend in blocks of this length
         yield {"input_ids": ids.repeat(1, length // _TOKENS)}
 
 
 def _special(config: Any) -> set[int]:
-    """Ids that stand for media or end a text, anywhere in a config."""
+    """Return the ids of media and of ends of texts, from anywhere in a config."""
     if not isinstance(config, dict):
         return set()
     found: set[int] = set()
@@ -118,7 +119,7 @@ def _picture(tower: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
         return
     sizes += [(4 * patch, 4 * patch), (224, 224)]
     for high, wide in dict.fromkeys(sizes):
-        if max(high, wide) > 640:
+        if max(high, wide) > 640:  # slow, and smaller ones serve as well
             continue
         picture = _random(tower, 1, channels, high, wide)
         yield {"pixel_values": picture, "hidden_states": picture}
@@ -140,7 +141,7 @@ def _tiled(tower: nn.Module, config: Any, picture: Tensor) -> dict[str, Any]:
 
 
 def _patches(tower: nn.Module, config: Any, per_frame: int) -> Iterator[dict[str, Any]]:
-    """A picture as a list of flat patches, and how many of them it is high and wide."""
+    """Yield a picture as flat patches, with its height and width in patches."""
     frames = _first(config, "temporal_patch_size", default=1)
     side = (
         2 * int(_first(config, "spatial_merge_size", "merge_kernel_size", default=2))
