@@ -93,7 +93,7 @@ class Edits(Mapping[Site, Tensor]):
     """New values by site, made when they are looked up, so that memory holds one site and not a model.
 
     `rowwise` says that `edit` can make some rows without the others: a writer then holds a block of rows.
-    `lying` says in which file the new values of a site are stored, if they are: a writer then copies bytes.
+    `stored` says in which file the new values of a site are stored, if they are: a writer then copies bytes.
     """
 
     def __init__(
@@ -102,9 +102,9 @@ class Edits(Mapping[Site, Tensor]):
         edit: Edit,
         *,
         rowwise: bool = True,
-        lying: Callable[[Site], Span | None] = lambda _: None,
+        stored: Callable[[Site], Span | None] = lambda _: None,
     ) -> None:
-        self.sites, self.edit, self.rowwise, self.lying = sites, edit, rowwise, lying
+        self.sites, self.edit, self.rowwise, self.stored = sites, edit, rowwise, stored
         self._known = frozenset(sites)
 
     def __getitem__(self, site: Site) -> Tensor:

@@ -59,13 +59,13 @@ class Transplant:
             there = donor.read(site, wanted)
             return there if self.alpha == 1 else _mixed(live.read(site, wanted), there, alpha=self.alpha)
 
-        def lying(site: Site) -> Span | None:
+        def stored(site: Site) -> Span | None:
             alike = (
                 self.alpha == 1 and site.at() not in donor.factors and donor.dtype(site) == live.dtype(site)
             )
             return donor.span(site) if alike else None
 
-        return Edits(self.sites, edit, lying=lying)
+        return Edits(self.sites, edit, stored=stored)
 
     def remarks(self, lens: Lens) -> Sequence[str]:
         """Return sentences on what of the donor does not come with its weights at these sites."""

@@ -16,7 +16,7 @@ from affectlens.checkpoints.bytes import Span
 from affectlens.checkpoints.slicing import put, rows, take
 from affectlens.errors import LensError
 from affectlens.interventions.edits import Edits
-from affectlens.sites import Site, Storage
+from affectlens.sites import Site, Sites, Storage
 
 
 class EditedStore:
@@ -28,7 +28,7 @@ class EditedStore:
         self.config, self.notes = self.inner.config, self.inner.notes
         self.skipped, self.aliases = self.inner.skipped, self.inner.aliases
         self.headers: Mapping[str, Header] = self.inner.headers
-        self._edits = edits
+        self._edits = _as_edits(edits)
         self._sites: dict[str, dict[Site, Storage]] = {}
         for site in edits:
             where = live.at(site)
@@ -55,8 +55,8 @@ class EditedStore:
 
     def by_rows(self, tensor: str) -> bool:
         """Return whether some rows can be made without the others."""
-        lazy = isinstance(self._edits, Edits) and self._edits.rowwise
-        here = all(_by_rows(where, lazy=lazy) for where in self._sites.get(tensor, {}).values())
+        places = self._sites.get(tensor, {}).values()
+        here = all(_by_rows(where, rowwise=self._edits.rowwise) for where in places)
         return here and self.inner.by_rows(tensor)
 
     def origin(self, tensor: str) -> Span | None:
@@ -70,9 +70,7 @@ class EditedStore:
             return self.inner.span(tensor)
         (site, where), *others = sites.items()
         part = where.expert is not None or where.cut is not None or where.unit is not None
-        if others or part or where.transposed or not isinstance(self._edits, Edits):
-            return None
-        return self._edits.lying(site)
+        return None if others or part or where.transposed else self._edits.stored(site)
 
     def check(self) -> None:
         """Raise `CheckpointError` if a file changed since it was opened."""
@@ -98,21 +96,29 @@ class EditedStore:
 
     def _value(self, site: Site, where: Storage, wanted: slice | None) -> Tensor:
         """New values of a site, or of some of its rows, in the stored dtype. Raises `LensError`."""
-        if isinstance(self._edits, Edits) and wanted is not None:
-            value = self._edits.edit(site, wanted)
-        else:
-            value = self._edits[site]
+        value = self._edits.edit(site, wanted)
         expected = where.shape if wanted is None else (wanted.stop - wanted.start, *where.shape[1:])
         if tuple(value.shape) != expected:
             raise LensError(f"{site} has shape {expected} here, the new values {tuple(value.shape)}")
         return value.detach().to(device="cpu", dtype=getattr(torch, self.headers[where.tensor].dtype))
 
 
-def _by_rows(where: Storage, *, lazy: bool) -> bool:
+def _as_edits(values: Mapping[Site, Tensor]) -> Edits:
+    """Return edits as they are; make them of a mapping, which an intervention of the user's may return."""
+    if isinstance(values, Edits):
+        return values
+
+    def edit(site: Site, wanted: slice | None = None) -> Tensor:
+        return values[site] if wanted is None else values[site][wanted]
+
+    return Edits(Sites(values), edit, rowwise=False)
+
+
+def _by_rows(where: Storage, *, rowwise: bool) -> bool:
     if where.expert is not None:
         return True
     laid_out = where.unit is None and not where.transposed and bool(where.shape)
-    return lazy and laid_out and (where.cut is None or (where.cut.dim == 0 and where.cut.period is None))
+    return rowwise and laid_out and (where.cut is None or (where.cut.dim == 0 and where.cut.period is None))
 
 
 def _lay(stored: Tensor, where: Storage, value: Tensor) -> None:

@@ -60,6 +60,15 @@ def filled(out: str | Path, *, apart_from: Iterable[Path] = ()) -> Iterator[Path
         raise WriteError(f"{out}: can't be written ({reason})") from error
 
 
+def copy_companions(folder: Path, room: Path) -> None:
+    """Copy what a model needs beside its weights; raises `CheckpointError` for what is no ordinary file."""
+    for name in sorted(set(_names(folder))):
+        source, copy = inside(folder / Path(name).parent, Path(name).name), room / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(opened(source), "rb") as original, open(copy, "xb") as stream:
+            shutil.copyfileobj(original, stream)
+
+
 def _refuse_taken(out: str | Path, final: Path) -> None:
     try:
         if not any(final.iterdir()):
@@ -72,15 +81,6 @@ def _refuse_taken(out: str | Path, final: Path) -> None:
     except OSError as error:
         reason = f"can't be written ({error.strerror})"
     raise WriteError(f"{out}: {reason}; name a folder that is new or empty")
-
-
-def accompany(folder: Path, room: Path) -> None:
-    """Copy what a model needs beside its weights; raises `CheckpointError` for what is no ordinary file."""
-    for name in sorted(set(_names(folder))):
-        source, copy = inside(folder / Path(name).parent, Path(name).name), room / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(opened(source), "rb") as original, open(copy, "xb") as stream:
-            shutil.copyfileobj(original, stream)
 
 
 def _names(folder: Path) -> Iterator[str]:

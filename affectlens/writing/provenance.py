@@ -76,20 +76,6 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     return read_json(Path(folder) / RECORD).content
 
 
-def _counted(live: Checkpoint, sites: Sites) -> dict[str, int]:
-    whole = [
-        site for site in sites if site == site.at() or site.at() not in sites
-    ]  # a head of it counts once
-    places = [live.at(site) for site in whole]
-    tensors = {where.tensor for where in places}
-    return {"sites": len(sites), "tensors": len(tensors), "parameters": sum(where.size for where in places)}
-
-
-def _by_role(live: Checkpoint, sites: Sites) -> dict[str, dict[str, int]]:
-    groups = sites.by("tower", "role")
-    return {f"{tower} {role}": _counted(live, group) for (tower, role), group in groups.items()}
-
-
 def notices(
     live: Checkpoint, intervention: object, *, sites: Sites, donor: Checkpoint | None
 ) -> Iterator[str]:
@@ -109,6 +95,20 @@ def not_carried_over(base: Checkpoint, donor: Checkpoint) -> tuple[str, ...]:
         return pair(base, donor).unlike
     except NothingToCompare:
         return ()
+
+
+def _counted(live: Checkpoint, sites: Sites) -> dict[str, int]:
+    whole = [
+        site for site in sites if site == site.at() or site.at() not in sites
+    ]  # a head of it counts once
+    places = [live.at(site) for site in whole]
+    tensors = {where.tensor for where in places}
+    return {"sites": len(sites), "tensors": len(tensors), "parameters": sum(where.size for where in places)}
+
+
+def _by_role(live: Checkpoint, sites: Sites) -> dict[str, dict[str, int]]:
+    groups = sites.by("tower", "role")
+    return {f"{tower} {role}": _counted(live, group) for (tower, role), group in groups.items()}
 
 
 def _through_zero(live: Checkpoint, site: Site) -> bool:

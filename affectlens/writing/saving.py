@@ -26,7 +26,7 @@ from affectlens.interventions.transplant import Transplant
 from affectlens.lens import ActivationIntervention, Intervention
 from affectlens.sites import Sites
 from affectlens.writing.edited_store import EditedStore
-from affectlens.writing.folder import BESIDE, accompany, filled
+from affectlens.writing.folder import BESIDE, copy_companions, filled
 from affectlens.writing.provenance import AppliedIntervention, record, write_record
 from affectlens.writing.shards import SINGLE, rewrite, write_new
 
@@ -53,7 +53,7 @@ def write(
     `LensError` for an intervention on activations. Nothing is left then.
     """
     listed = interventions if isinstance(interventions, Iterable) else [interventions]
-    found = ground(base)
+    found = base_files(base)
     store, steps = _edited(found.live, [*found.first, *listed])
     edited = frozenset(found.live.at(site).tensor for step in steps for site in step.sites)
     found.refuse(edited)
@@ -63,6 +63,60 @@ def write(
         for checkpoint in (found.live, *(step.donor for step in steps if step.donor is not None)):
             checkpoint.store.check()
     return open_checkpoint(out)
+
+
+@dataclass(frozen=True)
+class BaseFiles:
+    """A base as it is edited and copied."""
+
+    live: Checkpoint
+    folder: Path
+    first: tuple[Transplant, ...] = ()  # of an adapter
+    files: Mapping[str, LocalFile] | None = None  # by the names they get; None where new ones are made
+    index: Path | None = None
+
+    @property
+    def reserved(self) -> tuple[Path, ...]:
+        """Where nothing may be written: a base that is a folder is one thing, a file has others beside it."""
+        return (self.folder,) if os.path.isdir(self.live.store.source) else ()  # noqa: PTH112
+
+    def refuse(self, edited: frozenset[str]) -> None:
+        """Raise `CheckpointError` where some tensors can't get new values in their files."""
+        store = self.live.store
+        for tensor in sorted(edited):
+            if self.files is not None and store.span(tensor) is None:
+                raise CheckpointError(
+                    store.name,
+                    "is stored packed, so no weights can be put there",
+                    key=tensor,
+                    fix=_UNQUANTISED,
+                )
+            if any(name.startswith(f"{tensor} in ") for name in store.skipped):
+                fix = "Save the model anew with save_pretrained"
+                raise CheckpointError(store.name, "lies in two files", key=tensor, fix=fix)
+
+
+def base_files(base: Source) -> BaseFiles:
+    """Find the files of a base; those of a hub are fetched into its cache. Raises `CheckpointError`."""
+    opened = open_checkpoint(base)
+    first: tuple[Transplant, ...] = ()
+    if opened.change is not None:
+        first = (Transplant(changed(opened), donor=opened),)
+        opened = opened.change.base
+    store = opened.store
+    if not store.source:
+        fix = "Save it with save_pretrained, and name the folder"
+        raise CheckpointError(store.name, "is only in memory, so there are no files to copy", fix=fix)
+    if not os.path.exists(store.source):  # noqa: PTH110  for any string, where Path.exists raises
+        opened = _fetched(opened)
+    return _placed(opened, first)
+
+
+def changed(adapter: Checkpoint) -> Sites:
+    """The sites of its base that an adapter changes."""
+    assert adapter.change is not None
+    base = adapter.change.base
+    return Sites(site for site in base.sites if adapter.targeted(site))
 
 
 def _edited(
@@ -97,68 +151,14 @@ def _with_donor(intervention: Any, live: Checkpoint) -> tuple[Intervention, Chec
     return changed, opened
 
 
-@dataclass(frozen=True)
-class Ground:
-    """A base as it is edited and copied."""
-
-    live: Checkpoint
-    folder: Path
-    first: tuple[Transplant, ...] = ()  # of an adapter
-    files: Mapping[str, LocalFile] | None = None  # by the names they get; None where new ones are made
-    index: Path | None = None
-
-    @property
-    def reserved(self) -> tuple[Path, ...]:
-        """Where nothing may be written: a base that is a folder is one thing, a file has others beside it."""
-        return (self.folder,) if os.path.isdir(self.live.store.source) else ()  # noqa: PTH112
-
-    def refuse(self, edited: frozenset[str]) -> None:
-        """Raise `CheckpointError` where some tensors can't get new values in their files."""
-        store = self.live.store
-        for tensor in sorted(edited):
-            if self.files is not None and store.span(tensor) is None:
-                raise CheckpointError(
-                    store.name,
-                    "is stored packed, so no weights can be put there",
-                    key=tensor,
-                    fix=_UNQUANTISED,
-                )
-            if any(name.startswith(f"{tensor} in ") for name in store.skipped):
-                fix = "Save the model anew with save_pretrained"
-                raise CheckpointError(store.name, "lies in two files", key=tensor, fix=fix)
-
-
-def _fill(room: Path, found: Ground, store: EditedStore, *, edited: frozenset[str], link: bool) -> None:
-    accompany(found.folder, room)
+def _fill(room: Path, found: BaseFiles, store: EditedStore, *, edited: frozenset[str], link: bool) -> None:
+    copy_companions(found.folder, room)
     if found.files is None:
         write_new(store, room)
         return
     if found.index is not None:
         shutil.copyfile(found.index, room / found.index.name)
     rewrite(store, found.files, edited=edited, room=room, link=link)
-
-
-def ground(base: Source) -> Ground:
-    """Find the files of a base; those of a hub are fetched into its cache. Raises `CheckpointError`."""
-    opened = open_checkpoint(base)
-    first: tuple[Transplant, ...] = ()
-    if opened.change is not None:
-        first = (Transplant(changed(opened), donor=opened),)
-        opened = opened.change.base
-    store = opened.store
-    if not store.source:
-        fix = "Save it with save_pretrained, and name the folder"
-        raise CheckpointError(store.name, "is only in memory, so there are no files to copy", fix=fix)
-    if not os.path.exists(store.source):  # noqa: PTH110  for any string, where Path.exists raises
-        opened = _fetched(opened)
-    return _placed(opened, first)
-
-
-def changed(adapter: Checkpoint) -> Sites:
-    """The sites of its base that an adapter changes."""
-    assert adapter.change is not None
-    base = adapter.change.base
-    return Sites(site for site in base.sites if adapter.targeted(site))
 
 
 def _fetched(opened: Checkpoint) -> Checkpoint:
@@ -174,7 +174,7 @@ def _fetched(opened: Checkpoint) -> Checkpoint:
     return Checkpoint(unpacked(store))
 
 
-def _placed(live: Checkpoint, first: tuple[Transplant, ...]) -> Ground:
+def _placed(live: Checkpoint, first: tuple[Transplant, ...]) -> BaseFiles:
     path = Path(live.store.source)
     folder = path if path.is_dir() else path.parent
     raw = live.store.inner if isinstance(live.store, QuantizedStore) else live.store
@@ -183,9 +183,9 @@ def _placed(live: Checkpoint, first: tuple[Transplant, ...]) -> Ground:
         index = _index(folder, files)
         if index is None and len(files) == 1:
             files = dict(zip([SINGLE], files.values(), strict=True))
-        return Ground(live, folder, first, files, index)
+        return BaseFiles(live, folder, first, files, index)
     _refuse_new(live)
-    return Ground(live, folder, first)
+    return BaseFiles(live, folder, first)
 
 
 def _refuse_new(live: Checkpoint) -> None:

@@ -19,15 +19,13 @@ from tqdm import tqdm
 from affectlens.checkpoints import Header
 from affectlens.checkpoints.bytes import LocalFile, Span
 from affectlens.checkpoints.safetensors import DTYPES, INDEX
-from affectlens.checkpoints.store import JoinedStore
+from affectlens.checkpoints.store import Store
 from affectlens.files import opened
 from affectlens.sites import bare_name
-from affectlens.writing.edited_store import EditedStore
 
 SINGLE = "model.safetensors"
 SHARD = 5_000_000_000  # bytes
 _KINDS = {dtype: kind for kind, (dtype, _) in DTYPES.items()}
-Weights = EditedStore | JoinedStore  # what can be written
 BLOCK = 1 << 20  # bytes; memory of this size is used again, larger ones are new pages each time
 _AT_ONCE = 1 << 22  # bytes that the system copies before an interrupt is answered
 # What a system says that can't copy between these two files by itself.
@@ -35,7 +33,7 @@ _UNABLE = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPER
 
 
 def rewrite(
-    store: EditedStore, files: Mapping[str, LocalFile], *, edited: Iterable[str], room: Path, link: bool
+    store: Store, files: Mapping[str, LocalFile], *, edited: Iterable[str], room: Path, link: bool
 ) -> None:
     """Write safetensors files anew, by the names they get; those without an edit are copied, or linked."""
     edits: dict[str, list[tuple[Span, str]]] = {name: [] for name in files}
@@ -52,25 +50,7 @@ def rewrite(
                 _patched(store, file, stream, edits=sorted(edits[name], key=lambda edit: edit[0][1:]))
 
 
-def _patched(
-    store: EditedStore, file: LocalFile, stream: FileIO, *, edits: Sequence[tuple[Span, str]]
-) -> None:
-    """The file with new bytes in the places of some tensors, which are as long as those that were there."""
-    at = 0
-    for span, tensor in edits:
-        copy(file, stream, start=at, stop=span.start)
-        stored = store.span(tensor)
-        if stored is not None and isinstance(stored.of, LocalFile):
-            copy(stored.of, stream, start=stored.start, stop=stored.stop)
-        else:
-            for block in blocks(store, tensor):
-                write(block, stream)
-        at = span.stop
-        assert stream.tell() == at, f"{tensor} is not as long as it was"
-    copy(file, stream, start=at, stop=file.size)
-
-
-def write_new(store: Weights, room: Path, *, single: str = "") -> None:
+def write_new(store: Store, room: Path, *, single: str = "") -> None:
     """Write a store's tensors into new files: one of the name `single`, or shards with their index."""
     tensors = {name: name for name in store.headers} | dict(_second_names(store))
     parts = [tensors] if single else list(_parts(store, tensors, limit=SHARD))
@@ -82,62 +62,6 @@ def write_new(store: Weights, room: Path, *, single: str = "") -> None:
         total = sum(_bytes(store.headers[tensor]) for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": where}
         (room / INDEX).write_text(json.dumps(index, indent=2), "utf-8")
-
-
-def _second_names(store: Weights) -> Iterator[tuple[str, str]]:
-    """Names of what is stored under another, for who looks for them; none of a tied output embedding."""
-    text = store.config.get("text_config")
-    ties = any(
-        part.get("tie_word_embeddings") is True for part in (store.config, text) if isinstance(part, Mapping)
-    )
-    for name, tensor in store.aliases.items():
-        if not (ties and bare_name(name).endswith("lm_head.weight")):
-            yield name, tensor
-
-
-def _parts(store: Weights, tensors: Mapping[str, str], *, limit: int) -> Iterator[dict[str, str]]:
-    part: dict[str, str] = {}
-    size = 0
-    for name, tensor in tensors.items():
-        more = _bytes(store.headers[tensor])
-        if part and size + more > limit:
-            yield part
-            part, size = {}, 0
-        part[name] = tensor
-        size += more
-    yield part
-
-
-def _numbered(count: int) -> list[str]:
-    return [f"model-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)]
-
-
-def _write_file(store: Weights, path: Path, tensors: Mapping[str, str]) -> None:
-    """One file; wide numbers come first, so that each lies at a multiple of its width."""
-    headers = {name: store.headers[tensor] for name, tensor in tensors.items()}
-    ordered = sorted(headers, key=lambda name: (-_width(headers[name]), name))
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name in ordered:
-        start, end = end, end + _bytes(headers[name])
-        shape, dtype = headers[name]
-        entries[name] = {"dtype": _KINDS[dtype], "shape": list(shape), "data_offsets": [start, end]}
-    raw = json.dumps(entries).encode()
-    raw += b" " * (-len(raw) % 8)
-    with FileIO(path, "xb") as stream:
-        write(memoryview(len(raw).to_bytes(8, "little") + raw), stream)
-        for name in ordered:
-            for block in blocks(store, tensors[name]):
-                write(block, stream)
-
-
-def _width(header: Header) -> int:
-    dtype: torch.dtype = getattr(torch, header.dtype)
-    return dtype.itemsize
-
-
-def _bytes(header: Header) -> int:
-    return math.prod(header.shape) * _width(header)
 
 
 def copy_file(file: LocalFile, into: Path, *, link: bool = False) -> None:
@@ -166,7 +90,7 @@ def write(block: memoryview, stream: FileIO) -> None:
         block = block[stream.write(block) :]
 
 
-def blocks(store: Weights, tensor: str) -> Iterator[memoryview]:
+def blocks(store: Store, tensor: str) -> Iterator[memoryview]:
     """The bytes of a tensor as safetensors has them, made some rows at a time."""
     shape, dtype = store.headers[tensor]
     if 0 in shape:
@@ -178,6 +102,78 @@ def blocks(store: Weights, tensor: str) -> Iterator[memoryview]:
     step = max(1, BLOCK // max(1, width))
     for first in range(0, shape[0], step):
         yield _raw(store.read(tensor, slice(first, min(first + step, shape[0]))))
+
+
+def _patched(store: Store, file: LocalFile, stream: FileIO, *, edits: Sequence[tuple[Span, str]]) -> None:
+    """The file with new bytes in the places of some tensors, which are as long as those that were there."""
+    at = 0
+    for span, tensor in edits:
+        copy(file, stream, start=at, stop=span.start)
+        stored = store.span(tensor)
+        if stored is not None and isinstance(stored.of, LocalFile):
+            copy(stored.of, stream, start=stored.start, stop=stored.stop)
+        else:
+            for block in blocks(store, tensor):
+                write(block, stream)
+        at = span.stop
+        assert stream.tell() == at, f"{tensor} is not as long as it was"
+    copy(file, stream, start=at, stop=file.size)
+
+
+def _second_names(store: Store) -> Iterator[tuple[str, str]]:
+    """Names of what is stored under another, for who looks for them; none of a tied output embedding."""
+    text = store.config.get("text_config")
+    ties = any(
+        part.get("tie_word_embeddings") is True for part in (store.config, text) if isinstance(part, Mapping)
+    )
+    for name, tensor in store.aliases.items():
+        if not (ties and bare_name(name).endswith("lm_head.weight")):
+            yield name, tensor
+
+
+def _parts(store: Store, tensors: Mapping[str, str], *, limit: int) -> Iterator[dict[str, str]]:
+    part: dict[str, str] = {}
+    size = 0
+    for name, tensor in tensors.items():
+        more = _bytes(store.headers[tensor])
+        if part and size + more > limit:
+            yield part
+            part, size = {}, 0
+        part[name] = tensor
+        size += more
+    yield part
+
+
+def _numbered(count: int) -> list[str]:
+    return [f"model-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)]
+
+
+def _write_file(store: Store, path: Path, tensors: Mapping[str, str]) -> None:
+    """One file; wide numbers come first, so that each lies at a multiple of its width."""
+    headers = {name: store.headers[tensor] for name, tensor in tensors.items()}
+    ordered = sorted(headers, key=lambda name: (-_width(headers[name]), name))
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in ordered:
+        start, end = end, end + _bytes(headers[name])
+        shape, dtype = headers[name]
+        entries[name] = {"dtype": _KINDS[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    raw = json.dumps(entries).encode()
+    raw += b" " * (-len(raw) % 8)
+    with FileIO(path, "xb") as stream:
+        write(memoryview(len(raw).to_bytes(8, "little") + raw), stream)
+        for name in ordered:
+            for block in blocks(store, tensors[name]):
+                write(block, stream)
+
+
+def _width(header: Header) -> int:
+    dtype: torch.dtype = getattr(torch, header.dtype)
+    return dtype.itemsize
+
+
+def _bytes(header: Header) -> int:
+    return math.prod(header.shape) * _width(header)
 
 
 def _raw(values: torch.Tensor) -> memoryview:
