@@ -107,7 +107,7 @@ class Following:
         # Recorded at all positions: those of a span are chosen where they are put in.
         self._lens = lens
         self._places = Points(_everywhere(point) for point in points)
-        self._call: object = None
+        self._call: object = None  # arguments of the pass that was run last; another object, another pass
         self._cache: Any = None
         self._passed: dict[Point, Tensor] = {}
 

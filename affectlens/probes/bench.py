@@ -165,20 +165,24 @@ def place(where: Storage, unit: int) -> tuple[int, int]:
     return unit // part * (cut.period or 0) + cut.start + unit % part, dim
 
 
-def _look_in(seen: list[Tensor], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _look_in(seen: list[Tensor], _: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
     seen.append(_tensor((*args, *kwargs.values())).clone())
 
 
-def _look_out(seen: list[Tensor], _: nn.Module, args: Any, output: Any) -> None:
+def _look_out(seen: list[Tensor], _: nn.Module, args: object, output: object) -> None:
     seen.append(_tensor(output).clone())
 
 
-def _change(edit: Change, _: nn.Module, args: Any, output: Any) -> None:
+def _change(edit: Change, _: nn.Module, args: object, output: object) -> None:
     edit(_tensor(output))
 
 
 def _note(
-    found: list[tuple[str, tuple[int, ...]]], name: str, _: nn.Module, args: Any, kwargs: dict[str, Any]
+    found: list[tuple[str, tuple[int, ...]]],
+    name: str,
+    _: nn.Module,
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
 ) -> None:
     tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
     found.append((name, tuple(tensors[0].shape) if tensors else ()))
@@ -193,7 +197,7 @@ def _narrowed(stored: Tensor, where: Storage, dim: int) -> Tensor:
     return own
 
 
-def _tensor(value: Any) -> Tensor:
+def _tensor(value: object) -> Tensor:
     """Return the first floating-point tensor of a module's input or output; raise `Unprobed` without one."""
     if isinstance(value, Tensor) and value.is_floating_point():
         return value

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 _TOKENS = 8
+Inputs = dict[str, Tensor]  # by the names of a forward method's arguments
 
 
-def guesses(tower: nn.Module) -> Iterator[dict[str, Any]]:
+def guesses(tower: nn.Module) -> Iterator[dict[str, Tensor | bool]]:
     """Yield made-up inputs for a tower, the likeliest first; many of them it will not accept."""
     try:
         wanted = inspect.signature(tower.forward).parameters
@@ -26,10 +27,10 @@ def guesses(tower: nn.Module) -> Iterator[dict[str, Any]]:
             # Only named arguments: a tower may pass on what it does not name, to a module that breaks on it.
             given = {k: v for k, v in guess.items() if k in wanted and v is not None}
             if given and needed <= given.keys() and (make is not _text or "input_ids" in given):
-                yield given | quiet
+                yield {**given, **quiet}
 
 
-def _until_it_fails(guesses: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _until_it_fails(guesses: Iterator[Inputs]) -> Iterator[Inputs]:
     """Yield guesses up to the first that a strange config makes impossible."""
     try:
         yield from guesses
@@ -56,7 +57,7 @@ def _whole(tower: nn.Module, values: Any) -> Tensor:
     return torch.tensor(values, device=next(iter(tower.parameters())).device)
 
 
-def _text(tower: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
+def _text(tower: nn.Module, config: Any) -> Iterator[Inputs]:
     rows = [p.shape[0] for m in tower.modules() if isinstance(m, nn.Embedding) for p in m.parameters()]
     size = _first(config, "vocab_size", "n_vocab", default=None)
     try:
@@ -96,7 +97,7 @@ def _special(config: Any) -> set[int]:
     return found
 
 
-def _embedded(tower: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
+def _embedded(tower: nn.Module, config: Any) -> Iterator[Inputs]:
     width = _first(config, "hidden_size", "d_model", "n_embd")
     if isinstance(width, int):
         states = _random(tower, 1, _TOKENS, width)
@@ -107,7 +108,7 @@ def _embedded(tower: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
         yield {"hidden_states": states, "encoder_hidden_states": states}
 
 
-def _picture(tower: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
+def _picture(tower: nn.Module, config: Any) -> Iterator[Inputs]:
     config = _first(config, "vision_config", default=config)
     channels = _first(config, "num_channels", "in_channels", "in_chans", default=3)
     patch = _first(config, "patch_size", "spatial_patch_size", default=16)
@@ -131,7 +132,7 @@ def _picture(tower: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
     yield from _patches(tower, config, channels * patch * patch)
 
 
-def _tiled(tower: nn.Module, config: Any, picture: Tensor) -> dict[str, Any]:
+def _tiled(tower: nn.Module, config: Any, picture: Tensor) -> Inputs:
     tiles = _first(config, "max_num_tiles", default=1)
     return {
         "pixel_values": picture[None, :, None].repeat(1, 1, tiles, 1, 1, 1),
@@ -140,7 +141,7 @@ def _tiled(tower: nn.Module, config: Any, picture: Tensor) -> dict[str, Any]:
     }
 
 
-def _patches(tower: nn.Module, config: Any, per_frame: int) -> Iterator[dict[str, Any]]:
+def _patches(tower: nn.Module, config: Any, per_frame: int) -> Iterator[Inputs]:
     """Yield a picture as flat patches, with its height and width in patches."""
     frames = _first(config, "temporal_patch_size", default=1)
     side = (
@@ -163,7 +164,7 @@ def _patches(tower: nn.Module, config: Any, per_frame: int) -> Iterator[dict[str
         yield {"pixel_values": flat.unsqueeze(0), "pixel_position_ids": spots, "image_position_ids": spots}
 
 
-def _sound(tower: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
+def _sound(tower: nn.Module, config: Any) -> Iterator[Inputs]:
     config = _first(config, "audio_config", "encoder_config", "speech_config", default=config)
     bins = _first(
         config,
@@ -196,7 +197,7 @@ def _sound(tower: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
         yield {"input_features": sound[0], "hidden_states": sound[0], **lengths}
 
 
-def _wave(tower: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
+def _wave(tower: nn.Module, config: Any) -> Iterator[Inputs]:
     for count in (2000, 16000):
         wave, words = _random(tower, 1, count), {"decoder_input_ids": _whole(tower, [[3, 4, 5, 6, 7]])}
         mask = torch.ones(1, count, dtype=torch.long)

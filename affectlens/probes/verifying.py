@@ -9,7 +9,7 @@ reason.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -157,7 +157,7 @@ def _groups(storage: Mapping[Site, Storage], modules: Mapping[str, nn.Module]) -
     """Group the sites that work together: by layer and expert, then by the length of the shared path."""
     found: list[_Group] = []
     for family in _FAMILIES:
-        parts: dict[tuple[Any, ...], dict[str, list[tuple[Site, Storage]]]] = defaultdict(
+        parts: dict[tuple[object, ...], dict[str, list[tuple[Site, Storage]]]] = defaultdict(
             lambda: defaultdict(list)
         )
         for site, where in storage.items():

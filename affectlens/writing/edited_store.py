@@ -1,11 +1,12 @@
-"""The store of a checkpoint with edits put in: a tensor is made when it is read, some rows at a time.
+"""A store with edits in it, which makes an edited tensor when it is read, some rows at a time.
 
-    Store ── edited ──▶ EditedStore ── edited ──▶ EditedStore …      each sees what those before it left
+    Store ── edits ──▶ EditedStore ── edits ──▶ EditedStore …      each sees the values that the last one left
 
-Names, shapes and dtypes stay as they are, so that it can be addressed and read like the one below it.
+Names, shapes and dtypes are those of the store below, so that a checkpoint addresses both alike.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +29,9 @@ class EditedStore:
         self.config, self.notes = self.inner.config, self.inner.notes
         self.skipped, self.aliases = self.inner.skipped, self.inner.aliases
         self.headers: Mapping[str, Header] = self.inner.headers
-        self._edits = _as_edits(edits)
+        if not isinstance(edits, Edits):  # an intervention of the user's may return a plain mapping
+            edits = Edits(Sites(edits), partial(_looked_up, edits), rowwise=False)
+        self._edits = edits
         self._sites: dict[str, dict[Site, Storage]] = {}
         for site in edits:
             where = live.at(site)
@@ -47,6 +50,7 @@ class EditedStore:
         first, last, _ = (wanted or slice(None)).indices(self.headers[tensor].shape[0])
         (site, where), *others = sites.items()
         if not others and where.cut is None and where.expert is None:
+            # The site is the whole tensor, so the old values need not be read.
             return self._value(site, where, slice(first, last))
         found = self.inner.read(tensor, slice(first, last)).clone()
         for site, where in sites.items():
@@ -78,11 +82,11 @@ class EditedStore:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What identifies the content below the edits."""
+        """What identifies the content of the store below, without the edits."""
         return self.inner.facts
 
     def _some(self, found: Tensor, site: Site, where: Storage, *, first: int) -> None:
-        """Put a site into rows of its tensor, the first of which is `first`."""
+        """Write a site's values into rows of its tensor, from row `first` on."""
         last = first + len(found)
         if where.expert is not None:  # a row is an expert
             if first <= where.expert < last:
@@ -95,26 +99,20 @@ class EditedStore:
             found[low - first : high - first] = self._value(site, where, slice(low - start, high - start))
 
     def _value(self, site: Site, where: Storage, wanted: slice | None) -> Tensor:
-        """New values of a site, or of some of its rows, in the stored dtype. Raises `LensError`."""
+        """Return new values of a site in the stored dtype; raise `LensError` for another shape."""
         value = self._edits.edit(site, wanted)
         expected = where.shape if wanted is None else (wanted.stop - wanted.start, *where.shape[1:])
         if tuple(value.shape) != expected:
-            raise LensError(f"{site} has shape {expected} here, the new values {tuple(value.shape)}")
+            raise LensError(f"{site} has shape {expected}, but its new values have {tuple(value.shape)}")
         return value.detach().to(device="cpu", dtype=getattr(torch, self.headers[where.tensor].dtype))
 
 
-def _as_edits(values: Mapping[Site, Tensor]) -> Edits:
-    """Return edits as they are; make them of a mapping, which an intervention of the user's may return."""
-    if isinstance(values, Edits):
-        return values
-
-    def edit(site: Site, wanted: slice | None = None) -> Tensor:
-        return values[site] if wanted is None else values[site][wanted]
-
-    return Edits(Sites(values), edit, rowwise=False)
+def _looked_up(values: Mapping[Site, Tensor], site: Site, wanted: slice | None = None) -> Tensor:
+    return values[site] if wanted is None else values[site][wanted]
 
 
 def _by_rows(where: Storage, *, rowwise: bool) -> bool:
+    """Return whether rows of the stored tensor are rows, or experts, of the site."""
     if where.expert is not None:
         return True
     laid_out = where.unit is None and not where.transposed and bool(where.shape)
@@ -122,10 +120,10 @@ def _by_rows(where: Storage, *, rowwise: bool) -> bool:
 
 
 def _lay(stored: Tensor, where: Storage, value: Tensor) -> None:
-    """Write a site's values into its tensor."""
+    """Write a site's values into its tensor, in place."""
     run = rows(where)
     place = take(stored if run is None else stored[run], where)
     if place.untyped_storage().data_ptr() == stored.untyped_storage().data_ptr():
-        place.copy_(value)  # `put` would copy the whole matrix for each of its neurons
+        place.copy_(value)  # a view: `put` would copy the whole matrix for each of its neurons
     else:
         put(stored, where, value=value)

@@ -1,8 +1,8 @@
-"""Write an edited checkpoint: streamed from the files of its base, without building a model.
+"""Write an edited checkpoint: stream it from the files of its base, without building a model.
 
-base ── grounding ──▶ Ground ─┬─ edited ──▶ EditedStore ── sharding ──▶ weights ┐
-                              └─ accompanying ──▶ config, tokenizer, code ──────┼─ filling ──▶ a folder
-interventions ── edits ───────── recording ──▶ affectlens.json ────────────────┘
+base ── base_files ──▶ BaseFiles ─┬─ interventions ──▶ EditedStore ── shards ──▶ weights ┐
+                                  └─ copy_companions ──▶ config, tokenizer, code ────────┼─ filled ──▶ folder
+interventions, donors ─────────────── provenance ──▶ affectlens.json ────────────────────┘
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from affectlens.writing.folder import BESIDE, copy_companions, filled
 from affectlens.writing.provenance import AppliedIntervention, record, write_record
 from affectlens.writing.shards import SINGLE, rewrite, write_new
 
-Written = Intervention | ActivationIntervention  # the latter to be refused in words
+Written = Intervention | ActivationIntervention  # activations are refused with an explanation
 _UNQUANTISED = "Edit the unquantised checkpoint"
 
 
@@ -41,16 +41,24 @@ def write(
     *,
     link: bool = False,
 ) -> Checkpoint:
-    """Write `base` with weight interventions in it into a new folder, and return what is there.
+    """Write `base` with weight interventions in it into a new folder, and return that checkpoint.
 
-    Interventions are put in in order, each seeing what those before it left, as in `lens.intervene`. The
-    folder loads in transformers; `affectlens.json` in it says what was done. Files without an edit are copied
-    as they are; with `link` they are the base's own files under a second name, and a program that later
-    writes into them changes the base too. An adapter over its base is written merged.
+    Interventions apply in order, each to the values that the last one left, as in `lens.intervene`. The
+    folder loads in transformers; its `affectlens.json` says what was done. Files without an edit are copied;
+    with `link` they are the base's own files under a second name, and a program that later writes into them
+    changes the base too. An adapter over its base is written merged.
 
-    Raises `WriteError` where `out` is there already (an empty folder may be), lies in the base's folder, or
-    can't be written; `CheckpointError` for a base in memory or with edits where it is stored packed;
-    `LensError` for an intervention on activations. Nothing is left then.
+    Raises `WriteError` if `out` exists (an empty folder may), is inside the base's folder, or can't be
+    written; `CheckpointError` for a base in memory, and for edits of weights that are stored packed;
+    `LensError` for an intervention on activations. On error no output is left behind.
+
+    >>> import affectlens as al, tempfile
+    >>> base, tuned, *_ = al.load_demo()
+    >>> gates = base.sites.where(tower="language", role="gate_proj")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     edited = al.write(base, al.Transplant(gates, donor=tuned), f"{folder}/edited")
+    ...     edited.read(gates[0]).equal(tuned.read(gates[0]))
+    True
     """
     listed = interventions if isinstance(interventions, Iterable) else [interventions]
     found = base_files(base)
@@ -67,37 +75,41 @@ def write(
 
 @dataclass(frozen=True)
 class BaseFiles:
-    """A base as it is edited and copied."""
+    """The files of a base on this disk, and the checkpoint that they hold."""
 
     live: Checkpoint
     folder: Path
-    first: tuple[Transplant, ...] = ()  # of an adapter
-    files: Mapping[str, LocalFile] | None = None  # by the names they get; None where new ones are made
+    first: tuple[Transplant, ...] = ()  # puts an adapter in, before any intervention
+    files: Mapping[str, LocalFile] | None = None  # by their new names; None: written anew as safetensors
     index: Path | None = None
 
     @property
     def reserved(self) -> tuple[Path, ...]:
-        """Where nothing may be written: a base that is a folder is one thing, a file has others beside it."""
+        """The folder that must not be written to: that of a base, but not that of a single file."""
         return (self.folder,) if os.path.isdir(self.live.store.source) else ()  # noqa: PTH112
 
     def refuse(self, edited: frozenset[str]) -> None:
-        """Raise `CheckpointError` where some tensors can't get new values in their files."""
+        """Raise `CheckpointError` for a tensor whose values can't be replaced in its file."""
         store = self.live.store
         for tensor in sorted(edited):
             if self.files is not None and store.span(tensor) is None:
                 raise CheckpointError(
                     store.name,
-                    "is stored packed, so no weights can be put there",
+                    "is stored packed, so new weights can't be written there",
                     key=tensor,
                     fix=_UNQUANTISED,
                 )
             if any(name.startswith(f"{tensor} in ") for name in store.skipped):
-                fix = "Save the model anew with save_pretrained"
-                raise CheckpointError(store.name, "lies in two files", key=tensor, fix=fix)
+                # A reader of the other copy would see the old weights.
+                fix = "Save the model again with save_pretrained"
+                raise CheckpointError(store.name, "is stored in two files", key=tensor, fix=fix)
 
 
 def base_files(base: Source) -> BaseFiles:
-    """Find the files of a base; those of a hub are fetched into its cache. Raises `CheckpointError`."""
+    """Return the files of a base; fetch those of a hub into its cache.
+
+    Raises `CheckpointError` for a base in memory, and for files that can't be written anew.
+    """
     opened = open_checkpoint(base)
     first: tuple[Transplant, ...] = ()
     if opened.change is not None:
@@ -105,7 +117,7 @@ def base_files(base: Source) -> BaseFiles:
         opened = opened.change.base
     store = opened.store
     if not store.source:
-        fix = "Save it with save_pretrained, and name the folder"
+        fix = "Save it with save_pretrained, and give the folder"
         raise CheckpointError(store.name, "is only in memory, so there are no files to copy", fix=fix)
     if not os.path.exists(store.source):  # noqa: PTH110  for any string, where Path.exists raises
         opened = _fetched(opened)
@@ -113,7 +125,7 @@ def base_files(base: Source) -> BaseFiles:
 
 
 def changed(adapter: Checkpoint) -> Sites:
-    """The sites of its base that an adapter changes."""
+    """Return the sites of its base that an adapter changes."""
     assert adapter.change is not None
     base = adapter.change.base
     return Sites(site for site in base.sites if adapter.targeted(site))
@@ -122,27 +134,27 @@ def changed(adapter: Checkpoint) -> Sites:
 def _edited(
     live: Checkpoint, interventions: Sequence[object]
 ) -> tuple[EditedStore, tuple[AppliedIntervention, ...]]:
-    """Lay the edits of interventions over one another; raises what an intervention raises."""
+    """Stack the edits of interventions; raise `LensError` for one that has none."""
     steps, store = [], None
     for one in interventions:
         if not isinstance(one, Intervention):
-            raise LensError(
-                f"{type(one).__name__} changes no weights, and weights are what a checkpoint holds"
-            )
+            raise LensError(f"{type(one).__name__} changes no weights, and a checkpoint holds nothing else")
         intervention, donor = _with_donor(one, live)
         edits = intervention.edits(live)
         if not edits:
-            raise LensError(f"{type(one).__name__} changes activations here, and a checkpoint holds weights")
+            raise LensError(
+                f"{type(one).__name__} changes activations here, and a checkpoint holds weights; use sites"
+            )
         store = EditedStore(live, edits)
         live = Checkpoint(store)
         steps.append(AppliedIntervention(intervention, Sites(edits), donor))
     if store is None:
-        raise LensError("no intervention, so there is nothing to write")
+        raise LensError("no intervention was given, so there is nothing to write")
     return store, tuple(steps)
 
 
 def _with_donor(intervention: Any, live: Checkpoint) -> tuple[Intervention, Checkpoint | None]:
-    """The intervention with its donor opened, so that what is recorded of that is what is read."""
+    """Open the donor of an intervention once, so that the record names what is read."""
     donor = getattr(intervention, "donor", None)
     if donor is None or not dataclasses.is_dataclass(intervention):
         return intervention, None
@@ -162,7 +174,7 @@ def _fill(room: Path, found: BaseFiles, store: EditedStore, *, edited: frozenset
 
 
 def _fetched(opened: Checkpoint) -> Checkpoint:
-    """The same, as files in the hub's cache."""
+    """Return a checkpoint of a hub as files in the hub's cache."""
     from affectlens.checkpoints.hub.downloading import fetched
 
     repository, _, asked = opened.store.source.partition("@")
@@ -182,6 +194,7 @@ def _placed(live: Checkpoint, first: tuple[Transplant, ...]) -> BaseFiles:
         files = {Path(file.name).name: file for file in raw.files if isinstance(file, LocalFile)}
         index = _index(folder, files)
         if index is None and len(files) == 1:
+            # transformers looks for a lone file under this name.
             files = dict(zip([SINGLE], files.values(), strict=True))
         return BaseFiles(live, folder, first, files, index)
     _refuse_new(live)
@@ -189,7 +202,7 @@ def _placed(live: Checkpoint, first: tuple[Transplant, ...]) -> BaseFiles:
 
 
 def _refuse_new(live: Checkpoint) -> None:
-    """Raise `CheckpointError` where the tensors that can be read are not all that the files hold."""
+    """Raise `CheckpointError` if the files hold more than the tensors that can be read from them."""
     store = live.store
     if isinstance(store, QuantizedStore):
         raise CheckpointError(
@@ -203,9 +216,10 @@ def _refuse_new(live: Checkpoint) -> None:
 
 
 def _index(folder: Path, files: Mapping[str, LocalFile]) -> Path | None:
-    """The index of these files, if they are what it lists."""
+    """Return the index in a folder if it lists exactly these files."""
     path = folder / INDEX
     if not os.path.lexists(path):
         return None
     listed = weight_map(read_json(path), str(path), suffixes=(".safetensors",))
+    # An index of other files would send a reader to shards that are not copied.
     return path if set(listed.values()) == set(files) else None
