@@ -22,14 +22,14 @@ from tests.conftest import nudge, tiny
 # Sends itself the interrupt when the second block of weights is written.
 INTERRUPTED = """
 import os, signal, sys
-from affectlens.interventions.writing import sharding
-copy, count = sharding.copy, []
+from affectlens.writing import shards
+copy, count = shards.copy, []
 def interrupted(file, stream, *, start, stop):
     count.append(start)
     if len(count) == 2:
         os.kill(os.getpid(), signal.SIGINT)
     copy(file, stream, start=start, stop=stop)
-sharding.copy = interrupted
+shards.copy = interrupted
 from affectlens.cli import main
 main()
 """
@@ -172,7 +172,7 @@ def test_errors_are_told_in_a_line(pair: tuple[Path, Path], words: Words, tmp_pa
         assert (code, "") == (ended.code, ended.out)
         assert message in ended.told
     inside = words("zero", base, "--role", "gate_proj", "-o", base / "out")
-    assert (1, True) == (inside.code, "lies in" in inside.told)
+    assert (1, True) == (inside.code, "is inside" in inside.told)
     assert [] == list(tmp_path.iterdir())
 
 
