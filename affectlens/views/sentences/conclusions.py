@@ -10,10 +10,10 @@ from affectlens.printable import plain
 from affectlens.sites import MLP
 from affectlens.views.readings.numbers import listed, percent
 from affectlens.views.readings.of_effects import Outcome, Reading, metrics, outcomes
-from affectlens.views.report.sources import findings, strangers
 from affectlens.views.sentences.about_control import own_tasks
 from affectlens.views.sentences.about_drift import about_drift, place
 from affectlens.views.sentences.about_effects import RARE, about_effects
+from affectlens.views.sentences.about_sources import findings, strangers
 from affectlens.views.sentences.wording import Said, barred, joined
 
 BRACKETS = "Square brackets hold 95\N{NO-BREAK SPACE}% intervals, paired by example."
