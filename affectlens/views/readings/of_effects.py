@@ -10,9 +10,9 @@ import pandas as pd
 from affectlens.effects.effects import Effects
 from affectlens.errors import TableError, near
 from affectlens.printable import plain
+from affectlens.stats.intervals import Interval
 from affectlens.views.readings.numbers import listed, signed
 from affectlens.views.readings.of_drift import ROLES
-from affectlens.views.sentences.wording import Said, allowed, barred
 
 WHOLE = "all"  # the name that a sweep gives to everything that moved
 
@@ -34,12 +34,12 @@ class EffectRow:
     @property
     def clear(self) -> bool:
         """Whether the interval leaves out zero; without an interval nothing is clear."""
-        return self.low > 0 or self.high < 0
+        return self._span.clear_of_zero
 
     @property
     def divides(self) -> bool:
         """Whether shares of it mean something: clear of zero, its interval no wider than itself."""
-        return self.clear and self.high - self.low <= abs(self.effect)
+        return self._span.divides
 
     def apart(self, other: "EffectRow") -> bool:
         """Whether two intervals share no value; without intervals nothing is apart."""
@@ -73,6 +73,10 @@ class EffectRow:
     def name(self) -> str:
         """The role, or else the group's name, fit to print."""
         return self.role or plain(self.group)
+
+    @property
+    def _span(self) -> Interval:
+        return Interval(self.effect, self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -145,55 +149,6 @@ class Outcome:
         return [{str(name): cell for name, cell in row.items()} for row in records]
 
 
-def outcomes(effects: Effects, metric: str | None = None) -> tuple[Outcome, ...]:
-    """Read every task under one metric (or under all), affective tasks before control tasks."""
-    frame = effects.frame
-    if metric is not None and metric not in set(frame["metric"]):
-        raise TableError(f"no rows have metric={metric!r}. Here: {near(metric, metrics(effects))}")
-    about = effects.origin.get("tasks", {})
-    found = []
-    for name in [metric] if metric is not None else metrics(effects):
-        rows = frame[frame["metric"] == name]
-        for task in dict.fromkeys(rows["task"]):
-            known = about.get(task, {})
-            found.append(Outcome(str(task), str(name), rows[rows["task"] == task], dict(known)))
-    return tuple(sorted(found, key=lambda one: (not one.headline, one.fitted)))
-
-
-def metrics(effects: Effects) -> tuple[str, ...]:
-    """The metrics of a table, the differentiable margin first; raises `TableError` if it has no rows."""
-    if effects.frame.empty:
-        raise TableError("this Effects table has no rows, so there is nothing to show or to conclude")
-    return tuple(_ordered((str(name) for name in effects.frame["metric"]), ("margin",)))
-
-
-def _ordered(names: Any, first: tuple[str, ...]) -> list[str]:
-    there = list(dict.fromkeys(names))
-    return [name for name in first if name in there] + [name for name in there if name not in first]
-
-
-def _change(row: dict[str, Any]) -> EffectRow:
-    return EffectRow(
-        action=str(row["action"]),
-        group=str(row["sites"]),
-        baseline=_float(row.get("baseline")),
-        effect=_float(row.get("effect")),
-        low=_float(row.get("effect_low")),
-        high=_float(row.get("effect_high")),
-        recovered=_float(row.get("recovered")),
-        size=_float(row.get("parameters")) or math.nan,  # of nothing there is no share
-        null_of=_text(row.get("null_of")),
-    )
-
-
-def _float(cell: Any) -> float:
-    return math.nan if cell is None or pd.isna(cell) else float(cell)
-
-
-def _text(cell: Any) -> str:
-    return "" if cell is None or pd.isna(cell) else str(cell)
-
-
 @dataclass(frozen=True)
 class Reading:
     """One outcome whose gain is read, and the null's ranks under its metric."""
@@ -205,14 +160,6 @@ class Reading:
     def task(self) -> str:
         """The task's name, fit to print."""
         return plain(self.outcome.task)
-
-    def allows(self, words: str) -> Said:
-        """Say of the task what may be concluded."""
-        return allowed(f"{self.task}: {words}")
-
-    def bars(self, words: str) -> Said:
-        """Say of the task what may not be concluded."""
-        return barred(f"{self.task}: {words}")
 
     @property
     def sign(self) -> float:
@@ -267,3 +214,52 @@ class Reading:
             int(rows["at_least"].iloc[0]),
             float(p) if pd.notna(p) else math.nan,
         )
+
+
+def outcomes(effects: Effects, metric: str | None = None) -> tuple[Outcome, ...]:
+    """Read every task under one metric (or under all), affective tasks before control tasks."""
+    frame = effects.frame
+    if metric is not None and metric not in set(frame["metric"]):
+        raise TableError(f"no rows have metric={metric!r}. Here: {near(metric, metrics(effects))}")
+    about = effects.origin.get("tasks", {})
+    found = []
+    for name in [metric] if metric is not None else metrics(effects):
+        rows = frame[frame["metric"] == name]
+        for task in dict.fromkeys(rows["task"]):
+            known = about.get(task, {})
+            found.append(Outcome(str(task), str(name), rows[rows["task"] == task], dict(known)))
+    return tuple(sorted(found, key=lambda one: (not one.headline, one.fitted)))
+
+
+def metrics(effects: Effects) -> tuple[str, ...]:
+    """The metrics of a table, the differentiable margin first; raises `TableError` if it has no rows."""
+    if effects.frame.empty:
+        raise TableError("this Effects table has no rows, so there is nothing to show or to conclude")
+    return tuple(_ordered((str(name) for name in effects.frame["metric"]), ("margin",)))
+
+
+def _ordered(names: Any, first: tuple[str, ...]) -> list[str]:
+    there = list(dict.fromkeys(names))
+    return [name for name in first if name in there] + [name for name in there if name not in first]
+
+
+def _change(row: dict[str, Any]) -> EffectRow:
+    return EffectRow(
+        action=str(row["action"]),
+        group=str(row["sites"]),
+        baseline=_float(row.get("baseline")),
+        effect=_float(row.get("effect")),
+        low=_float(row.get("effect_low")),
+        high=_float(row.get("effect_high")),
+        recovered=_float(row.get("recovered")),
+        size=_float(row.get("parameters")) or math.nan,  # of nothing there is no share
+        null_of=_text(row.get("null_of")),
+    )
+
+
+def _float(cell: Any) -> float:
+    return math.nan if cell is None or pd.isna(cell) else float(cell)
+
+
+def _text(cell: Any) -> str:
+    return "" if cell is None or pd.isna(cell) else str(cell)

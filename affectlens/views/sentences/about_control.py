@@ -47,9 +47,9 @@ def at_same_sites(reading: Reading) -> Iterator[Said]:
             (beside if control.apart(one) else level).append((one, control))
     if beside:
         each = listed(f"{control.measured} ({one.name})" for one, control in beside)
-        yield reading.allows(f"for comparison, the control tuning's change at the same sites gives {each}.")
+        yield allowed(f"for comparison, the control tuning's change at the same sites gives {each}.")
     for one, control in level:
-        yield reading.bars(
+        yield barred(
             f"the control tuning's change of {one.name} gives {control.measured}, the affect tuning's "
             f"{one.measured}: the intervals overlap, so it is not shown to be special to affect."
         )

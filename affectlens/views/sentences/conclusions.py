@@ -83,9 +83,9 @@ def _metrics_disagree(effects: Effects, readings: tuple[Reading, ...]) -> Iterat
                 continue
             status = "does most" if not theirs.level(two) else "is ahead, though not clearly"
             status = status if two.clear else "is ahead, though not clear of zero"
-            yield ours.bars(
+            yield barred(
                 f"the best {ours.kind} hangs on the metric: by {plain(metric)}, {two.name} {status}."
-            )
+            ).of(ours.task)
 
 
 def _limits(drift: Drift | None, effects: Effects | None, *, found: list[Outcome]) -> Iterator[Said]:

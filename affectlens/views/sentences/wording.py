@@ -45,6 +45,11 @@ class Said(NamedTuple):
         """Return both, in order."""
         return Said(self.may + other.may, self.may_not + other.may_not)
 
+    def of(self, task: str) -> "Said":
+        """Return the sentences with the task's name before each; the report groups them by it."""
+        may, may_not = (tuple(f"{task}: {one}" for one in sentences) for sentences in self)
+        return Said(may, may_not)
+
 
 def allowed(sentence: str) -> Said:
     """Say what may be concluded."""
