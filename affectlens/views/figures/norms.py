@@ -33,6 +33,38 @@ def role_bars(drift: Drift, *, title: str = "") -> go.Figure:
     return figure.update_xaxes(showgrid=False, tickangle=0)
 
 
+def norm_contrast(
+    drift: Drift, *, first: str = "gate_proj", second: str = "up_proj", title: str = ""
+) -> go.Figure:
+    """Draw the median over layers of first/second under each norm: tuned, control, noise alone.
+
+    Raises `NoSuchSite` where the language tower has no layer whose two roles the tuning could reach.
+    """
+    rows = contrasted(drift, first=first, second=second)
+    rows = rows[rows["ratio"].notna()][::-1].reset_index(drop=True)
+    figure = go.Figure()
+    shown = rows[[name for name in rows if str(name).endswith("ratio")]].replace(np.inf, np.nan)
+    low, high = np.nanmin([0.92, shown.min().min()]), np.nanmax([1.08, shown.max().max()])
+    for trace in _traces(rows, high):
+        figure.add_trace(trace)
+    figure.add_vline(x=1.0, line={"color": INK, "width": 1})
+    dress(figure, title=title, height=130 + 44 * max(3, len(rows)))
+    names = [
+        f"{NORMS.get(str(norm), label(norm))}   {int(larger)}/{int(layers)}"
+        for norm, larger, layers in zip(rows["norm"], rows["first_larger"], rows["layers_known"], strict=True)
+    ]
+    one, two = label(first), label(second)
+    figure.update_yaxes(
+        tickvals=list(range(len(rows))),
+        ticktext=names,
+        range=[-0.6, len(rows) - 0.4],
+        title_text=f"norm, layers with<br>{one} larger",
+    )
+    # Roles that differ by a hundredth must not look worlds apart.
+    figure.update_xaxes(range=[low - 0.04 * (high - low), high + 0.04 * (high - low)])
+    return figure.update_xaxes(title_text=f"{one} / {two} (median)")
+
+
 def _bars(sums: Moved, measure: str, *, legend: bool) -> list[go.Bar | go.Scatter]:
     scale = 100.0 if measure == "relative" else 1.0
     tuned, control = sums.column(measure), sums.column(f"control_{measure}")
@@ -71,38 +103,6 @@ def _bars(sums: Moved, measure: str, *, legend: bool) -> list[go.Bar | go.Scatte
     for trace in traces:
         trace.update(showlegend=legend, legendgroup=trace.name)
     return traces
-
-
-def norm_contrast(
-    drift: Drift, *, first: str = "gate_proj", second: str = "up_proj", title: str = ""
-) -> go.Figure:
-    """Draw the median over layers of first/second under each norm: tuned, control, noise alone.
-
-    Raises `NoSuchSite` where the language tower has no layer whose two roles the tuning could reach.
-    """
-    rows = contrasted(drift, first=first, second=second)
-    rows = rows[rows["ratio"].notna()][::-1].reset_index(drop=True)
-    figure = go.Figure()
-    shown = rows[[name for name in rows if str(name).endswith("ratio")]].replace(np.inf, np.nan)
-    low, high = np.nanmin([0.92, shown.min().min()]), np.nanmax([1.08, shown.max().max()])
-    for trace in _traces(rows, high):
-        figure.add_trace(trace)
-    figure.add_vline(x=1.0, line={"color": INK, "width": 1})
-    dress(figure, title=title, height=130 + 44 * max(3, len(rows)))
-    names = [
-        f"{NORMS.get(str(norm), label(norm))}   {int(larger)}/{int(layers)}"
-        for norm, larger, layers in zip(rows["norm"], rows["first_larger"], rows["layers_known"], strict=True)
-    ]
-    one, two = label(first), label(second)
-    figure.update_yaxes(
-        tickvals=list(range(len(rows))),
-        ticktext=names,
-        range=[-0.6, len(rows) - 0.4],
-        title_text=f"norm, layers with<br>{one} larger",
-    )
-    # Roles that differ by a hundredth must not look worlds apart.
-    figure.update_xaxes(range=[low - 0.04 * (high - low), high + 0.04 * (high - low)])
-    return figure.update_xaxes(title_text=f"{one} / {two} (median)")
 
 
 def _traces(rows: pd.DataFrame, edge: float) -> list[go.Scatter]:

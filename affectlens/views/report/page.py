@@ -25,18 +25,6 @@ for (const place of document.querySelectorAll("div.figure")) {
 """
 
 
-def figure(drawn: go.Figure, *, caption: str = "") -> str:
-    """Draw a figure as a place for it and its data, which no browser takes for a script."""
-    height = drawn.layout.height or 400
-    data = (drawn.to_json() or "{}").replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    below = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
-    return (
-        f'<figure><div class="scroll"><div class="figure" role="img" aria-label="{text(caption)}" '
-        f'style="height:{height:.0f}px"></div><script type="application/json">{data}</script></div>'
-        f"{below}</figure>"
-    )
-
-
 def page(title: str, body: str) -> str:
     """Put a body of HTML into a page that needs no network and is allowed none.
 
@@ -66,8 +54,16 @@ def policy(scripts: Sequence[str]) -> str:
     )
 
 
-def _sha256(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+def figure(drawn: go.Figure, *, caption: str = "") -> str:
+    """Draw a figure as a place for it and its data, which no browser takes for a script."""
+    height = drawn.layout.height or 400
+    data = (drawn.to_json() or "{}").replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    below = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
+    return (
+        f'<figure><div class="scroll"><div class="figure" role="img" aria-label="{text(caption)}" '
+        f'style="height:{height:.0f}px"></div><script type="application/json">{data}</script></div>'
+        f"{below}</figure>"
+    )
 
 
 def paragraph(words: object, kind: str = "") -> str:
@@ -101,6 +97,10 @@ def grid(header: Sequence[str], rows: Iterable[Sequence[object]], *, left: int =
 def folded(title: str, body: str, *, opened: bool = False) -> str:
     """Write a part that opens on a click."""
     return f"<details{' open' if opened else ''}><summary>{text(title)}</summary>{body}</details>"
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _row(cells: Sequence[object], left: int) -> str:

@@ -33,6 +33,23 @@ def drift_sections(drift: Drift) -> str:
     return _where(drift) + _roles(drift) + _contrast(drift)
 
 
+def effect_sections(effects: Effects) -> str:
+    """Write what carried the change, metric by metric, then the scores of the whole models."""
+    parts = []
+    for metric in metrics(effects):
+        actions = [action for one in outcomes(effects, metric) for action in one.actions]
+        main = [action for action in MAIN if action in actions]
+        rest = [action for action in dict.fromkeys(actions) if action not in MAIN]
+        parts += [_drawn(effects, metric, actions=main) if main else ""]
+        parts += [
+            folded(f"Also tried: {', '.join(map(plain, rest))}", _drawn(effects, metric, actions=rest))
+            if rest
+            else ""
+        ]
+        parts += [_numbers(effects, metric) if actions else ""]
+    return section("What carries the change", *parts) + _scores(effects)
+
+
 def _top(drift: Drift, words: str = "") -> str:
     rows = drift.frame[drift.frame["frobenius"] > 0].sort_values("frobenius", ascending=False).head(TOP)
     columns = ["parameter", "size", "frobenius", "base_norm", "relative"]
@@ -124,23 +141,6 @@ def _compared(ratio: float, larger: float, *, layers: int) -> list[str]:
         return [NULL, NULL]
     # Expectations of equal shapes are equal, and 'larger in 0 layers' would read as a defeat.
     return [digits(ratio, 4), "equal" if ratio == 1 and not larger else f"{int(larger)} of {layers}"]
-
-
-def effect_sections(effects: Effects) -> str:
-    """Write what carried the change, metric by metric, then the scores of the whole models."""
-    parts = []
-    for metric in metrics(effects):
-        actions = [action for one in outcomes(effects, metric) for action in one.actions]
-        main = [action for action in MAIN if action in actions]
-        rest = [action for action in dict.fromkeys(actions) if action not in MAIN]
-        parts += [_drawn(effects, metric, actions=main) if main else ""]
-        parts += [
-            folded(f"Also tried: {', '.join(map(plain, rest))}", _drawn(effects, metric, actions=rest))
-            if rest
-            else ""
-        ]
-        parts += [_numbers(effects, metric) if actions else ""]
-    return section("What carries the change", *parts) + _scores(effects)
 
 
 def _drawn(effects: Effects, metric: str, *, actions: Sequence[str]) -> str:

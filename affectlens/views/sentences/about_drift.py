@@ -32,19 +32,6 @@ def about_drift(drift: Drift) -> Said:
     return joined([*leading, *_doubted(sums), *_gate_and_up(drift), *_untargeted(drift)])
 
 
-def _none(drift: Drift) -> Said:
-    frame = drift.frame[(drift.frame["tower"] == "language") & drift.frame["role"].isin(ROLES)]
-    if len(frame) and not any(reached(frame)):
-        return barred(
-            "The tuning could not reach any attention or feed-forward weight of the language tower: that "
-            "none of them moved is a choice, not a finding."
-        )
-    return barred(
-        "No attention or feed-forward weight of the language tower was compared, so the table "
-        "can't say which of them moved."
-    )
-
-
 def place(drift: Drift) -> str:
     """Say in half a sentence which role moved most by the relative norm, for the report's answer."""
     try:
@@ -59,6 +46,19 @@ def place(drift: Drift) -> str:
     rivals = _same(sums, "relative", role=first[0])
     also = f", as it would under {listed(rivals, 'or')}" if rivals else ""
     return f"by ‖Δ‖/‖W‖, {first[0]} moved most{also}"
+
+
+def _none(drift: Drift) -> Said:
+    frame = drift.frame[(drift.frame["tower"] == "language") & drift.frame["role"].isin(ROLES)]
+    if len(frame) and not any(reached(frame)):
+        return barred(
+            "The tuning could not reach any attention or feed-forward weight of the language tower: that "
+            "none of them moved is a choice, not a finding."
+        )
+    return barred(
+        "No attention or feed-forward weight of the language tower was compared, so the table "
+        "can't say which of them moved."
+    )
 
 
 def _leaders(sums: Moved, *, vague: bool) -> Iterator[Said]:
