@@ -1,4 +1,4 @@
-"""affectlens/views/readings/numbers.py."""
+"""Write numbers, ranges and lists as they appear in sentences, and name the norms."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ NORMS = {
 
 
 def figure(value: float, digits: int = 3) -> str:
-    """Write a number in three significant digits, or more.
+    """Write a number with three significant digits, or as many as `digits` says.
 
     >>> figure(0.12345), figure(-2.0), figure(0.0000123), figure(math.inf)
     ('0.123', '−2', '1.23e−05', '∞')
@@ -25,7 +25,7 @@ def figure(value: float, digits: int = 3) -> str:
 
 
 def signed(value: float) -> str:
-    """Write a change, with its sign.
+    """Write a change with its sign.
 
     >>> signed(0.5), signed(-0.5)
     ('+0.5', '−0.5')
@@ -34,7 +34,7 @@ def signed(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """Write a share in percent.
+    """Write a share as a percentage.
 
     >>> percent(0.617), percent(0.00123), percent(-0.04)
     ('62\xa0%', '0.12\xa0%', '−4\xa0%')
