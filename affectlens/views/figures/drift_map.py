@@ -139,5 +139,5 @@ def _finish(figure: go.Figure, cells: pd.DataFrame, *, names: list[str]) -> go.F
         showgrid=False,
         range=[-0.5, len(layers) - 0.5],
     )
-    figure.update_yaxes(title_text="layer (0 is nearest to the input)", col=1)
+    figure.update_yaxes(title_text="layer (0 is the first)", col=1)
     return figure

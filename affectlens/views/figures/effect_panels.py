@@ -50,7 +50,7 @@ def effect_panels(
             _panel(figure, one, action=action, at=(row, column))
     note = 44 if "zero" in chosen else 0
     dress(figure, title=title, height=150 + note + 70 * (len(found) - 1) + 36 * sum(heights))
-    # The legend takes two rows: it is too wide for one at the width of a page.
+    # Room for two rows of legend: in a narrow window one is not enough.
     figure.update_layout(margin_t=150 if title else 120, margin_b=60 + note)
     for heading in figure.layout.annotations[: len(chosen)]:
         heading.yshift = 17  # else it would cover the names of the lines for base and tuned
@@ -105,14 +105,14 @@ def _traces(one: Outcome, changes: Sequence[EffectRow], *, action: str) -> list[
     ]
     return [
         go.Scatter(
-            name="null draws: random role in each layer",
+            name="null draws",
             x=[x for x, _ in null],
             y=[y for _, y in null],
             mode="markers",
             marker={"symbol": "line-ns", "size": 18, "line": {"color": NULL, "width": 1}},
-            hovertemplate="null draw: score %{x:.4g}<extra></extra>",
+            hovertemplate="null draw (a random role in each layer)<br>score %{x:.4g}<extra></extra>",
         ),
-        _dots([(y - 0.24, change) for y, change in controls], name="control tuning at the same sites",
+        _dots([(y - 0.24, change) for y, change in controls], name="control tuning",
               marker={"symbol": "diamond-open", "size": 9, "color": CONTROL, "line": {"width": 1.6}}),
         _dots(list(enumerate(changes)), name="tuned, 95 % interval",
               marker={"size": 11, "color": [colour(change.hue) for change in changes]}),

@@ -1,4 +1,4 @@
-"""What was compared: names, header hashes, sizes and settings, and the ledger of every parameter."""
+"""Write what was compared: names, header hashes, sizes and settings, and the ledger of every parameter."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -25,9 +25,9 @@ SETTINGS = {"seed": "seed", "dtype": "dtype of the live model", "device": "devic
 
 
 def compared(tables: Iterable[Table]) -> str:
-    """Write what is amiss, the sources side by side, then the settings.
+    """Write findings, the sources side by side, then the settings.
 
-    A later table adds the sides that an earlier one lacks, and those that are another checkpoint.
+    A later table adds the sides that an earlier one lacks, and sides that are another checkpoint.
     """
     tables = tuple(tables)
     sources: dict[str, Mapping[str, Any]] = {}
@@ -36,8 +36,8 @@ def compared(tables: Iterable[Table]) -> str:
             if difference(sources.setdefault(str(side), facts), facts):
                 sources[f"{side} ({type(table).__name__})"] = facts
     settings = list(_merged(tables))
-    told = findings(table for table in tables if isinstance(table, Drift))  # beside the ledger
-    amiss = [*strangers(tables), *(one for one in findings(tables) if one not in told)]
+    later = findings(table for table in tables if isinstance(table, Drift))  # shown beside the ledger
+    amiss = [*strangers(tables), *(one for one in findings(tables) if one not in later)]
     facts = [fact for fact in FACTS if any(source.get(fact) is not None for source in sources.values())]
     rows = [[FACTS[fact], *(_fact(fact, source.get(fact)) for source in sources.values())] for fact in facts]
     sides = grid(["", *map(plain, sources)], rows, left=1 + len(sources))
@@ -49,7 +49,7 @@ def compared(tables: Iterable[Table]) -> str:
 
 
 def ledger(drift: Drift) -> str:
-    """Write the ledger, and say whether it accounts for every parameter of both sides."""
+    """Write the ledger and whether it accounts for every parameter of both sides."""
     rows = drift.ledger
     found = items(findings([drift]), "findings") if drift.findings else ""
     title = "Every parameter, accounted for"
@@ -76,7 +76,7 @@ def _accounted(drift: Drift, side: str, *, total: int) -> str:
 
 
 def _merged(tables: Iterable[Table]) -> Iterable[tuple[str, str]]:
-    """Write a setting once where all tables agree, else with the kind of the table."""
+    """Yield a setting once if all tables agree, else once a table with the table's kind."""
     stated = [(type(table).__name__, dict(_settings(table))) for table in tables]
     stated = [(kind, found) for kind, found in stated if found]
     for name in dict.fromkeys(name for _, found in stated for name in found):

@@ -1,4 +1,4 @@
-"""Whether several tables are of the same checkpoints, and what their makers found amiss, as sentences."""
+"""Say whether several tables come from the same checkpoints, and which findings they carry."""
 
 from collections.abc import Iterable, Mapping
 from itertools import combinations
@@ -12,9 +12,9 @@ HASH = 8  # characters of a hash that are shown in a sentence
 
 
 def strangers(tables: Iterable[Table]) -> tuple[str, ...]:
-    """Say of each two tables whether a side of one is certainly another checkpoint than in the other.
+    """Say which pairs of tables certainly come from different checkpoints, and how these differ.
 
-    Models in memory have no hash, so of them it can't be told.
+    Models in memory have no hash, so they are never reported.
     """
     found = []
     for one, two in combinations(tables, 2):
@@ -24,18 +24,18 @@ def strangers(tables: Iterable[Table]) -> tuple[str, ...]:
             kinds = [type(table).__name__ for table in (one, two)]
             found.append(
                 f"The {kinds[0]} and the {kinds[1]} are not of the same checkpoints: they differ in "
-                f"{listed(named)}. What one shows says nothing of the other."
+                f"{listed(named)}. What one shows says nothing about the other."
             )
     return tuple(found)
 
 
 def findings(tables: Iterable[Table]) -> tuple[str, ...]:
-    """What the tables' makers found amiss, each once."""
+    """Return the findings stored in the tables (what looked wrong when they were made), each once."""
     return tuple(dict.fromkeys(sentence(one) for table in tables for one in table.origin.get("findings", ())))
 
 
 def difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
-    """Say in what two sources differ for certain: in the content's hash, or else the header's or the size."""
+    """Say how two sources certainly differ: in the hash of the content, else of the header, else in size."""
 
     def unlike(fact: str) -> bool:
         return bool(one[fact] != two[fact])
