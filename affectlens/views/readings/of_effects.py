@@ -1,6 +1,7 @@
 """Read effects: the gain of each task under a metric, the effect of each group of sites, and their nulls."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -244,7 +245,7 @@ def metrics(effects: Effects) -> tuple[str, ...]:
     return tuple(_ordered((str(name) for name in effects.frame["metric"]), ("margin",)))
 
 
-def _ordered(names: Any, first: tuple[str, ...]) -> list[str]:
+def _ordered(names: Iterable[str], first: tuple[str, ...]) -> list[str]:
     there = list(dict.fromkeys(names))
     return [name for name in first if name in there] + [name for name in there if name not in first]
 
