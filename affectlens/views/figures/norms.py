@@ -9,7 +9,7 @@ from affectlens.drift.drift import Drift
 from affectlens.views.figures.style import CONTROL, EMPTY, GATE, INK, MEASURES, colour, dress, label
 from affectlens.views.readings.numbers import NORMS
 from affectlens.views.readings.numbers import figure as digits
-from affectlens.views.readings.of_drift import Moved, contrasted, moved
+from affectlens.views.readings.of_drift import Moved, moved
 
 
 def role_bars(drift: Drift, *, title: str = "") -> go.Figure:
@@ -40,7 +40,7 @@ def norm_contrast(
 
     Raises `NoSuchSite` if the tuning could reach both roles in no layer of the language tower.
     """
-    rows = contrasted(drift, first=first, second=second)
+    rows = drift.contrast(first, second)
     rows = rows[rows["ratio"].notna()][::-1].reset_index(drop=True)
     figure = go.Figure()
     shown = rows[[name for name in rows if str(name).endswith("ratio")]].replace(np.inf, np.nan)

@@ -99,14 +99,6 @@ def unreached(drift: Drift, tower: str = "language") -> tuple[str, ...]:
     return tuple(role for role in ROLES if role in there - could)
 
 
-def contrasted(drift: Drift, *, first: str = "gate_proj", second: str = "up_proj") -> pd.DataFrame:
-    """Return `Drift.contrast`, which covers the layers in which the tuning could reach both roles.
-
-    Raises `NoSuchSite` if there is no such layer: a role that could not move is no comparison.
-    """
-    return drift.contrast(first, second)
-
-
 def unscaled(drift: Drift) -> bool:
     """Return whether some Δ is known only up to a factor, because no file states LoRA's alpha."""
     frame = drift.frame

@@ -14,7 +14,7 @@ from affectlens.views.figures.effect_panels import MAIN, effect_panels
 from affectlens.views.figures.norms import norm_contrast, role_bars
 from affectlens.views.readings.numbers import NORMS, listed, percent, signed
 from affectlens.views.readings.numbers import figure as digits
-from affectlens.views.readings.of_drift import Moved, contrasted, moved, unreached, unscaled
+from affectlens.views.readings.of_drift import Moved, moved, unreached, unscaled
 from affectlens.views.readings.of_effects import EffectRow, Reading, metrics, outcomes
 from affectlens.views.report.page import figure, folded, grid, paragraph, section
 
@@ -115,7 +115,7 @@ def _columns(sums: Moved) -> dict[str, pd.Series]:
 
 def _contrast(drift: Drift) -> str:
     try:
-        rows = contrasted(drift)
+        rows = drift.contrast("gate_proj", "up_proj")
     except NoSuchSite:
         return ""
     if rows["ratio"].isna().all():

@@ -9,7 +9,7 @@ import pandas as pd
 from affectlens.drift.drift import Drift
 from affectlens.errors import NoSuchSite
 from affectlens.views.readings.numbers import NORMS, between, figure, listed, percent
-from affectlens.views.readings.of_drift import ROLES, Moved, contrasted, moved, reached, unreached, unscaled
+from affectlens.views.readings.of_drift import ROLES, Moved, moved, reached, unreached, unscaled
 from affectlens.views.sentences.wording import Said, allowed, barred, joined
 
 LEADING = ("relative", "frobenius", "rms")
@@ -137,7 +137,7 @@ def _weakened(sums: Moved) -> Iterator[Said]:
 
 def _gate_and_up(drift: Drift) -> Iterator[Said]:
     try:
-        rows = contrasted(drift)
+        rows = drift.contrast("gate_proj", "up_proj")
     except NoSuchSite:
         return
     known = rows[rows["ratio"].notna()].set_index("norm")
