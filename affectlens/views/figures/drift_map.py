@@ -80,7 +80,7 @@ def _heatmap(cells: pd.DataFrame, name: str) -> go.Heatmap:
         y=list(range(len(layers))),
         customdata=hover.tolist(),
         hovertemplate="%{customdata}<extra></extra>",
-        hoverongaps=False,
+        hoverongaps=False,  # a gap has no values to show
         coloraxis="coloraxis",
         xgap=1.5,
         ygap=1.5 if few else 0.6,

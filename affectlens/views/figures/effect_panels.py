@@ -68,9 +68,10 @@ def _slots(one: Outcome, actions: Sequence[str]) -> int:
 
 def _panel(figure: go.Figure, one: Outcome, *, action: str, at: tuple[int, int]) -> None:
     row, column = at
-    changes = one.changes(action)[::-1]
+    changes = one.changes(action)[::-1]  # plotly counts rows from the bottom
     for trace in _traces(one, changes, action=action):
         if len(trace.x):
+            # Every panel has the same traces; the legend lists each once.
             named = any(other.name == trace.name for other in figure.data)
             trace.update(showlegend=not named, legendgroup=trace.name)
             figure.add_trace(trace, row=row, col=column)

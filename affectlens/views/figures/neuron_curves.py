@@ -25,6 +25,7 @@ def neuron_curves(drift: Drift, *, tower: str = "language", title: str = "") -> 
     if "unit" not in drift.frame:
         raise NoSuchSite("this drift has no neurons. Try: diff(…, detail='neurons')")
     frame = language(drift, tower).frame
+    # Experts are left out: a curve for each would hide those of the layers.
     frame = frame[(frame["unit"] == "neuron") & frame["layer"].notna() & frame["expert"].isna()]
     roles = [role for role in MLP if role in set(frame["role"])]
     if not roles:
@@ -46,7 +47,7 @@ def neuron_curves(drift: Drift, *, tower: str = "language", title: str = "") -> 
 
 def _curve(row: dict[Any, Any], layers: list[int]) -> go.Scatter:
     delta, base = (np.asarray(row[name], float) for name in ("unit_frobenius", "unit_base_norm"))
-    ratio = 100 * delta[base > 0] / base[base > 0]
+    ratio = 100 * delta[base > 0] / base[base > 0]  # a neuron of zero norm has no relative drift
     at = np.linspace(0.0, 1.0, min(POINTS, max(2, len(ratio))))
     sorted_: NDArray[np.float64] = np.quantile(ratio, 1 - at) if len(ratio) else np.array([])
     layer = int(row["layer"])

@@ -106,6 +106,7 @@ def _bars(sums: Moved, measure: str, *, legend: bool) -> list[go.Bar | go.Scatte
 
 
 def _traces(rows: pd.DataFrame, edge: float) -> list[go.Scatter]:
+    # Later traces are drawn on top: the tuned one comes last, so that none hides it.
     looks = {
         "control_": ("control − base", {"symbol": "diamond-open", "size": 11, "color": CONTROL,
                                         "line": {"width": 2}}),

@@ -122,7 +122,7 @@ def fitted(figure: go.Figure, venue: str) -> go.Figure:
         raise TableError(f"no venue {venue!r}. Venues: {near(venue, VENUES, most=30)}")
     size = VENUES[venue].font * PIXELS / POINTS
     ratio = size / SIZE
-    copy = go.Figure(figure)
+    copy = go.Figure(figure)  # the plot's own figure keeps its size
     copy.update_layout(
         width=round(VENUES[venue].width * PIXELS),
         height=round(figure.layout.height * ratio),

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 
-MINUS = "\N{MINUS SIGN}"
+MINUS = "\N{MINUS SIGN}"  # as wide as a plus; a hyphen would also allow a line break after it
 NORMS = {
     "relative": "‖Δ‖/‖W‖",
     "rms": "rms",
@@ -41,6 +41,7 @@ def percent(share: float) -> str:
     """
     if math.isnan(share):
         return "unknown"
+    # Whole numbers suffice from 10 % on; below, two digits keep 0.4 % from becoming 0 %.
     text = f"{100 * share:.0f}" if abs(share) >= 0.1 else f"{100 * share:.2g}"
     return text.replace("-", MINUS) + "\N{NO-BREAK SPACE}%"
 

@@ -63,6 +63,7 @@ def moved(drift: Drift) -> Moved:
     rows = totals(kept, ["role"])
     rows = rows.set_index("role").reindex([role for role in ROLES if role in set(rows["role"])]).reset_index()
     size = rows["size"].astype(float)
+    # One rms for all roles: noise of each role's own rms would reproduce every bar exactly.
     pooled = _rms(kept.frame)
     rows["noise_rms"] = pooled
     rows["noise_frobenius"] = pooled * np.sqrt(size)

@@ -165,11 +165,13 @@ class Reading:
     @property
     def sign(self) -> float:
         """The direction from base to tuned: 1 unless tuning clearly lowered the score."""
+        # An unclear gain gives no direction; up is the one that a tuning aims at.
         gain = self.outcome.gain
         return -1.0 if gain is not None and gain.clear and gain.effect < 0 else 1.0
 
     def parts(self, action: str) -> tuple[EffectRow, ...]:
         """Return the effects of an action at groups that are one role, or at all groups if none is."""
+        # Blocks such as attention contain roles. Ranking both together would let a block beat its own parts.
         changes = self.outcome.changes(action)
         return tuple(one for one in changes if one.role) or changes
 
@@ -200,6 +202,7 @@ class Reading:
     def no_clearer(self, best: EffectRow) -> str:
         """Name the parts that the best one does not clearly exceed; empty if it exceeds all."""
         level = self.level(best)
+        # Naming all the others one by one would make a long sentence that says less.
         if len(level) > 2 and len(level) == len(self.parts(best.action)) - 1:
             return f"any other {self.kind}"
         return listed(level, "or") if level else ""
@@ -242,6 +245,7 @@ def metrics(effects: Effects) -> tuple[str, ...]:
     """Return the metrics of a table, the margin first; raise `TableError` if it has no rows."""
     if effects.frame.empty:
         raise TableError("this Effects table has no rows: nothing to show or conclude")
+    # The margin changes before a label flips, so it shows small effects that accuracy misses.
     return tuple(_ordered((str(name) for name in effects.frame["metric"]), ("margin",)))
 
 

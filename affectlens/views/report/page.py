@@ -31,6 +31,7 @@ def page(title: str, body: str) -> str:
     Scripts run only if their hash is in the policy. Inline styles are allowed because plotly writes
     `style` attributes; they can load nothing either, since `data:` is the only source allowed.
     """
+    # Without a figure the page stays small: plotly.js alone has five megabytes.
     scripts = (get_plotlyjs(), LOADER) if 'class="figure"' in body else ()
     css = files("affectlens.views").joinpath("report.css").read_text("utf-8")
     tags = "".join(f"<script>{script}</script>" for script in scripts)

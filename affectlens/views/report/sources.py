@@ -37,11 +37,11 @@ def compared(tables: Iterable[Table]) -> str:
                 sources[f"{side} ({type(table).__name__})"] = facts
     settings = list(_merged(tables))
     later = findings(table for table in tables if isinstance(table, Drift))  # shown beside the ledger
-    amiss = [*strangers(tables), *(one for one in findings(tables) if one not in later)]
+    notes = [*strangers(tables), *(one for one in findings(tables) if one not in later)]
     facts = [fact for fact in FACTS if any(source.get(fact) is not None for source in sources.values())]
     rows = [[FACTS[fact], *(_fact(fact, source.get(fact)) for source in sources.values())] for fact in facts]
     sides = grid(["", *map(plain, sources)], rows, left=1 + len(sources))
-    parts = [items(amiss, "findings")] if amiss else []
+    parts = [items(notes, "findings")] if notes else []
     parts += [f'<div class="sources">{sides}</div>'] if rows else []
     if settings:
         parts.append(grid(["setting", "value"], settings, left=2))

@@ -63,6 +63,7 @@ def own_tasks(readings: Sequence[Reading]) -> Iterator[Said]:
     pairs = [
         (contrast, _owned(contrast, found), _owned(contrast, found, control=True)) for contrast in CONTRASTS
     ]
+    # Without an affective order there is nothing to compare, and nothing to report as missing.
     if any(affect for _, affect, _ in pairs) and not any(control for *_, control in pairs):
         if any(one.changes("transplant", CONTROL) for one in found):
             yield barred(
@@ -82,6 +83,7 @@ def own_tasks(readings: Sequence[Reading]) -> Iterator[Said]:
                 "groups."
             )
             continue
+        # The names of the tasks are given once: the second sentence is long enough without them.
         tasks = tuple(own.task for own in (*affect, *control))
         figures = _figures(contrast, affect=affect, control=control, named=tasks not in shown)
         shown.add(tasks)
@@ -135,6 +137,7 @@ def _owned(contrast: Contrast, found: Sequence[Outcome], *, control: bool = Fals
     for one in found:
         ours = one.about.get("kind") == "control" and not one.fitted if control else one.leading
         whole = one.change("transplant", WHOLE, kind=CONTROL) if control else one.gain
+        # Shares of a gain that is not clear of zero would be arbitrary numbers.
         if not ours or whole is None or not whole.divides:
             continue
         changes = one.changes("transplant", CONTROL if control else "effect")

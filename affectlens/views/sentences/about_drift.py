@@ -223,7 +223,7 @@ def _untargeted(drift: Drift) -> Iterator[Said]:
         (frame["tower"] == "language") & ~frame["role"].isin(ROLES) | (frame["tower"] != "language")
     ]
     total, rest = (frame["frobenius"] ** 2).sum(), (other["frobenius"] ** 2).sum()
-    if total and rest / total >= 0.01:
+    if total and rest / total >= 0.01:  # below one percent it would only distract
         yield allowed(
             f"{percent(rest / total)} of ‖Δ‖² is outside the attention and feed-forward roles of the "
             "language tower (embeddings, norms, other towers)."

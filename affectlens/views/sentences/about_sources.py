@@ -43,6 +43,7 @@ def difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
     def known(*facts: str) -> bool:
         return all(source.get(fact) is not None for source in (one, two) for fact in facts)
 
+    # Equal content settles it: the same weights may be stored under different headers and sizes.
     if known("content_sha256"):
         return _hashes(one, two, fact="content_sha256") if unlike("content_sha256") else ""
     if not known("header_sha256", "bytes"):

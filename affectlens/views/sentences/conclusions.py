@@ -43,7 +43,7 @@ def conclude(drift: Drift | None, effects: Effects | None = None) -> Conclusions
         raise TableError("nothing to conclude from: give a Drift, an Effects or both")
     readings = _readings(effects) if effects is not None else ()
     said = joined(
-        [
+        [  # findings first: they can invalidate everything below them
             *_findings(drift, effects),
             *(about_effects(reading) for reading in readings),
             *own_tasks(readings),
@@ -56,6 +56,7 @@ def conclude(drift: Drift | None, effects: Effects | None = None) -> Conclusions
 
 
 def _readings(effects: Effects) -> tuple[Reading, ...]:
+    # Sentences on two metrics would repeat each other; `_metrics_disagree` reports where they differ.
     metric = metrics(effects)[0]
     ranks = effects.ranks(metric)
     return tuple(Reading(outcome, ranks) for outcome in outcomes(effects, metric))
