@@ -28,8 +28,8 @@ _QUANTIZED = {
     "QUInt8": "quint8", "QInt8": "qint8", "QInt32": "qint32", "QUInt4x2": "quint4x2", "QUInt2x4": "quint2x4"
 }  # fmt: skip
 _STORAGES: Mapping[str, str] = {
-    **{f"torch.{kind}TorchStorage": dtype for kind, dtype in (_NUMBERS | _QUANTIZED).items()},
-    **{f"torch.cuda.{kind}TorchStorage": dtype for kind, dtype in _NUMBERS.items()},
+    **{f"torch.{kind}Storage": dtype for kind, dtype in (_NUMBERS | _QUANTIZED).items()},
+    **{f"torch.cuda.{kind}Storage": dtype for kind, dtype in _NUMBERS.items()},
     "torch.storage.UntypedStorage": "uint8",
 }
 _SCHEMES = ("per_tensor_affine", "per_tensor_symmetric", "per_channel_affine", "per_channel_symmetric")
