@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from affectlens.checkpoints import Checkpoint, four_bit, quantized
+from affectlens.checkpoints import Checkpoint, eight_bit, four_bit
 from affectlens.checkpoints.memory import MemoryStore
 from affectlens.checkpoints.quantized import QuantizedStore, unpacked
 
@@ -223,7 +223,7 @@ def test_rows_are_those_of_the_whole(case: str, monkeypatch: pytest.MonkeyPatch)
     (name,) = found.headers
     whole = found.read(name)
     monkeypatch.setattr(four_bit, "_PIECE", 32)
-    monkeypatch.setattr(quantized, "_PIECE", 32)
+    monkeypatch.setattr(eight_bit, "_PIECE", 32)
 
     count = found.headers[name].shape[0]
     for first in range(count):
