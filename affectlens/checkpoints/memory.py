@@ -90,6 +90,10 @@ class MemoryStore:
             )
         return found if rows is None else found[rows]
 
+    def by_rows(self, tensor: str) -> bool:
+        """Return whether a tensor has rows: each can be read alone."""
+        return bool(self.headers[tensor].shape)
+
     def span(self, tensor: str) -> Span | None:
         """Where the bytes of a tensor are; None for one elsewhere, or that does not lie end to end."""
         found = self._tensors[tensor].detach()
@@ -99,6 +103,10 @@ class MemoryStore:
             return None
         data = TensorBytes(found, tensor)
         return Span(data, 0, data.size)
+
+    def origin(self, tensor: str) -> Span | None:
+        """Return the span: nothing is edited here."""
+        return self.span(tensor)
 
     def check(self) -> None:
         """What is in memory is the caller's to keep still."""

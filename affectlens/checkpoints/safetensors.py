@@ -72,9 +72,17 @@ class SafetensorsStore:
             reason = "holds no tensor that can be read" if self.skipped else "holds no tensor"
             raise CheckpointError(self.files[0].name if len(self.files) == 1 else source, reason)
 
+    def by_rows(self, tensor: str) -> bool:
+        """Return whether a tensor has rows: each can be read alone."""
+        return bool(self.headers[tensor].shape)
+
     def span(self, tensor: str) -> Span:
         """Where the bytes of a tensor are."""
         return self._spans[tensor]
+
+    def origin(self, tensor: str) -> Span:
+        """Return the span: nothing is edited here."""
+        return self.span(tensor)
 
     def read(self, tensor: str, rows: slice | None = None) -> "Tensor":
         """Return a tensor as stored, or some of its rows."""

@@ -41,8 +41,16 @@ class Store(Protocol):
         """Return a tensor, or some of its rows: as stored, or in float32 where that was packed."""
         ...
 
+    def by_rows(self, tensor: str) -> bool:
+        """Return whether some rows of a tensor can be read without the cost of all of them."""
+        ...
+
     def span(self, tensor: str) -> Span | None:
-        """Where the bytes of a tensor are; None where they are not its values, or are not to be had."""
+        """Return where the values of a tensor are stored; None where they have to be computed or gathered."""
+        ...
+
+    def origin(self, tensor: str) -> Span | None:
+        """Return where the opened files keep a tensor; `span` for all but edited tensors."""
         ...
 
     def check(self) -> None:
@@ -85,10 +93,20 @@ class JoinedStore:
         store, name = self._parts[tensor]
         return store.read(name, rows)
 
+    def by_rows(self, tensor: str) -> bool:
+        """Return what its store says of a tensor."""
+        store, name = self._parts[tensor]
+        return store.by_rows(name)
+
     def span(self, tensor: str) -> Span | None:
-        """Where the bytes of a tensor are, if its store says so."""
+        """Return where the bytes of a tensor are, if its store says so."""
         store, name = self._parts[tensor]
         return store.span(name)
+
+    def origin(self, tensor: str) -> Span | None:
+        """Return where the opened files keep a tensor, if its store says so."""
+        store, name = self._parts[tensor]
+        return store.origin(name)
 
     def check(self) -> None:
         """Raise `CheckpointError` if a file changed since it was opened."""

@@ -34,12 +34,6 @@ class EditedStore:
             where = live.at(site)
             self._sites.setdefault(where.tensor, {})[site] = where
 
-    @property
-    def edited(self) -> frozenset[str]:
-        """The tensors that are not as stored."""
-        below = self.inner.edited if isinstance(self.inner, EditedStore) else frozenset()
-        return below | frozenset(self._sites)
-
     def read(self, tensor: str, wanted: slice | None = None) -> Tensor:
         """Return a tensor, or some of its rows, with the edits in it."""
         sites = self._sites.get(tensor)
@@ -60,30 +54,25 @@ class EditedStore:
         return found
 
     def by_rows(self, tensor: str) -> bool:
-        """Whether some rows can be made without the others."""
+        """Return whether some rows can be made without the others."""
         lazy = isinstance(self._edits, Edits) and self._edits.rowwise
         here = all(_by_rows(where, lazy=lazy) for where in self._sites.get(tensor, {}).values())
-        below = self.inner.by_rows(tensor) if isinstance(self.inner, EditedStore) else True
-        return here and below and bool(self.headers[tensor].shape)
+        return here and self.inner.by_rows(tensor)
 
-    def stored(self, tensor: str) -> Span | None:
-        """Where the bytes below all edits are; None where those are not its values."""
-        return self.inner.stored(tensor) if isinstance(self.inner, EditedStore) else self.inner.span(tensor)
+    def origin(self, tensor: str) -> Span | None:
+        """Return where the opened files keep a tensor, below all edits."""
+        return self.inner.origin(tensor)
 
-    def lying(self, tensor: str) -> Span | None:
-        """Where the bytes of an edited tensor lie already, in whatever file; None where they are made."""
+    def span(self, tensor: str) -> Span | None:
+        """Return where the values of a tensor are stored: as they were, or in a donor; None for new ones."""
         sites = self._sites.get(tensor)
         if sites is None:
-            return self.inner.lying(tensor) if isinstance(self.inner, EditedStore) else None
+            return self.inner.span(tensor)
         (site, where), *others = sites.items()
         part = where.expert is not None or where.cut is not None or where.unit is not None
         if others or part or where.transposed or not isinstance(self._edits, Edits):
             return None
         return self._edits.lying(site)
-
-    def span(self, tensor: str) -> Span | None:
-        """Where the bytes of a tensor are; None for one that is edited."""
-        return None if tensor in self._sites else self.inner.span(tensor)
 
     def check(self) -> None:
         """Raise `CheckpointError` if a file changed since it was opened."""

@@ -55,9 +55,10 @@ def write(
     listed = interventions if isinstance(interventions, Iterable) else [interventions]
     found = ground(base)
     store, steps = _edited(found.live, [*found.first, *listed])
-    found.refuse(store.edited)
+    edited = frozenset(found.live.at(site).tensor for step in steps for site in step.sites)
+    found.refuse(edited)
     with filled(out, apart_from=found.reserved) as room:
-        _fill(room, found, store, link=link)
+        _fill(room, found, store, edited=edited, link=link)
         write_record(record(found.live, steps), room)
         for checkpoint in (found.live, *(step.donor for step in steps if step.donor is not None)):
             checkpoint.store.check()
@@ -68,7 +69,7 @@ def _edited(
     live: Checkpoint, interventions: Sequence[object]
 ) -> tuple[EditedStore, tuple[AppliedIntervention, ...]]:
     """Lay the edits of interventions over one another; raises what an intervention raises."""
-    steps = []
+    steps, store = [], None
     for one in interventions:
         if not isinstance(one, Intervention):
             raise LensError(
@@ -78,10 +79,10 @@ def _edited(
         edits = intervention.edits(live)
         if not edits:
             raise LensError(f"{type(one).__name__} changes activations here, and a checkpoint holds weights")
-        live = Checkpoint(EditedStore(live, edits))
+        store = EditedStore(live, edits)
+        live = Checkpoint(store)
         steps.append(AppliedIntervention(intervention, Sites(edits), donor))
-    store = live.store
-    if not isinstance(store, EditedStore):
+    if store is None:
         raise LensError("no intervention, so there is nothing to write")
     return store, tuple(steps)
 
@@ -127,14 +128,14 @@ class Ground:
                 raise CheckpointError(store.name, "lies in two files", key=tensor, fix=fix)
 
 
-def _fill(room: Path, found: Ground, store: EditedStore, *, link: bool) -> None:
+def _fill(room: Path, found: Ground, store: EditedStore, *, edited: frozenset[str], link: bool) -> None:
     accompany(found.folder, room)
     if found.files is None:
         write_new(store, room)
         return
     if found.index is not None:
         shutil.copyfile(found.index, room / found.index.name)
-    rewrite(store, found.files, room=room, link=link)
+    rewrite(store, found.files, edited=edited, room=room, link=link)
 
 
 def ground(base: Source) -> Ground:

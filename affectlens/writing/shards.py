@@ -8,7 +8,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -34,12 +34,14 @@ _AT_ONCE = 1 << 22  # bytes that the system copies before an interrupt is answer
 _UNABLE = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF, errno.ETXTBSY)
 
 
-def rewrite(store: EditedStore, files: Mapping[str, LocalFile], *, room: Path, link: bool) -> None:
+def rewrite(
+    store: EditedStore, files: Mapping[str, LocalFile], *, edited: Iterable[str], room: Path, link: bool
+) -> None:
     """Write safetensors files anew, by the names they get; those without an edit are copied, or linked."""
     edits: dict[str, list[tuple[Span, str]]] = {name: [] for name in files}
     names = {id(file): name for name, file in files.items()}
-    for tensor in store.edited:
-        span = store.stored(tensor)
+    for tensor in edited:
+        span = store.origin(tensor)
         assert span is not None, tensor
         edits[names[id(span.of)]].append((span, tensor))
     for name, file in tqdm(files.items(), desc="write", unit="file", leave=False, disable=None):
@@ -57,9 +59,9 @@ def _patched(
     at = 0
     for span, tensor in edits:
         copy(file, stream, start=at, stop=span.start)
-        lying = store.lying(tensor)
-        if lying is not None and isinstance(lying.of, LocalFile):
-            copy(lying.of, stream, start=lying.start, stop=lying.stop)
+        stored = store.span(tensor)
+        if stored is not None and isinstance(stored.of, LocalFile):
+            copy(stored.of, stream, start=stored.start, stop=stored.stop)
         else:
             for block in blocks(store, tensor):
                 write(block, stream)
@@ -169,7 +171,7 @@ def blocks(store: Weights, tensor: str) -> Iterator[memoryview]:
     shape, dtype = store.headers[tensor]
     if 0 in shape:
         return  # of however many rows
-    if not shape or (isinstance(store, EditedStore) and not store.by_rows(tensor)):
+    if not store.by_rows(tensor):
         yield _raw(store.read(tensor))
         return
     width = math.prod(shape[1:]) * getattr(torch, dtype).itemsize

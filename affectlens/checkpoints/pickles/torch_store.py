@@ -104,10 +104,18 @@ class PickleStore:
         self.tied: Mapping[str, str] = self.aliases
         self.notes: tuple[str, ...] = (*elsewhere(weights or {}, counts), *_left_out(self.ignored))
 
+    def by_rows(self, tensor: str) -> bool:
+        """Return whether a tensor has rows: each can be read alone."""
+        return bool(self.headers[tensor].shape)
+
     def span(self, tensor: str) -> Span | None:
         """Where the bytes of a tensor are; None where they don't lie end to end."""
         where = self._placed[tensor]
         return where.part(where.offset, where.extent) if where.contiguous else None
+
+    def origin(self, tensor: str) -> Span | None:
+        """Return the span: nothing is edited here."""
+        return self.span(tensor)
 
     def read(self, tensor: str, rows: slice | None = None) -> "Tensor":
         """Return a tensor as stored, or some of its rows."""
