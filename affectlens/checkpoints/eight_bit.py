@@ -18,26 +18,27 @@ if TYPE_CHECKING:
 
 _FP8 = ("float8_e4m3fn", "float8_e5m2")
 _SCALES = ("float32", "bfloat16", "float16", "float8_e8m0fnu", "uint8")
-_MULTIPLIED = ("_scale_inv", "_scale", ".scale", ".qscale_weight")  # `inv` too: DeepSeek-V3 named it so
+_MULTIPLIED = ("_scale_inv", "_scale", ".scale", ".qscale_weight")  # DeepSeek-V3's `_inv` is multiplied too
 _PIECE = 2**22  # numbers multiplied at a time
 
 
 class Scheme(NamedTuple):
-    """What the config says of the quantisation, and whether there is a sign of any at all."""
+    """How a config describes the quantisation, and whether there is any sign of one."""
 
     method: str
     format: str
-    block: tuple[int, int] | None  # None where what it says is no block
-    silent: bool  # neither the config nor a tensor's name speaks of scales
+    block: tuple[int, int] | None  # None if the stated block is invalid
+    silent: bool  # neither the config nor a tensor's name mentions scales
 
 
 def scheme_of(store: Store) -> Scheme:
+    """Read the quantisation scheme of a store from its config and tensor names."""
     section = store.config.get("text_config")
     found = store.config.get("quantization_config") or (
         section.get("quantization_config") if isinstance(section, Mapping) else None
     )
     known: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
-    # 128 × 128 is what DeepSeek-V3 began with, and what a config that names no other means.
+    # DeepSeek-V3 introduced blocks of 128 × 128; a config that names no block means these.
     stated = known.get("weight_block_size") or _compressed_block(known) or [128, 128]
     sides = stated if isinstance(stated, list) and all(type(n) is int and n > 0 for n in stated) else []
     block = (sides[0], sides[1]) if len(sides) == 2 else None
@@ -51,7 +52,7 @@ def _compressed_block(known: Mapping[str, Any]) -> object:
     kinds = groups.values() if isinstance(groups, Mapping) else ()
     weights = [kind.get("weights") for kind in kinds if isinstance(kind, Mapping)]
     blocks = [w["block_structure"] for w in weights if isinstance(w, Mapping) and w.get("block_structure")]
-    # Groups of different blocks: which holds for a weight is said in patterns of names.
+    # With different blocks per group, only patterns of names say which applies: not supported.
     return blocks[0] if blocks and all(block == blocks[0] for block in blocks) else blocks
 
 
@@ -62,14 +63,14 @@ def _split(tensor: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class _Scaled:
-    """A weight of one stored number an element, and one scale for every block of them."""
+    """A weight with one stored number for each element, and one scale for each block of elements."""
 
     tensor: str
     shape: tuple[int, ...]
     dtype: str
-    scale: str | None  # None where the numbers are the values
-    grid: tuple[int, ...] = ()  # how many blocks along each dimension
-    block: tuple[int, ...] = ()  # and how long they are
+    scale: str | None  # None if the stored numbers are the values
+    grid: tuple[int, ...] = ()  # number of blocks along each dimension
+    block: tuple[int, ...] = ()  # length of a block along each dimension
     factor: float = 1.0
 
     def read(self, store: Store, *, first: int, last: int) -> "Tensor":
@@ -86,7 +87,7 @@ class _Scaled:
         return values
 
     def _scales(self, store: Store, scale: str, *, begin: int, end: int) -> "Tensor":
-        """The scales of some rows, spread over all dimensions but the last."""
+        """Return the scales of some rows, spread over all dimensions but the last."""
         import torch
 
         many, tall = self.grid[0] > 1, self.block[0]
@@ -102,6 +103,7 @@ class _Scaled:
 
 
 def scaled(store: Store, tensor: str, *, scheme: Scheme) -> Found | None:
+    """Find the 8-bit weight that a tensor stores; None if it is not one."""
     (shape, dtype), (module, leaf) = store.headers[tensor], _split(tensor)
     parts = (tensor, *_beside(store, tensor))
     if dtype.startswith("float8_") and dtype != "float8_e8m0fnu":
@@ -110,16 +112,16 @@ def scaled(store: Store, tensor: str, *, scheme: Scheme) -> Found | None:
         return None
     if dtype == "int8" and leaf == "weight" and f"{module}.SCB" in store.headers:
         return _int8(store, tensor, module)
-    # Whole numbers by themselves are a buffer; beside scales, or by a config's word, they are a weight.
+    # Integers alone are a buffer; with scales, or if the config says so, they are a weight.
     if len(parts) == 1 and (leaf != "weight" or scheme.silent):
         return None
     if dtype == "int8" and (scheme.method, scheme.format) == ("compressed-tensors", "int-quantized"):
         return Found(tensor, parts, _by_scale(store, parts, scheme))
-    return Found(tensor, parts, f"{dtype} numbers packed in a way that is not known")
+    return Found(tensor, parts, f"{dtype} numbers in an unknown packing")
 
 
 def _beside(store: Store, tensor: str) -> tuple[str, ...]:
-    """The tensors that could say how large a weight's numbers are."""
+    """Return the tensors beside a weight that could scale it."""
     names = [f"{tensor}_scale_inv", f"{tensor}_scale", f"{tensor}_scales", f"{tensor}_zero_point"]
     module, leaf = _split(tensor)
     if leaf == "weight":
@@ -128,13 +130,13 @@ def _beside(store: Store, tensor: str) -> tuple[str, ...]:
 
 
 def _by_scale(store: Store, parts: tuple[str, ...], scheme: Scheme) -> Packed | str:
-    """A weight times its scales."""
+    """Describe a weight that its scales multiply, or return why it can't be read."""
     tensor, *beside = parts
     shape, dtype = store.headers[tensor]
     if dtype not in (*_FP8, "int8"):
-        return f"{dtype} is not a dtype that checkpoints are known to hold"
+        return f"{dtype} is not supported"
     if not shape or tensor.endswith(("scale", "scale_inv")):
-        return f"{dtype} that is no weight"
+        return f"{dtype}, but not a weight"
     if not beside:
         silent = scheme.silent and dtype in _FP8
         return _Scaled(tensor, shape, dtype, None) if silent else f"{dtype} without a scale"
@@ -152,7 +154,7 @@ def _by_scale(store: Store, parts: tuple[str, ...], scheme: Scheme) -> Packed | 
 
 
 def _int8(store: Store, tensor: str, module: str) -> Found:
-    """LLM.int8 (Dettmers et al. 2022): a row's numbers over 127, times the largest magnitude of the row."""
+    """Describe an LLM.int8 weight (Dettmers et al. 2022): number / 127 × the largest magnitude of its row."""
     scale, order = f"{module}.SCB", f"{module}.weight_format"
     parts = tuple(part for part in (tensor, scale, order) if part in store.headers)
     shape, stored = store.headers[tensor].shape, store.headers[scale]
@@ -162,7 +164,7 @@ def _int8(store: Store, tensor: str, module: str) -> Found:
     if len(shape) != 2 or stored.dtype != "float32" or stored.shape != shape[:1]:
         packed = f"int8 {shape}, but SCB {stored.shape} of {stored.dtype} doesn't fit it"
     elif order in parts and (math.prod(store.headers[order].shape) != 1 or any(raw(store, order))):
-        packed = "int8 that is not stored row by row"
+        packed = "int8, but not stored row by row"
     elif not finite(store, scale):
         packed = "int8, but SCB is not finite"
     return Found(tensor, parts, packed)
@@ -171,18 +173,18 @@ def _int8(store: Store, tensor: str, module: str) -> Found:
 def _grid(
     shape: tuple[int, ...], scale: tuple[int, ...], scheme: Scheme
 ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """How many blocks a scale's shape makes along each dimension, and of what length; None for no fit."""
+    """Return the number of blocks along each dimension and their lengths; None if the scale doesn't fit."""
     rank = len(shape)
     if math.prod(scale) == 1:
         scale = (1,) * rank
     elif scale == shape[:1] and (rank == 2 or shape[0] not in shape[1:]):
-        scale = (*scale, *[1] * (rank - 1))  # one an output channel, or one an expert
+        scale = (*scale, *[1] * (rank - 1))  # one for each output channel or expert
     if len(scale) != rank or (rank == 1 and scale != (1,)):
         return None
     if rank > 1 and scheme.block and scale == (*shape[:-2], *map(_ceil, shape[-2:], scheme.block)):
         return scale, (*[1] * (rank - 2), *map(min, scheme.block, (max(1, n) for n in shape[-2:])))
     if rank == 3 and scale[2] == 1 < scale[1]:
-        # fbgemm turns the scales of Llama-4's experts: (experts, out, 1) for (experts, in, out).
+        # fbgemm transposes the scales of Llama-4's experts: (experts, out, 1) for (experts, in, out).
         turned = scheme.method == "fbgemm_fp8"
         if not scheme.method and shape[1] == shape[2]:
             return None

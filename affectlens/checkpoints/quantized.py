@@ -1,11 +1,10 @@
-"""Quantised weights under their ordinary names: a store over a store, unpacked as it is read.
+"""A store that shows quantised weights under their ordinary names and unpacks them when they are read.
 
     opening ──▶ Store ── unpacked ──▶ QuantizedStore ── read ──▶ float32
 
-A quantised checkpoint keeps a weight as small numbers and, beside them, the scales that give those their
-size. Where names, shapes and dtypes leave one reading only, the weight is shown with the shape that it has
-in an unquantised checkpoint, so its site is found there and the two can be compared. Whatever leaves room
-for doubt is left out, with the reason, and never guessed at.
+A quantised checkpoint stores a weight as small numbers, and scales beside them. If names, shapes and dtypes
+allow only one reading, the weight is shown with its unquantised shape, so it has its usual site and can be
+compared. Tensors that could be read in several ways are skipped with the reason, never guessed.
 """
 
 import math
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FIX = "compare the unquantised checkpoint"
-# What people's tools pack in ways of their own, by what lies side by side in a module.
+# Tools with a packing of their own, recognised by the tensors that a module then has.
 _FOREIGN = (
     ("GPTQ", {"qweight", "scales", "g_idx"}),
     ("AWQ or GPTQ", {"qweight", "scales"}),
@@ -34,15 +33,15 @@ _FOREIGN = (
     ("quanto", {"_data", "_scale"}),
     ("AQLM", {"codes", "codebooks", "scales"}),
 )
-# Scales of what flows through a module, or into its cache.
+# Scales of activations or of the key-value cache.
 _ACTIVATION = r"(^|[._])(input_scale|input_scale_ub|activation_scale|qscale_act)$|\.(output|[kv])_scale$"
 
 
 class QuantizedStore:
     """Show the dequantised weights of a store beside its ordinary tensors.
 
-    `stored_as` names the stored tensors of each dequantised one; `skipped` says of every tensor that is
-    not shown why, and how many elements it stores.
+    `stored_as` names the stored tensors of each dequantised one; `skipped` has the reason for every tensor
+    that is not shown, and its number of elements.
     """
 
     def __init__(self, store: Store, found: Mapping[str, Found], *, skipped: Mapping[str, str]) -> None:
@@ -70,15 +69,15 @@ class QuantizedStore:
         return packed.read(self.inner, first=first, last=max(first, last))
 
     def by_rows(self, tensor: str) -> bool:
-        """Return whether a tensor has rows: each can be dequantised alone."""
+        """Return whether some rows can be read alone; those of a dequantised tensor can."""
         return tensor in self._packed or self.inner.by_rows(tensor)
 
     def span(self, tensor: str) -> Span | None:
-        """Where the bytes of a tensor are; None for a dequantised one."""
+        """Return where the values of a tensor are stored; None for a dequantised one."""
         return None if tensor in self._packed else self.inner.span(tensor)
 
     def origin(self, tensor: str) -> Span | None:
-        """Return where the opened files keep a tensor; None for a dequantised one."""
+        """Return where the opened files store a tensor; None for a dequantised one."""
         return None if tensor in self._packed else self.inner.origin(tensor)
 
     def check(self) -> None:
@@ -87,12 +86,12 @@ class QuantizedStore:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What identifies the content, as stored."""
+        """Facts that identify the stored content."""
         return self.inner.facts
 
 
 def unpacked(store: Store) -> Store:
-    """See the quantised weights of a store by their values; a store without any is returned as it is."""
+    """Return a store that shows quantised weights dequantised; one without any is returned as it is."""
     scheme = scheme_of(store)
     skipped = dict(_foreign(store.headers))
     found: dict[str, Found] = {}

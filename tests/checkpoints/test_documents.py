@@ -38,7 +38,7 @@ def test_keys_that_stand_twice_are_named() -> None:
 
     assert {"a": {"d": [{"e": 1}]}, "b": {"c": 2}} == found.content
     assert ("c", "e", "a") == found.twice
-    assert ("config.json has the key 'c' twice; the last counts.",) == found.notes("config.json")
+    assert ("config.json has the key 'c' twice; the last one counts.",) == found.notes("config.json")
     with pytest.raises(CheckpointError, match="has the key 'c' twice"):
         found.strict("adapter_config.json")
 

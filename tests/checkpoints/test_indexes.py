@@ -54,7 +54,7 @@ def test_of_two_copies_the_one_that_the_index_names_is_read(
 
     site = checkpoint.sites.where(role="gate_proj", layer=0)[0]
     assert torch.equal(torch.from_numpy(value), checkpoint.read(site))
-    why = "a second copy, in a file where the index does not place it"
+    why = "a second copy, in another file than the index says"
     assert {f"{GATE} in {other}": (why, 128)} == checkpoint.skipped
     assert sum(v.size for v in values().values()) + 128 == checkpoint.parameters
     assert f"1 tensors are skipped: {why} (first: '{GATE} in {other}')" in repr(checkpoint)
@@ -93,7 +93,7 @@ def test_tensors_in_other_files_than_the_index_says_are_read_and_told(
     checkpoint = opened(tmp_path / "model")
 
     first = f"'{GATE}' is in '{FIRST}', not in '{SECOND}'"
-    told = f"1 tensors lie in other files than the index says (first: {first})."
+    told = f"1 tensors are in other files than the index says (first: {first})."
     assert (told,) == checkpoint.store.notes
     assert len(values()) == len(checkpoint.laid)
 
@@ -108,7 +108,7 @@ def test_tensors_that_the_index_does_not_list_are_read_and_told(
 
     checkpoint = opened(tmp_path / "model")
 
-    told = f"1 tensors are stored that the index does not list (first: '{GATE}' in '{FIRST}')."
+    told = f"1 stored tensors are not in the index (first: '{GATE}' in '{FIRST}')."
     assert (told,) == checkpoint.store.notes
     assert len(values()) == len(checkpoint.laid)
 
@@ -120,7 +120,7 @@ def test_an_index_that_places_a_tensor_twice_is_refused(
     sharded(tmp_path / "model")
     index(tmp_path / "model", f'{{"weight_map": {{"a": "{FIRST}", "b": "{FIRST}", "a": "{SECOND}"}}}}')
 
-    with pytest.raises(CheckpointError, match="tensor 'a': the index places it twice"):
+    with pytest.raises(CheckpointError, match="tensor 'a': the index lists it twice"):
         opened(tmp_path / "model")
 
 
@@ -133,7 +133,7 @@ def test_a_config_with_a_key_twice_is_told(opened: Callable[[Path], al.Checkpoin
     checkpoint = opened(folder)
 
     assert "qwen2" == checkpoint.config["model_type"]
-    assert ("config.json has the key 'model_type' twice; the last counts.",) == checkpoint.store.notes
+    assert ("config.json has the key 'model_type' twice; the last one counts.",) == checkpoint.store.notes
 
 
 def test_packed_floats_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
     ("source", "message"),
     [
         ("/no/such/place", "no such file or folder"),
-        (42, "neither a path"),
+        (42, "is not a path"),
         ("", "no such file or folder|no checkpoint"),
     ],
 )

@@ -1,7 +1,7 @@
-"""An adapter over its base, as one checkpoint of effective weights.
+"""An adapter over its base as one checkpoint of effective weights; and an adapter alone, to look at.
 
-Names propose: each factor pair is laid out as the parameter it changes, beside those of base. What finds no
-place in base is never dropped in silence: it is a site of its own, or skipped with the reason.
+Each factor pair is laid out by name as the parameter that it changes, beside those of base. Tensors without
+a place in base are never dropped silently: they get a site of their own, or are skipped with the reason.
 """
 
 import math
@@ -24,9 +24,9 @@ Shape = tuple[int, ...]
 
 
 def adapted(store: Store, base: Checkpoint, *, recipe: Recipe) -> Checkpoint:
-    """Lay the tensors of an adapter over `base`; over its own base where that is an adapter too.
+    """Lay the tensors of an adapter over `base`, or over the base of `base` if that is an adapter too.
 
-    Raises `CheckpointError` for factors that don't fit, and `NothingToCompare` when none finds its place.
+    Raises `CheckpointError` for factors that don't fit, and `NothingToCompare` if none has a place.
     """
     root = base.change.base if base.change else base
     known = checked(store, recipe)
@@ -59,11 +59,11 @@ def adapted(store: Store, base: Checkpoint, *, recipe: Recipe) -> Checkpoint:
 
 
 def _other_base(named: str, root: Checkpoint) -> str:
-    """A remark where an adapter names another base than the one it is laid over."""
+    """Return a remark if an adapter names another base than the one it is laid over, else ""."""
     known = {root.store.name.partition("@")[0], str(root.config.get("_name_or_path", "")), root.store.source}
     if not named or PurePath(named).name in {PurePath(name).name for name in known}:
         return ""
-    return f"it names {PurePath(named).name!r} as its base, and is read over {root.store.name!r}"
+    return f"it names {PurePath(named).name!r} as its base, but is read over {root.store.name!r}"
 
 
 def _factors(
@@ -117,9 +117,9 @@ def _size(store: Store, name: str) -> int:
 
 
 class Adapter:
-    """The tensors of an adapter, laid out as the parameters that they change.
+    """An adapter without its base: its tensors, laid out as the parameters that they change.
 
-    Raises `CheckpointError` for what could be read over no base.
+    Raises `CheckpointError` for an adapter that could not be read over any base.
     """
 
     def __init__(self, store: Store, config: Mapping[str, Any]) -> None:
@@ -134,7 +134,7 @@ class Adapter:
         self.sites = Sites(sites_of(found, self.name))
 
     def lines(self) -> list[tuple[str, str]]:
-        """Rows of (what, value) for people to read."""
+        """Return rows of (what, value) for people to read."""
         known = self.config
         rank, alpha = known.get("r") or self._ranks(), known.get("lora_alpha")
         targets = known.get("target_modules")
@@ -174,7 +174,7 @@ class Adapter:
         return ", ".join(map(str, sorted(found))) or "unknown"
 
     def records(self) -> list[dict[str, Any]]:
-        """One record a tensor, in the schema of `inspect --json`; `lora` says which factor it is."""
+        """Return a record for each tensor, in the schema of `inspect --json`; `lora` names its factor."""
         found = []
         for tensor, header in self.headers.items():
             match = FACTOR.search(tensor)
@@ -188,13 +188,13 @@ class Adapter:
 
 
 def _owner(tensor: str) -> str:
-    """The parameter that a tensor changes, or is; PEFT may save a trained embedding under `base_layer`."""
+    """Return the parameter that a tensor changes or is; PEFT may save a trained embedding as `base_layer`."""
     found = owner_of(tensor)
     return found if FACTOR.search(tensor) else found.replace(".base_layer.", ".")
 
 
 def _unnamed(owner: str, parents: frozenset[str]) -> str:
-    """PEFT nests the factors of several parameters of one module and writes down no name of theirs."""
+    """Name a bare parameter by its number: PEFT nests their factors in one module and saves no names."""
     module, nested = owner.removesuffix(".weight"), 0
     while module.endswith(".base_layer"):
         module, nested = module.removesuffix(".base_layer"), nested + 1
@@ -208,7 +208,7 @@ def _listed(names: object) -> str:
 
 
 def _shapes(owners: Mapping[str, str], headers: Mapping[str, Header]) -> dict[str, tuple[int, ...]]:
-    """The shapes of the parameters, from those of their factors: B is (out, rank), A is (rank, in)."""
+    """Return the shapes of parameters, from those of their factors: B is (out, rank), A is (rank, in)."""
     found: dict[str, tuple[int, ...]] = {}
     for tensor, owner in owners.items():
         match, shape = FACTOR.search(tensor), headers[tensor].shape

@@ -203,7 +203,7 @@ def test_presets_know_alpha_and_rank(
     base, adapter, _ = saved("lora")
     torch.save({"model": bare(adapter, "llama_model.base_model.model.")}, tmp_path / "c.pth")
 
-    with pytest.raises(CheckpointError, match="have rank 4, and 16 is what"):
+    with pytest.raises(CheckpointError, match="have rank 4, but its config or the preset says 16"):
         al.diff(base, tmp_path / "c.pth", preset="affectgpt", progress=False)
     with pytest.raises(CheckpointError, match="Did you mean 'salmonn'"):
         al.diff(base, tmp_path / "c.pth", preset="salmon", progress=False)
@@ -289,18 +289,18 @@ def broken(tensors: dict[str, torch.Tensor], config: dict[str, Any], what: str) 
         ("no other half", "lora_B without lora_A"),
         ("another layer", "none of the 8 LoRA pairs"),
         ("another width", "its factors make"),
-        ("no product", "make no product"),
+        ("no product", "can't be multiplied"),
         ("NaN in a factor", "NaN or infinity"),
         ("no magnitude", "DoRA without its magnitude"),
         ("two adapters", "several adapters"),
         ("two pairs", "names the same parameter as"),
         ("whole numbers", "a factor of int32"),
         ("floats of a byte", "a factor of float8_e4m3fn"),
-        ("DoRA in words", "use_dora is 'false', neither true nor false"),
-        ("NaN alpha", "lora_alpha is nan"),
+        ("DoRA in words", "use_dora must be true or false, got 'false'"),
+        ("NaN alpha", "lora_alpha must be a number"),
         ("catastrophic pattern", "takes too long to match"),
-        ("another rank", "have rank 4, and 5 is what"),
-        ("no rank", "r 0, which is no rank"),
+        ("another rank", "have rank 4, but its config or the preset says 5"),
+        ("no rank", "r must be a whole number between 1 and 1,000,000,000, got 0"),
         ("short magnitude", r"magnitudes of shape \(3,\) for"),
         ("not LoRA", "a 'IA3' adapter"),
         ("part of the base moved", "moved part of the base"),
@@ -344,7 +344,7 @@ def test_nothing_is_said_against_what_peft_saves(
     [
         ({"target_modules": ["zorb"]}, "8 modules with factors are outside its target_modules"),
         ({"layers_to_transform": [1]}, "4 modules with factors are outside its layers_to_transform"),
-        ({"lora_alpha": -6}, "alpha is -6, a negative one"),
+        ({"lora_alpha": -6}, "alpha is negative (-6)"),
     ],
 )
 def test_a_config_that_contradicts_its_factors_is_told(
@@ -368,5 +368,5 @@ def test_an_adapter_alone_needs_its_base(saved: Callable[[str], tuple[Path, Path
     """The path that its config names is a stranger's: it is not followed."""
     _, adapter, _ = saved("lora")
 
-    with pytest.raises(CheckpointError, match="Give base="):
+    with pytest.raises(CheckpointError, match="Pass base="):
         al.open_checkpoint(adapter)

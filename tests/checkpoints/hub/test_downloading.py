@@ -22,15 +22,15 @@ FILES = {"config.json": CONFIG, "model.safetensors": WEIGHTS, "sub/more.json": b
 
 # what goes wrong, where → what is said
 FAULTS = (
-    ("stall", "cdn", "given up after"),
-    ("trickle", "cdn", "given up after"),
-    ("reset", "cdn", "given up after"),
-    ("500", "cdn", "given up after"),
+    ("stall", "cdn", "gave up after"),
+    ("trickle", "cdn", "gave up after"),
+    ("reset", "cdn", "gave up after"),
+    ("500", "cdn", "gave up after"),
     ("size", "cdn", "changed while it was read"),
-    ("more", "cdn", "more came than the hub lists"),
-    ("turned", "cdn", "what came is not what the hub lists: its hash is another"),
-    ("turned", "resolve", "what came is not what the hub lists: its hash is another"),
-    ("stall", "resolve", "given up after"),
+    ("more", "cdn", "received more bytes than the hub lists"),
+    ("turned", "cdn", "the hash of the downloaded file is not the one that the hub lists"),
+    ("turned", "resolve", "the hash of the downloaded file is not the one that the hub lists"),
+    ("stall", "resolve", "gave up after"),
 )
 
 
@@ -107,7 +107,7 @@ def test_files_of_torch_and_adapters_are_fetched_with_the_same_patience(
     weights = (tmp_path / "pytorch_model.bin").read_bytes()
     hub.push("lab/bin", {"config.json": CONFIG, "pytorch_model.bin": weights, "big.h5": b"x" * 99})
     hub.fail("stall", at="resolve", times=99)
-    with pytest.raises(CheckpointError, match="given up after"):
+    with pytest.raises(CheckpointError, match="gave up after"):
         open_checkpoint("lab/bin")
     hub.faults.clear()
 

@@ -47,46 +47,46 @@ RECOVERED = (
 
 # what goes wrong, where, for good or once → what is said
 FATAL = (
-    ("500", "cdn", 99, 0, "the hub gives nothing .HTTP 500.; given up after"),
-    ("429", "cdn", 1, 60, "HTTP 429, ask in 60 s"),
+    ("500", "cdn", 99, 0, "no data from the hub .HTTP 500.; gave up after"),
+    ("429", "cdn", 1, 60, "HTTP 429, retry in 60 s"),
     ("503", "resolve", 99, 0, "HTTP 503"),
-    ("stall", "cdn", 99, 10, "given up after"),
-    ("trickle", "cdn", 99, 10, "given up after"),
-    ("reset", "cdn", 99, 10, "given up after"),
-    ("403", "cdn", 99, 0, "127.0.0.1 refuses what the hub sent us for .HTTP 403."),
+    ("stall", "cdn", 99, 10, "gave up after"),
+    ("trickle", "cdn", 99, 10, "gave up after"),
+    ("reset", "cdn", 99, 10, "gave up after"),
+    ("403", "cdn", 99, 0, "127.0.0.1 refuses the hub's link .HTTP 403."),
     ("416", "cdn", 1, 0, "changed while it was read: it ends before byte"),
-    ("size", "cdn", 1, 0, "changed while it was read: the hub lists 1,6.* bytes, 1,6.* are there"),
-    ("whole", "cdn", 1, 0, "can't give a part of a file. Download it first"),
-    ("place", "cdn", 1, 0, "byte .* was asked for, byte .* came"),
-    ("etag", "cdn", 1, 0, "changed while it was read: its ETag is another"),
-    ("hash", "resolve", 1, 0, "changed while it was read: the hub tells another hash"),
-    ("404", "resolve", 1, 0, "the hub knows no such repository, revision or file"),
-    ("crawl", "cdn", 99, 0, "given up after"),
-    ("crawl", "resolve", 99, 0, "given up after"),
-    ("more", "cdn", 1, 0, "changed while it was read: more came than the hub lists"),
-    ("gzip", "cdn", 1, 0, "the answer came compressed"),
-    ("file", "resolve", 1, 0, "redirected to what is no web address"),
+    ("size", "cdn", 1, 0, "changed while it was read: the hub lists 1,6.* bytes, the server has 1,6.*"),
+    ("whole", "cdn", 1, 0, "can't send parts of a file. Download it first"),
+    ("place", "cdn", 1, 0, "asked for byte .*, received byte .*"),
+    ("etag", "cdn", 1, 0, "changed while it was read: its ETag changed"),
+    ("hash", "resolve", 1, 0, "changed while it was read: the hub now lists another hash"),
+    ("404", "resolve", 1, 0, "the hub has no such repository, revision or file"),
+    ("crawl", "cdn", 99, 0, "gave up after"),
+    ("crawl", "resolve", 99, 0, "gave up after"),
+    ("more", "cdn", 1, 0, "changed while it was read: received more bytes than the hub lists"),
+    ("gzip", "cdn", 1, 0, "the answer is compressed"),
+    ("file", "resolve", 1, 0, "redirected to an address that is not http or https"),
     ("round", "resolve", 99, 0, "more than 5 redirects"),
 )  # fmt: skip
 
 # what goes wrong with a listing → what is said
 UNLISTED = (
-    ("stall", "given up after"),
-    ("trickle", "given up after"),
-    ("crawl", "given up after"),
-    ("reset", "given up after"),
+    ("stall", "gave up after"),
+    ("trickle", "gave up after"),
+    ("crawl", "gave up after"),
+    ("reset", "gave up after"),
     ("500", "HTTP 500"),
-    ("gzip", "the answer came compressed"),
+    ("gzip", "the answer is compressed"),
     ("moved", "private, gated or not there|the hub refuses"),
 )
 
 # what a hub may say instead of a listing → what is said
 NO_LISTINGS = (
-    (b"<html>", "answers, but not as a hub does"),
-    (b"[]", "answers, but not as a hub does"),
-    (b"[" * 100_000, "answers, but not as a hub does"),
-    (b'{"sha": "../../etc"}', "does not tell the commit"),
-    (b'{"sha": 7, "siblings": []}', "does not tell the commit"),
+    (b"<html>", "is not that of a hub"),
+    (b"[]", "is not that of a hub"),
+    (b"[" * 100_000, "is not that of a hub"),
+    (b'{"sha": "../../etc"}', "answer has no commit"),
+    (b'{"sha": 7, "siblings": []}', "answer has no commit"),
     (b'{"sha": "%s", "siblings": 7}' % (b"a" * 40), "no checkpoint here.*In it: nothing"),
 )
 COMMIT = "a" * 40
@@ -306,10 +306,10 @@ def test_a_listing_gets_over_a_fault(hub: Hub) -> None:
 def test_a_hub_that_is_gone(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """No connection, and no listing for long, end in an error that says so."""
     hub.fail("503", at="api", times=99)
-    with pytest.raises(CheckpointError, match=r"lab/tiny: the hub gives nothing .HTTP 503."):
+    with pytest.raises(CheckpointError, match=r"lab/tiny: no data from the hub .HTTP 503."):
         open_hub("lab/tiny")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(CheckpointError, match=r"lab/tiny: the hub gives nothing .*[Rr]efused"):
+    with pytest.raises(CheckpointError, match=r"lab/tiny: no data from the hub .*[Rr]efused"):
         open_hub("lab/tiny")
 
 
@@ -317,14 +317,14 @@ def test_what_the_hub_does_not_give(hub: Hub, monkeypatch: pytest.MonkeyPatch) -
     """Repository, revision, file and right to read: the error says which is missing."""
     hub.gated.add("lab/tiny")
     with pytest.raises(
-        CheckpointError, match=r"lab/none: .* no such repository, or it is private.* HF_TOKEN"
+        CheckpointError, match=r"lab/none: the repository does not exist, or is private.* HF_TOKEN"
     ):
         open_hub("lab/none")
     with pytest.raises(CheckpointError, match="lab/tiny@v9: the repository has no such revision"):
         open_hub("lab/tiny@v9")
     with pytest.raises(CheckpointError, match=r"has no file 'x.json'. In it: README.md, config.json"):
         remote_file(hub_files("lab/tiny"), "x.json")
-    with pytest.raises(CheckpointError, match="is no hub id"):
+    with pytest.raises(CheckpointError, match="is not a hub id"):
         open_hub("lab/--x..")
     monkeypatch.setenv("HF_TOKEN", "")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere")
@@ -428,7 +428,7 @@ def test_stalled_shards_are_told_at_once(hub: Hub) -> None:
     hub.fail("stall", times=999)
     began = time.monotonic()
 
-    with pytest.raises(CheckpointError, match="given up after"):
+    with pytest.raises(CheckpointError, match="gave up after"):
         open_hub("lab/many")
     assert 3 > time.monotonic() - began
     for thread in threading.enumerate():

@@ -122,7 +122,7 @@ _MEMBERS: tuple[tuple[str, dict[str, bytes], str], ...] = (
         {_NAME: _PICKLE, "a/constants.pkl": b"", "a/code/x.py": b"import os"},
         "TorchScript program",
     ),
-    ("no storages", {_NAME: _PICKLE}, f"'{GATE}': is broken: its bytes, '0', are not in the file"),
+    ("no storages", {_NAME: _PICKLE}, f"'{GATE}': is broken: its bytes, its storage '0' is not in the file"),
     ("storages elsewhere", {_NAME: _PICKLE, "a/../data/0": bytes(512)}, "are not in the file"),
     (
         "big-endian values",
@@ -216,7 +216,7 @@ def _old(name: str, *says: str, value: bytes | None = None, **how: object) -> Ca
 
 _SECOND, _COPY = (
     "pytorch_model-00002-of-00002.bin",
-    "a second copy, in a file where the index does not place it",
+    "a second copy, in another file than the index says",
 )
 _LENGTH = "is cut short or broken: a storage ends at byte"
 CASES: tuple[Case, ...] = (
@@ -260,10 +260,10 @@ CASES: tuple[Case, ...] = (
     ),
     _old("2^60 elements in a storage", _LENGTH, storages=struct.pack("<q", 1 << 60) + bytes(64)),
     _old("a negative length of a storage", _LENGTH, storages=struct.pack("<q", -(1 << 40)) + bytes(64)),
-    _old("no storages", "its storages are not those it names", storages=b""),
-    _old("a storage twice", "its storages are not those it names", keys=("0", "0")),
-    _old("a storage unknown", "its storages are not those it names", keys=("9",)),
-    _old("storages that are no list", "'0', are not in the file", keys={"0": 1}),
+    _old("no storages", "its storages are not the ones that it names", storages=b""),
+    _old("a storage twice", "its storages are not the ones that it names", keys=("0", "0")),
+    _old("a storage unknown", "its storages are not the ones that it names", keys=("9",)),
+    _old("storages that are no list", "its storage '0' is not in the file", keys={"0": 1}),
     _old("big-endian values", "big-endian machine", little=False),
     _old(
         "an endless stride", f"'{GATE}': reaches beyond", value=mapping({GATE: tensor((2, 2), (1 << 62, 1))})

@@ -140,7 +140,7 @@ _REFUSED: tuple[tuple[str, Callable[[Path, Path], Path | str], str], ...] = (
      "2 files of weights and no index"),
     ("a thousand files", partial(_files, names=tuple(f"{n}.bin" for n in range(1000))),
      "1000 files of weights"),
-    ("adapter without weights", _adapter_alone, "an adapter without adapter_model.safetensors"),
+    ("adapter without weights", _adapter_alone, "this adapter has no adapter_model.safetensors"),
     ("adapter's config outside", _adapter_links, "adapter_config.json: links to a file outside"),
     ("adapter's config is a pipe", _adapter_pipe, "adapter_config.json: this is not an ordinary file"),
     ("false cache", _false_cache, f"{_FILE}: links to a file outside"),
@@ -194,6 +194,6 @@ CASES: tuple[Case, ...] = (
         for name, folder, says in _TOLD
         if _possible(name)
     ),
-    Case("place: an adapter beside a model", "places", _both, "told", ("adapter lies in the same folder",)),
+    Case("place: an adapter beside a model", "places", _both, "told", ("an adapter in the same folder",)),
     Case("place: through a link", "places", _through_a_link, "told", ("1,544 in 16 tensors",)),
 )
