@@ -143,6 +143,16 @@ class LocalFile:
             raise CheckpointError(self.path, "changed while it was read", fix=AGAIN)
 
 
+def refuse_impostors(path: str, first: bytes, *, others: Iterable[tuple[bytes, str, str]]) -> None:
+    """Raise `CheckpointError` if the first bytes are those of another format.
+
+    `others` are the patterns, reasons and fixes that the expected format adds.
+    """
+    for magic, reason, fix in (*_EVERYWHERE, *others):
+        if re.match(magic, first, re.IGNORECASE | re.DOTALL):
+            raise CheckpointError(path, reason, fix=fix)
+
+
 class _State(NamedTuple):
     """Facts of a file that differ from those of any other file, and change when it is written to."""
 
@@ -158,13 +168,3 @@ def _state(found: os.stat_result) -> _State:
     return _State(
         found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_nlink
     )
-
-
-def refuse_impostors(path: str, first: bytes, *, others: Iterable[tuple[bytes, str, str]]) -> None:
-    """Raise `CheckpointError` if the first bytes are those of another format.
-
-    `others` are the patterns, reasons and fixes that the expected format adds.
-    """
-    for magic, reason, fix in (*_EVERYWHERE, *others):
-        if re.match(magic, first, re.IGNORECASE | re.DOTALL):
-            raise CheckpointError(path, reason, fix=fix)

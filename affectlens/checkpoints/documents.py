@@ -81,15 +81,6 @@ def parse(raw: bytes, path: str | Path, *, what: str = "") -> Document:
     return Document(content, tuple(twice))
 
 
-def _deeper(content: Any, most: int) -> bool:
-    """Return whether a value is nested deeper than `most` levels: comparing it could overflow the stack."""
-    level = [content]
-    for _ in range(most):
-        items = (item.values() if isinstance(item, dict) else item for item in level)
-        level = [inner for inside in items for inner in inside if isinstance(inner, dict | list)]
-    return bool(level)
-
-
 def read_json(path: Path) -> Document:
     """Read the JSON object in a file; raises `CheckpointError`."""
     with os.fdopen(opened(path), "rb") as stream:
@@ -165,3 +156,12 @@ def counting(
         others = [file for file in files if file != named]
         skipped |= {f"{tensor} in {file}": (why, math.prod(found[file][tensor])) for file in others}
     return where, skipped
+
+
+def _deeper(content: Any, most: int) -> bool:
+    """Return whether a value is nested deeper than `most` levels: comparing it could overflow the stack."""
+    level = [content]
+    for _ in range(most):
+        items = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [inner for inside in items for inner in inside if isinstance(inner, dict | list)]
+    return bool(level)

@@ -47,6 +47,24 @@ def scheme_of(store: Store) -> Scheme:
     return Scheme(method, kind, block, silent)
 
 
+def scaled(store: Store, tensor: str, *, scheme: Scheme) -> Found | None:
+    """Find the 8-bit weight that a tensor stores; None if it is not one."""
+    (shape, dtype), (module, leaf) = store.headers[tensor], _split(tensor)
+    parts = (tensor, *_beside(store, tensor))
+    if dtype.startswith("float8_") and dtype != "float8_e8m0fnu":
+        return Found(tensor, parts, _by_scale(store, parts, scheme))
+    if dtype not in ("int8", "uint8") or len(shape) < 2:
+        return None
+    if dtype == "int8" and leaf == "weight" and f"{module}.SCB" in store.headers:
+        return _int8(store, tensor, module)
+    # Integers alone are a buffer; with scales, or if the config says so, they are a weight.
+    if len(parts) == 1 and (leaf != "weight" or scheme.silent):
+        return None
+    if dtype == "int8" and (scheme.method, scheme.format) == ("compressed-tensors", "int-quantized"):
+        return Found(tensor, parts, _by_scale(store, parts, scheme))
+    return Found(tensor, parts, f"{dtype} numbers in an unknown packing")
+
+
 def _compressed_block(known: Mapping[str, Any]) -> object:
     groups = known.get("config_groups")
     kinds = groups.values() if isinstance(groups, Mapping) else ()
@@ -100,24 +118,6 @@ class _Scaled:
             if self.grid[dim] > 1 and self.block[dim] > 1:
                 scales = scales.repeat_interleave(self.block[dim], dim=dim).narrow(dim, 0, self.shape[dim])
         return scales
-
-
-def scaled(store: Store, tensor: str, *, scheme: Scheme) -> Found | None:
-    """Find the 8-bit weight that a tensor stores; None if it is not one."""
-    (shape, dtype), (module, leaf) = store.headers[tensor], _split(tensor)
-    parts = (tensor, *_beside(store, tensor))
-    if dtype.startswith("float8_") and dtype != "float8_e8m0fnu":
-        return Found(tensor, parts, _by_scale(store, parts, scheme))
-    if dtype not in ("int8", "uint8") or len(shape) < 2:
-        return None
-    if dtype == "int8" and leaf == "weight" and f"{module}.SCB" in store.headers:
-        return _int8(store, tensor, module)
-    # Integers alone are a buffer; with scales, or if the config says so, they are a weight.
-    if len(parts) == 1 and (leaf != "weight" or scheme.silent):
-        return None
-    if dtype == "int8" and (scheme.method, scheme.format) == ("compressed-tensors", "int-quantized"):
-        return Found(tensor, parts, _by_scale(store, parts, scheme))
-    return Found(tensor, parts, f"{dtype} numbers in an unknown packing")
 
 
 def _beside(store: Store, tensor: str) -> tuple[str, ...]:

@@ -89,6 +89,43 @@ def adapter_config(path: Path) -> Mapping[str, Any]:
     return read_json(file).strict(file)
 
 
+def inside(folder: Path, file: str) -> Path:
+    """Return the path of a file in a folder; raises `CheckpointError` if it leads out of it.
+
+    An index comes from strangers: neither `../other.safetensors` nor a link may read a file elsewhere.
+    """
+    path = folder / file
+    if not plain_name(file):
+        raise CheckpointError(folder, f"names a file outside the folder: {quoted(file)}")
+    try:
+        real = Path(os.path.realpath(path))
+    except (OSError, ValueError):
+        raise CheckpointError(folder, f"names a file by an invalid name: {quoted(file)}") from None
+    if not any(real.is_relative_to(root) for root in (Path(os.path.realpath(folder)), _blobs(folder))):
+        raise CheckpointError(path, "links to a file outside the folder")
+    if not _there(folder, file):
+        raise CheckpointError(path, "the index names this shard, but it is missing")
+    return path
+
+
+def visible(folder: Path, *, code: bool) -> list[str]:
+    """Return the files of a folder that a copy of its model needs, by their paths in the folder.
+
+    With `code`, also what the model's own Python code may read. Raises `CheckpointError` for too many.
+    """
+    found = []
+    for place, folders, files in os.walk(folder):  # follows no links
+        folders[:] = [name for name in folders if code or name == "additional_chat_templates"]
+        inner = Path(place).relative_to(folder)
+        names = [(inner / name).as_posix() for name in files]
+        found += [
+            name for name in names if (BESIDE_CODE if code else KNOWN).fullmatch(name) and name not in _NOT
+        ]
+        if len(found) > _MOST:
+            raise CheckpointError(folder, f"holds more than {_MOST:,} files to copy")
+    return sorted(found)
+
+
 def _there(folder: Path, name: str) -> bool:
     # A dangling link counts, so that reading it fails; otherwise another file would be opened instead.
     return os.path.lexists(folder / name)
@@ -164,45 +201,8 @@ def _config(folder: Path) -> Document:
     return read_json(inside(folder, "config.json")) if _there(folder, "config.json") else Document({})
 
 
-def inside(folder: Path, file: str) -> Path:
-    """Return the path of a file in a folder; raises `CheckpointError` if it leads out of it.
-
-    An index comes from strangers: neither `../other.safetensors` nor a link may read a file elsewhere.
-    """
-    path = folder / file
-    if not plain_name(file):
-        raise CheckpointError(folder, f"names a file outside the folder: {quoted(file)}")
-    try:
-        real = Path(os.path.realpath(path))
-    except (OSError, ValueError):
-        raise CheckpointError(folder, f"names a file by an invalid name: {quoted(file)}") from None
-    if not any(real.is_relative_to(root) for root in (Path(os.path.realpath(folder)), _blobs(folder))):
-        raise CheckpointError(path, "links to a file outside the folder")
-    if not _there(folder, file):
-        raise CheckpointError(path, "the index names this shard, but it is missing")
-    return path
-
-
 def _blobs(folder: Path) -> Path:
     # The hub's cache keeps files in <repo>/blobs and links to them from <repo>/snapshots/<revision>/….
     real = Path(os.path.realpath(folder))
     cached = next((above for above in real.parents if above.name == "snapshots"), None)
     return cached.parent / "blobs" if cached and "--" in cached.parent.name else real
-
-
-def visible(folder: Path, *, code: bool) -> list[str]:
-    """Return the files of a folder that a copy of its model needs, by their paths in the folder.
-
-    With `code`, also what the model's own Python code may read. Raises `CheckpointError` for too many.
-    """
-    found = []
-    for place, folders, files in os.walk(folder):  # follows no links
-        folders[:] = [name for name in folders if code or name == "additional_chat_templates"]
-        inner = Path(place).relative_to(folder)
-        names = [(inner / name).as_posix() for name in files]
-        found += [
-            name for name in names if (BESIDE_CODE if code else KNOWN).fullmatch(name) and name not in _NOT
-        ]
-        if len(found) > _MOST:
-            raise CheckpointError(folder, f"holds more than {_MOST:,} files to copy")
-    return sorted(found)

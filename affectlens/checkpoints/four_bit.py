@@ -62,6 +62,41 @@ class Found(NamedTuple):
     packed: Packed | str
 
 
+def mxfp4(store: Store, tensor: str) -> Found | None:
+    """Find the MXFP4 weight whose `_blocks` a tensor is; None if it is not one."""
+    blocks = store.headers[tensor]
+    name = tensor.removesuffix("_blocks")
+    scales = f"{name}_scales"
+    if name == tensor or blocks.dtype != "uint8" or len(blocks.shape) != 4 or scales not in store.headers:
+        return None
+    experts, out, groups, size = blocks.shape
+    stored = store.headers[scales]
+    packed: Packed | str = _Mxfp4(tensor, scales, (experts, groups * 32, out))
+    if name in store.headers:
+        packed = f"MXFP4, but {name!r} is also stored unpacked"
+    elif size != 16 or stored.dtype != "uint8" or stored.shape != blocks.shape[:3]:
+        packed = f"MXFP4, but scales {stored.shape} of {stored.dtype} don't fit blocks {blocks.shape}"
+    elif not finite(store, scales):
+        packed = "MXFP4, but a scale is NaN"
+    return Found(name, (tensor, scales), packed)
+
+
+def four_bit(store: Store, tensor: str) -> Found | None:
+    """Find the bitsandbytes weight that a tensor packs; None if it is not one."""
+    states = [f"quant_state.bitsandbytes__{kind}" for kind in ("nf4", "fp4")]
+    beside = ["absmax", "quant_map", "nested_absmax", "nested_quant_map", *states]
+    parts = tuple(part for leaf in beside if (part := f"{tensor}.{leaf}") in store.headers)
+    state = [part for part in parts if ".quant_state." in part]
+    if not state and f"{tensor}.absmax" not in store.headers:
+        return None
+    packed: Packed | str = f"it has {len(state)} quantisation states instead of one"
+    if len(state) == 1:
+        kind = state[0][-3:]
+        packed = _four_bit(store, tensor, kind=kind, state=_state(store, state[0]))
+    prefix = "bitsandbytes 4-bit, but "
+    return Found(tensor, (tensor, *parts), prefix + packed if isinstance(packed, str) else packed)
+
+
 def raw(store: Store, tensor: str) -> bytes:
     """Return the bytes of a small tensor; from a file they are read without torch."""
     span = store.span(tensor)
@@ -138,25 +173,6 @@ class _Mxfp4:
         return unpacked.mT
 
 
-def mxfp4(store: Store, tensor: str) -> Found | None:
-    """Find the MXFP4 weight whose `_blocks` a tensor is; None if it is not one."""
-    blocks = store.headers[tensor]
-    name = tensor.removesuffix("_blocks")
-    scales = f"{name}_scales"
-    if name == tensor or blocks.dtype != "uint8" or len(blocks.shape) != 4 or scales not in store.headers:
-        return None
-    experts, out, groups, size = blocks.shape
-    stored = store.headers[scales]
-    packed: Packed | str = _Mxfp4(tensor, scales, (experts, groups * 32, out))
-    if name in store.headers:
-        packed = f"MXFP4, but {name!r} is also stored unpacked"
-    elif size != 16 or stored.dtype != "uint8" or stored.shape != blocks.shape[:3]:
-        packed = f"MXFP4, but scales {stored.shape} of {stored.dtype} don't fit blocks {blocks.shape}"
-    elif not finite(store, scales):
-        packed = "MXFP4, but a scale is NaN"
-    return Found(name, (tensor, scales), packed)
-
-
 @dataclass(frozen=True)
 class _FourBit:
     """A bitsandbytes weight: 4-bit indices into a map of 16 values, and one absmax for each block."""
@@ -202,22 +218,6 @@ class _FourBit:
         outer = store.read(f"{self.tensor}.nested_absmax", slice(begin // block, -(-end // block))).cpu()
         levels = store.read(f"{self.tensor}.nested_quant_map").cpu()[held.int()]
         return levels * outer[torch.arange(begin, end) // block - begin // block] + offset
-
-
-def four_bit(store: Store, tensor: str) -> Found | None:
-    """Find the bitsandbytes weight that a tensor packs; None if it is not one."""
-    states = [f"quant_state.bitsandbytes__{kind}" for kind in ("nf4", "fp4")]
-    beside = ["absmax", "quant_map", "nested_absmax", "nested_quant_map", *states]
-    parts = tuple(part for leaf in beside if (part := f"{tensor}.{leaf}") in store.headers)
-    state = [part for part in parts if ".quant_state." in part]
-    if not state and f"{tensor}.absmax" not in store.headers:
-        return None
-    packed: Packed | str = f"it has {len(state)} quantisation states instead of one"
-    if len(state) == 1:
-        kind = state[0][-3:]
-        packed = _four_bit(store, tensor, kind=kind, state=_state(store, state[0]))
-    prefix = "bitsandbytes 4-bit, but "
-    return Found(tensor, (tensor, *parts), prefix + packed if isinstance(packed, str) else packed)
 
 
 def _state(store: Store, tensor: str) -> dict[str, Any]:

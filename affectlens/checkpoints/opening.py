@@ -62,23 +62,54 @@ def open_checkpoint(
     return live
 
 
-def _opened(
-    store: Store,
-    config: Mapping[str, Any],
-    *,
-    base: Source | None,
-    preset: str | None,
-    alpha: float | None,
-) -> Checkpoint:
-    if not config and not any(FACTOR.search(name) for name in store.headers):
-        preset_of(store.name, preset)  # raises for a misspelt preset, even if there are no factors to scale
-        return Checkpoint(store)
-    rule = recipe(store.name, config, preset=preset, alpha=alpha)
-    found = sort(store.headers, store.name, bare=rule.bare)
-    if base is not None and not _holds_base(found):
-        return adapted(store, open_checkpoint(base), recipe=rule)
-    own, factors = _parted(store, found)
-    return adapted(factors, own, recipe=rule)
+@dataclass(frozen=True)
+class Look:
+    """A checkpoint or a lone adapter, described without reading weights."""
+
+    source: Checkpoint | Adapter
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Return rows of (what, value) for people to read."""
+        return self.source.lines() if isinstance(self.source, Adapter) else describe(self.source)
+
+    def tree(self) -> Iterator[str]:
+        """Yield the tree of sites by tower, stack and role; for a checkpoint with parameter counts."""
+        size: Callable[[Site], int] | None = None
+        if isinstance(self.source, Checkpoint):
+            storage = self.source.storage
+            size = lambda site: storage[site].size  # noqa: E731  a def would be longer
+        return drawn(nodes(self.source.sites, size))
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one JSON-like record for each stored tensor."""
+        if isinstance(self.source, Adapter):
+            return self.source.records()
+        headers = self.source.store.headers
+        return [record(t, laid, dtype=headers[t].dtype) for t, laid in self.source.laid.items()]
+
+
+def look(source: Source) -> Look:
+    """Describe a folder, file, hub id, adapter or live module; raises `CheckpointError`."""
+    if isinstance(source, str | Path):
+        store, config = stored(source)
+        store = unpacked(store)
+        if config or any(FACTOR.search(name) for name in store.headers):
+            return Look(Adapter(store, config))
+        return Look(Checkpoint(store))
+    return Look(open_checkpoint(source))
+
+
+def opens_again(
+    side: Checkpoint, base: Checkpoint, *, alpha: float | None = None, preset: str | None = None
+) -> bool:
+    """Return whether opening an adapter's source again, as a worker does, gives the same weights."""
+    if side.change is None or side.change.base.store.source == side.store.source:
+        return True
+    root = base.change.base if base.change else base
+    if side is base or side.change.base.store.source != root.store.source:
+        return False
+    again = open_checkpoint(side.store.source, base=base, alpha=alpha, preset=preset)
+    return all(again.factors[site].scale == known.scale for site, known in side.factors.items())
 
 
 def named_on_hub(source: str | Path) -> str:
@@ -111,6 +142,25 @@ def stored(source: str | Path) -> tuple[Store, Mapping[str, Any]]:
     else:
         return open_hub(hub_id, listing=listing), {}
     return _here(download(listing, wanted, revision=hub_id.partition("@")[2]), hub_id)
+
+
+def _opened(
+    store: Store,
+    config: Mapping[str, Any],
+    *,
+    base: Source | None,
+    preset: str | None,
+    alpha: float | None,
+) -> Checkpoint:
+    if not config and not any(FACTOR.search(name) for name in store.headers):
+        preset_of(store.name, preset)  # raises for a misspelt preset, even if there are no factors to scale
+        return Checkpoint(store)
+    rule = recipe(store.name, config, preset=preset, alpha=alpha)
+    found = sort(store.headers, store.name, bare=rule.bare)
+    if base is not None and not _holds_base(found):
+        return adapted(store, open_checkpoint(base), recipe=rule)
+    own, factors = _parted(store, found)
+    return adapted(factors, own, recipe=rule)
 
 
 def _torch_files(hub_id: str, files: Iterable[str]) -> list[str]:
@@ -161,53 +211,3 @@ def _live(source: object, *, untouched: bool) -> tuple[Store, Mapping[str, Any]]
         store.untouched = untouched
         return store, peft_config(source)
     raise CheckpointError(type(source).__name__, "is not a path, hub id, Checkpoint or nn.Module")
-
-
-@dataclass(frozen=True)
-class Look:
-    """A checkpoint or a lone adapter, described without reading weights."""
-
-    source: Checkpoint | Adapter
-
-    def lines(self) -> list[tuple[str, str]]:
-        """Return rows of (what, value) for people to read."""
-        return self.source.lines() if isinstance(self.source, Adapter) else describe(self.source)
-
-    def tree(self) -> Iterator[str]:
-        """Yield the tree of sites by tower, stack and role; for a checkpoint with parameter counts."""
-        size: Callable[[Site], int] | None = None
-        if isinstance(self.source, Checkpoint):
-            storage = self.source.storage
-            size = lambda site: storage[site].size  # noqa: E731  a def would be longer
-        return drawn(nodes(self.source.sites, size))
-
-    def records(self) -> list[dict[str, Any]]:
-        """Return one JSON-like record for each stored tensor."""
-        if isinstance(self.source, Adapter):
-            return self.source.records()
-        headers = self.source.store.headers
-        return [record(t, laid, dtype=headers[t].dtype) for t, laid in self.source.laid.items()]
-
-
-def look(source: Source) -> Look:
-    """Describe a folder, file, hub id, adapter or live module; raises `CheckpointError`."""
-    if isinstance(source, str | Path):
-        store, config = stored(source)
-        store = unpacked(store)
-        if config or any(FACTOR.search(name) for name in store.headers):
-            return Look(Adapter(store, config))
-        return Look(Checkpoint(store))
-    return Look(open_checkpoint(source))
-
-
-def opens_again(
-    side: Checkpoint, base: Checkpoint, *, alpha: float | None = None, preset: str | None = None
-) -> bool:
-    """Return whether opening an adapter's source again, as a worker does, gives the same weights."""
-    if side.change is None or side.change.base.store.source == side.store.source:
-        return True
-    root = base.change.base if base.change else base
-    if side is base or side.change.base.store.source != root.store.source:
-        return False
-    again = open_checkpoint(side.store.source, base=base, alpha=alpha, preset=preset)
-    return all(again.factors[site].scale == known.scale for site, known in side.factors.items())

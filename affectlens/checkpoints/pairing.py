@@ -174,6 +174,21 @@ def pair(base: Checkpoint, tuned: Checkpoint) -> Pairing:
     return Pairing(base, tuned, comparable, reshaped, lone[0] - apart[0], lone[1] - apart[1])
 
 
+def differing(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> tuple[str, ...]:
+    """Name the settings that differ, nested ones by their path: at most six, then how many more.
+
+    A setting that only one config states is not compared, since the other side may use the same default.
+
+    >>> differing({"text_config": {"rope_theta": 1e4}}, {"text_config": {"rope_theta": 1e6}, "dtype": "x"})
+    ('text_config.rope_theta (10000.0 → 1000000.0)',)
+    """
+    if _is_modern(base) or _is_modern(tuned):
+        base, tuned = _modern(base), _modern(tuned)
+    found = list(_differences(base, tuned, ""))
+    more = [f"{len(found) - _MOST} more"] if len(found) > _MOST else []
+    return (*found[:_MOST], *more)
+
+
 def _nothing(base: Checkpoint, tuned: Checkpoint) -> NothingToCompare:
     named = [
         f"{plain(side.store.name)} ({model_type(side.config) or 'unknown type'})" for side in (base, tuned)
@@ -216,21 +231,6 @@ def _by_reason(side: Checkpoint) -> dict[str, list[str]]:
 
 def _count(side: Checkpoint, sites: Sites) -> int:
     return sum(side.storage[site].size for site in sites if site in side.storage)
-
-
-def differing(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> tuple[str, ...]:
-    """Name the settings that differ, nested ones by their path: at most six, then how many more.
-
-    A setting that only one config states is not compared, since the other side may use the same default.
-
-    >>> differing({"text_config": {"rope_theta": 1e4}}, {"text_config": {"rope_theta": 1e6}, "dtype": "x"})
-    ('text_config.rope_theta (10000.0 → 1000000.0)',)
-    """
-    if _is_modern(base) or _is_modern(tuned):
-        base, tuned = _modern(base), _modern(tuned)
-    found = list(_differences(base, tuned, ""))
-    more = [f"{len(found) - _MOST} more"] if len(found) > _MOST else []
-    return (*found[:_MOST], *more)
 
 
 def _is_modern(config: Mapping[str, Any]) -> bool:

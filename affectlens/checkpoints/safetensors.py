@@ -116,18 +116,6 @@ class SafetensorsStore:
         return found
 
 
-def _sha256(parts: Iterable[bytes | bytearray]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _name(file: Bytes) -> str:
-    name = Path(file.name).name
-    return unquote(name) if file.remote else name
-
-
 class FileHeader(NamedTuple):
     """The tensors of one file, where each is stored, those that can't be read, and the hash of the header."""
 
@@ -135,29 +123,6 @@ class FileHeader(NamedTuple):
     spans: dict[str, Span]
     skipped: dict[str, tuple[str, int]]
     digest: str
-
-
-def _sorted_out(
-    found: Mapping[str, FileHeader], weights: Mapping[str, str], source: str
-) -> tuple[dict[str, str], dict[str, tuple[str, int]]]:
-    """Return the file to read each tensor from, and the tensors to skip: why, and their elements."""
-    shapes = {file: {name: h.shape for name, h in header.tensors.items()} for file, header in found.items()}
-    where, copies = counting(shapes, weights, source=source)
-    skipped = {name: why for header in found.values() for name, why in header.skipped.items()}
-    return where, skipped | copies
-
-
-class Entry(NamedTuple):
-    """The entry of a tensor in a header: its shape and dtype, and the range of its bytes."""
-
-    header: Header
-    start: int
-    stop: int
-
-    @property
-    def packed(self) -> bool:
-        """Whether its dtype can't be read."""
-        return self.header.dtype in _PACKED
 
 
 def read_header(file: Bytes) -> FileHeader:
@@ -180,6 +145,41 @@ def read_header(file: Bytes) -> FileHeader:
         {name: _unread(entry.header) for name, entry in found.items() if entry.packed},
         hashlib.sha256(raw).hexdigest(),
     )
+
+
+class Entry(NamedTuple):
+    """The entry of a tensor in a header: its shape and dtype, and the range of its bytes."""
+
+    header: Header
+    start: int
+    stop: int
+
+    @property
+    def packed(self) -> bool:
+        """Whether its dtype can't be read."""
+        return self.header.dtype in _PACKED
+
+
+def _sha256(parts: Iterable[bytes | bytearray]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _name(file: Bytes) -> str:
+    name = Path(file.name).name
+    return unquote(name) if file.remote else name
+
+
+def _sorted_out(
+    found: Mapping[str, FileHeader], weights: Mapping[str, str], source: str
+) -> tuple[dict[str, str], dict[str, tuple[str, int]]]:
+    """Return the file to read each tensor from, and the tensors to skip: why, and their elements."""
+    shapes = {file: {name: h.shape for name, h in header.tensors.items()} for file, header in found.items()}
+    where, copies = counting(shapes, weights, source=source)
+    skipped = {name: why for header in found.values() for name, why in header.skipped.items()}
+    return where, skipped | copies
 
 
 def _raw(file: Bytes) -> bytes:

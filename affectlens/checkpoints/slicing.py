@@ -77,16 +77,6 @@ def take(fetched: Tensor, where: Storage) -> Tensor:
     return whole if unit is None else whole.narrow(unit.dim, unit.start, unit.stop - unit.start)
 
 
-def _whole(fetched: Tensor, where: Storage) -> Tensor:
-    if where.expert is not None:
-        fetched = fetched[0]
-    elif rows(where) is not None:
-        return _turned(fetched, where)
-    if where.cut:
-        fetched = _joined(_parts(fetched, _below_expert(where)), _below_expert(where).dim)
-    return _turned(fetched, where)
-
-
 def put(stored: Tensor, where: Storage, *, value: Tensor) -> None:
     """Write the values of a site into its stored tensor, in place."""
     target = stored if where.expert is None else stored[where.expert]
@@ -103,6 +93,24 @@ def put(stored: Tensor, where: Storage, *, value: Tensor) -> None:
     _parts(target, cut).copy_(
         rearrange(value.movedim(cut.dim, 0), "(group part) ... -> group part ...", part=part)
     )
+
+
+def same_bits(one: Tensor, two: Tensor) -> bool:
+    """Return whether two tensors are equal bit for bit, so that NaN equals NaN and 0.0 is not −0.0."""
+    if one.dtype != two.dtype or one.shape != two.shape:
+        return False
+    kind = _BITS[one.element_size()]
+    return torch.equal(one.contiguous().view(kind), two.contiguous().view(kind))
+
+
+def _whole(fetched: Tensor, where: Storage) -> Tensor:
+    if where.expert is not None:
+        fetched = fetched[0]
+    elif rows(where) is not None:
+        return _turned(fetched, where)
+    if where.cut:
+        fetched = _joined(_parts(fetched, _below_expert(where)), _below_expert(where).dim)
+    return _turned(fetched, where)
 
 
 def _fetched(stored: Tensor, where: Storage) -> Tensor:
@@ -130,11 +138,3 @@ def _joined(parts: Tensor, dim: int) -> Tensor:
 
 def _turned(values: Tensor, where: Storage) -> Tensor:
     return values.mT if where.transposed and values.ndim >= 2 else values
-
-
-def same_bits(one: Tensor, two: Tensor) -> bool:
-    """Return whether two tensors are equal bit for bit, so that NaN equals NaN and 0.0 is not −0.0."""
-    if one.dtype != two.dtype or one.shape != two.shape:
-        return False
-    kind = _BITS[one.element_size()]
-    return torch.equal(one.contiguous().view(kind), two.contiguous().view(kind))

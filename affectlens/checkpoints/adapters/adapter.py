@@ -58,64 +58,6 @@ def adapted(store: Store, base: Checkpoint, *, recipe: Recipe) -> Checkpoint:
     )
 
 
-def _other_base(named: str, root: Checkpoint) -> str:
-    """Return a remark if an adapter names another base than the one it is laid over, else ""."""
-    known = {root.store.name.partition("@")[0], str(root.config.get("_name_or_path", "")), root.store.source}
-    if not named or PurePath(named).name in {PurePath(name).name for name in known}:
-        return ""
-    return f"it names {PurePath(named).name!r} as its base, but is read over {root.store.name!r}"
-
-
-def _factors(
-    store: Store, root: Checkpoint, known: Checked
-) -> tuple[dict[Site, "LowRank"], dict[str, tuple[str, int]]]:
-    from affectlens.checkpoints.adapters.low_rank import LowRank
-
-    pairs = known.tensors.pairs
-    names = canonical([*pairs, *context_of(root)], root.config)
-    at = {laid.name: tensor for tensor, laid in root.laid.items()}
-    elsewhere = {owner: made(store, pair) for owner, pair in pairs.items() if names[owner] not in at}
-    placed: dict[str, list[tuple[Site, Storage]]] = {owner: [] for owner in pairs}
-    for site, where in sites_of(
-        lay_out(elsewhere, root.config, context=context_of(root)), store.name
-    ).items():
-        placed[where.tensor].append((site, where))
-    by_tensor: dict[str, list[tuple[Site, Storage]]] = {}
-    for site, where in root.storage.items():
-        by_tensor.setdefault(where.tensor, []).append((site, where))
-    factors: dict[Site, LowRank] = {}
-    skipped: dict[str, tuple[str, int]] = {}
-    first: dict[Site, str] = {}
-    for owner, pair in pairs.items():
-        scale = known.rules[owner].scale(store.headers[pair.a].shape[0])
-        if owner not in elsewhere:
-            tensor = at[names[owner]]
-            _fits(store, owner, pair, root.laid[tensor].shape, root.laid[tensor].transposed)
-            placed[owner] = by_tensor[tensor]
-        for site, where in placed[owner]:
-            if site not in root.storage or root.shape(site) != where.shape:
-                size = sum(_size(store, name) for name in (pair.a, pair.b))
-                skipped[owner] = ("changes a parameter that base does not have", size)
-                continue
-            if first.setdefault(site, owner) != owner:
-                reason = f"names the same parameter as {first[site]!r} ({site})"
-                raise CheckpointError(store.name, reason, key=owner)
-            factors[site] = LowRank(store, pair, where, scale)
-    return factors, skipped
-
-
-def _fits(store: Store, owner: str, pair: Pair, stored: Shape, transposed: bool) -> None:
-    shape = stored[::-1] if transposed else stored
-    product = made(store, pair)
-    if product != shape:
-        raise CheckpointError(store.name, f"its factors make {product}, base has {shape}", key=owner)
-
-
-def _size(store: Store, name: str) -> int:
-    header: Header = store.headers[name]
-    return math.prod(header.shape)
-
-
 class Adapter:
     """An adapter without its base: its tensors, laid out as the parameters that they change.
 
@@ -185,6 +127,64 @@ class Adapter:
     def __repr__(self) -> str:
         lines = [f"{name:12} {printable.plain(value)}" for name, value in self.lines()]
         return "\n".join([*lines, "", *drawn(nodes(self.sites))])
+
+
+def _other_base(named: str, root: Checkpoint) -> str:
+    """Return a remark if an adapter names another base than the one it is laid over, else ""."""
+    known = {root.store.name.partition("@")[0], str(root.config.get("_name_or_path", "")), root.store.source}
+    if not named or PurePath(named).name in {PurePath(name).name for name in known}:
+        return ""
+    return f"it names {PurePath(named).name!r} as its base, but is read over {root.store.name!r}"
+
+
+def _factors(
+    store: Store, root: Checkpoint, known: Checked
+) -> tuple[dict[Site, "LowRank"], dict[str, tuple[str, int]]]:
+    from affectlens.checkpoints.adapters.low_rank import LowRank
+
+    pairs = known.tensors.pairs
+    names = canonical([*pairs, *context_of(root)], root.config)
+    at = {laid.name: tensor for tensor, laid in root.laid.items()}
+    elsewhere = {owner: made(store, pair) for owner, pair in pairs.items() if names[owner] not in at}
+    placed: dict[str, list[tuple[Site, Storage]]] = {owner: [] for owner in pairs}
+    for site, where in sites_of(
+        lay_out(elsewhere, root.config, context=context_of(root)), store.name
+    ).items():
+        placed[where.tensor].append((site, where))
+    by_tensor: dict[str, list[tuple[Site, Storage]]] = {}
+    for site, where in root.storage.items():
+        by_tensor.setdefault(where.tensor, []).append((site, where))
+    factors: dict[Site, LowRank] = {}
+    skipped: dict[str, tuple[str, int]] = {}
+    first: dict[Site, str] = {}
+    for owner, pair in pairs.items():
+        scale = known.rules[owner].scale(store.headers[pair.a].shape[0])
+        if owner not in elsewhere:
+            tensor = at[names[owner]]
+            _fits(store, owner, pair, root.laid[tensor].shape, root.laid[tensor].transposed)
+            placed[owner] = by_tensor[tensor]
+        for site, where in placed[owner]:
+            if site not in root.storage or root.shape(site) != where.shape:
+                size = sum(_size(store, name) for name in (pair.a, pair.b))
+                skipped[owner] = ("changes a parameter that base does not have", size)
+                continue
+            if first.setdefault(site, owner) != owner:
+                reason = f"names the same parameter as {first[site]!r} ({site})"
+                raise CheckpointError(store.name, reason, key=owner)
+            factors[site] = LowRank(store, pair, where, scale)
+    return factors, skipped
+
+
+def _fits(store: Store, owner: str, pair: Pair, stored: Shape, transposed: bool) -> None:
+    shape = stored[::-1] if transposed else stored
+    product = made(store, pair)
+    if product != shape:
+        raise CheckpointError(store.name, f"its factors make {product}, base has {shape}", key=owner)
+
+
+def _size(store: Store, name: str) -> int:
+    header: Header = store.headers[name]
+    return math.prod(header.shape)
 
 
 def _owner(tensor: str) -> str:

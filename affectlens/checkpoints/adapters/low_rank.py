@@ -97,13 +97,13 @@ class LowRank:
         return self.scale
 
 
-@lru_cache(maxsize=4)
-def _factors(delta: LowRank) -> Factors:
-    return delta.read()
-
-
 def indices(cut: Cut, length: int) -> Tensor:
     """Return the indices along its dimension that a cut takes of `length`."""
     period = cut.period or length
     groups = torch.arange(length).reshape(-1, period)
     return groups[:, cut.start : cut.stop].reshape(-1)
+
+
+@lru_cache(maxsize=4)
+def _factors(delta: LowRank) -> Factors:
+    return delta.read()

@@ -34,6 +34,20 @@ _LONGEST = 1000  # characters of a pattern; PEFT makes patterns of module names,
 _SECONDS = 2.0  # to match all patterns; 500 patterns on 500 names take one second
 
 
+class ScaleRule(NamedTuple):
+    """Alpha, rank and kind of scaling of one module."""
+
+    alpha: float | None
+    rank: float | None
+    rooted: bool
+
+    def scale(self, rank: int) -> float | None:
+        """Return the scale of factors of this rank; None if alpha is unknown."""
+        if self.alpha is None:
+            return None
+        return self.alpha / (math.sqrt(rank) if self.rooted else rank)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How factors become a change, scale · B·A: the scale is alpha/r or alpha/√r."""
@@ -59,20 +73,6 @@ class Recipe:
             name: ScaleRule(alphas.get(name, self.alpha), ranks.get(name, self.rank), self.rooted)
             for name in names
         }
-
-
-class ScaleRule(NamedTuple):
-    """Alpha, rank and kind of scaling of one module."""
-
-    alpha: float | None
-    rank: float | None
-    rooted: bool
-
-    def scale(self, rank: int) -> float | None:
-        """Return the scale of factors of this rank; None if alpha is unknown."""
-        if self.alpha is None:
-            return None
-        return self.alpha / (math.sqrt(rank) if self.rooted else rank)
 
 
 def recipe(name: str, config: Mapping[str, Any], *, preset: str | None, alpha: float | None) -> Recipe:
@@ -101,6 +101,39 @@ def recipe(name: str, config: Mapping[str, Any], *, preset: str | None, alpha: f
         base=str(config.get("base_model_name_or_path") or ""),
         notes=(f"its config says alpha {stated:g}, so alpha={alpha:g} was not used",) if ignored else (),
     )
+
+
+def preset_of(name: str, preset: str | None) -> Recipe:
+    """Return the recipe of a preset; raises `CheckpointError` for an unknown one."""
+    if preset is None or preset in PLAIN_PRESETS:
+        return Recipe()
+    if preset not in PRESETS:
+        known = near(preset, sorted((*PRESETS, *PLAIN_PRESETS)))
+        raise CheckpointError(name, f"unknown preset {preset!r}. Presets: {known}")
+    alpha, rank = PRESETS[preset]
+    return Recipe(alpha=alpha, rank=rank)
+
+
+def matched(
+    patterns: Mapping[str, float], modules: Iterable[str], *, source: str, what: str
+) -> dict[str, float]:
+    """Map each module to the value of the first pattern that matches its name or the end of it, as in PEFT.
+
+    `what` is the setting that has the patterns. Raises `CheckpointError` if matching takes too long.
+    """
+    left, until = dict.fromkeys(modules), time.monotonic() + _SECONDS
+    found = {}
+    for pattern, value in patterns.items():
+        compiled = _compiled(pattern, source, what)
+        for module in list(left):
+            try:
+                if compiled.match(module, timeout=max(until - time.monotonic(), 0.001)):
+                    found[module] = value
+                    del left[module]
+            except TimeoutError:
+                reason = f"{what} {quoted(pattern)} takes too long to match"
+                raise CheckpointError(source, reason, fix="Write out the names of the modules") from None
+    return found
 
 
 def _plain(name: str, config: Mapping[str, Any]) -> None:
@@ -139,17 +172,6 @@ def _texts(listed: Any) -> Iterator[str]:
         yield from (name for name in listed if isinstance(name, str))
 
 
-def preset_of(name: str, preset: str | None) -> Recipe:
-    """Return the recipe of a preset; raises `CheckpointError` for an unknown one."""
-    if preset is None or preset in PLAIN_PRESETS:
-        return Recipe()
-    if preset not in PRESETS:
-        known = near(preset, sorted((*PRESETS, *PLAIN_PRESETS)))
-        raise CheckpointError(name, f"unknown preset {preset!r}. Presets: {known}")
-    alpha, rank = PRESETS[preset]
-    return Recipe(alpha=alpha, rank=rank)
-
-
 def _finite(name: str, what: str, value: Any) -> float | None:
     if value is None:
         return None
@@ -186,28 +208,6 @@ def _patterns(name: str, what: str, config: Mapping[str, Any]) -> dict[str, floa
         raise CheckpointError(name, f"{what} must map patterns to numbers, got a {type(stated).__name__}")
     found = {pattern: _finite(name, what, value) for pattern, value in (stated or {}).items()}
     return {pattern: value for pattern, value in found.items() if value is not None}
-
-
-def matched(
-    patterns: Mapping[str, float], modules: Iterable[str], *, source: str, what: str
-) -> dict[str, float]:
-    """Map each module to the value of the first pattern that matches its name or the end of it, as in PEFT.
-
-    `what` is the setting that has the patterns. Raises `CheckpointError` if matching takes too long.
-    """
-    left, until = dict.fromkeys(modules), time.monotonic() + _SECONDS
-    found = {}
-    for pattern, value in patterns.items():
-        compiled = _compiled(pattern, source, what)
-        for module in list(left):
-            try:
-                if compiled.match(module, timeout=max(until - time.monotonic(), 0.001)):
-                    found[module] = value
-                    del left[module]
-            except TimeoutError:
-                reason = f"{what} {quoted(pattern)} takes too long to match"
-                raise CheckpointError(source, reason, fix="Write out the names of the modules") from None
-    return found
 
 
 def _compiled(pattern: str, source: str, what: str) -> Any:

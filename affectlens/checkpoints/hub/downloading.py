@@ -48,6 +48,19 @@ def download(listing: HubListing, names: Iterable[str], *, revision: str = "") -
     return folder
 
 
+def fetched(hub_id: str, wanted: re.Pattern[str]) -> Path:
+    """Download the weights of a repository and all files whose paths match `wanted`; returns their folder.
+
+    If the hub can't be reached, this is the folder in the cache. Raises `CheckpointError`.
+    """
+    listing = listed(hub_id)
+    if isinstance(listing, Path):
+        return listing
+    weights = weight_files(listing)
+    beside = [name for name in listing.files if wanted.fullmatch(name) and name not in weights]
+    return download(listing, [*weights, *beside], revision=hub_id.partition("@")[2])
+
+
 def _cache(repository: str) -> Path:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
@@ -125,16 +138,3 @@ def _remember(refs: Path, revision: str, *, commit: str) -> None:
     if revision != commit and not {"..", "/"} & {*PurePosixPath(revision).parts}:
         with whole(refs / revision) as partial:
             partial.write_text(commit, "utf-8")
-
-
-def fetched(hub_id: str, wanted: re.Pattern[str]) -> Path:
-    """Download the weights of a repository and all files whose paths match `wanted`; returns their folder.
-
-    If the hub can't be reached, this is the folder in the cache. Raises `CheckpointError`.
-    """
-    listing = listed(hub_id)
-    if isinstance(listing, Path):
-        return listing
-    weights = weight_files(listing)
-    beside = [name for name in listing.files if wanted.fullmatch(name) and name not in weights]
-    return download(listing, [*weights, *beside], revision=hub_id.partition("@")[2])

@@ -138,6 +138,25 @@ def cached(hub_id: str) -> Path | None:
     return None
 
 
+def ask(name: str, url: str, *, headers: dict[str, str]) -> dict[str, Any]:
+    """Return the JSON object at an address of a hub; errors call it `name`. Raises `CheckpointError`.
+
+    A failing hub is asked again for a while. The headers, which hold the token, are sent only to its host.
+    """
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    patience = Patience(name)
+    while True:
+        try:
+            return _parsed(name, _body(name, url, headers=headers, patience=patience), url)
+        except Busy as busy:
+            patience.retry(str(busy), after=busy.after)
+        except OfflineModeIsEnabled:
+            raise offline(name) from None
+        except failures() as error:
+            patience.retry(said(error))
+
+
 def _whole(snapshot: Path) -> bool:
     # The cache links a file only when its download is complete, so existing is enough.
     there = {path.name for path in snapshot.iterdir() if path.is_file()}
@@ -226,25 +245,6 @@ def _read_ahead(files: list[RemoteFile]) -> None:
 
 def _there(listing: HubListing) -> str:
     return f"In it: {', '.join(sorted(listing.files)[:6]) or 'nothing'}"
-
-
-def ask(name: str, url: str, *, headers: dict[str, str]) -> dict[str, Any]:
-    """Return the JSON object at an address of a hub; errors call it `name`. Raises `CheckpointError`.
-
-    A failing hub is asked again for a while. The headers, which hold the token, are sent only to its host.
-    """
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    patience = Patience(name)
-    while True:
-        try:
-            return _parsed(name, _body(name, url, headers=headers, patience=patience), url)
-        except Busy as busy:
-            patience.retry(str(busy), after=busy.after)
-        except OfflineModeIsEnabled:
-            raise offline(name) from None
-        except failures() as error:
-            patience.retry(said(error))
 
 
 def _body(name: str, url: str, *, headers: dict[str, str], patience: Patience) -> bytes:

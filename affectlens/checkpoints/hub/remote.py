@@ -244,10 +244,6 @@ class RemoteFile:
         return CheckpointError(self.name, f"changed while it was read: {how}", fix="Run it again")
 
 
-class _Expired(Exception):
-    """A CDN refuses a signed address that the hub gave."""
-
-
 @contextmanager
 def asked(address: str, *, headers: Mapping[str, str], patience: Patience) -> Iterator[Any]:
     """Yield the answer of an address before its body is read; redirects are not followed."""
@@ -284,3 +280,7 @@ def origin(url: str) -> str:
     """Return scheme and host of an address, without password: only this origin gets the token."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".lower()
+
+
+class _Expired(Exception):
+    """A CDN refuses a signed address that the hub gave."""
