@@ -1,4 +1,4 @@
-"""Configs of adapters that are none: numbers that are none, kinds that are no LoRA, endless patterns."""
+"""Invalid adapter configs: numbers that are none, adapters that are not LoRA, endless patterns."""
 
 EVIL = "([a-z._0-9]|[a-z]|\\w)+[0-9]"  # takes for ever on the name of any module
 _NUMBER = "must be a number between -1,000,000,000 and 1,000,000,000, got "

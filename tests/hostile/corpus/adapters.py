@@ -28,7 +28,7 @@ CONFIG: dict[str, object] = {
 
 
 def factors() -> Tensors:
-    """Of the gate of one layer and the up of another."""
+    """Return factors of one layer's gate and another layer's up."""
     draw = torch.Generator().manual_seed(0)
     found = {}
     for module in (_GATE, _UP):
@@ -40,7 +40,7 @@ def factors() -> Tensors:
 def _written(
     root: Path, *, config: object = CONFIG, change: Change | None = None, verb: str = "diff"
 ) -> list[str]:
-    """An adapter with this config, or text in place of one, and its factors changed."""
+    """Write an adapter with this config, or a text in its place, and changed factors."""
     found, folder = factors(), root / "input"
     if change is not None:
         change(found)
@@ -82,7 +82,7 @@ def _renamed(old: str, new: str) -> Change:
 
 
 def _dora(found: Tensors, *, only: bool = False, value: float = 1.0) -> None:
-    """Magnitudes for both pairs, or in the place of one."""
+    """Add magnitudes for both pairs, or instead of one."""
     found.update({f"{module}.lora_magnitude_vector": torch.full((16,), value) for module in (_GATE, _UP)})
     if only:
         del found[_A], found[_B]
@@ -105,7 +105,7 @@ def _more(found: Tensors) -> None:
 
 
 def _claimed(found: Tensors) -> None:
-    """A second pair for the gate, under the name that it has without PEFT's prefix."""
+    """Add a second pair for the gate, without PEFT's prefix in its name."""
     found.update({name.removeprefix("base_model.model."): 2 * found[name] for name in (_A, _B)})
 
 
@@ -191,14 +191,14 @@ _TOLD: tuple[tuple[str, dict[str, object], Change | None, str], ...] = (
 
 
 def _beside(root: Path) -> list[str]:
-    """An adapter and a whole model in one folder."""
+    """Write an adapter and a whole model into one folder."""
     argv = _written(root)
     save_file(tensors(seed=1), root / "input" / "model.safetensors")
     return argv
 
 
 def _evil(root: Path, *, name: str) -> list[str]:
-    """A pickle that would run a command, as the factors or beside them."""
+    """Write a pickle that would run a command, as the factors or beside them."""
     argv = _written(root)
     if name == "adapter_model.bin":
         (root / "input" / _FILE).unlink()
@@ -207,7 +207,7 @@ def _evil(root: Path, *, name: str) -> list[str]:
 
 
 def _nothing(root: Path) -> list[str]:
-    """A config, and no factors."""
+    """Write a config without factors."""
     argv = _written(root, verb="inspect")
     (root / "input" / _FILE).unlink()
     return argv

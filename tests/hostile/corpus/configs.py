@@ -1,4 +1,4 @@
-"""Configs that no model could have: wrong types, absurd numbers, types of models that nobody knows."""
+"""Configs that no model could have: wrong types, absurd numbers, unknown model types."""
 
 import json
 from functools import partial
@@ -72,7 +72,7 @@ _TOLD: tuple[tuple[str, dict[str, object], str], ...] = (
 
 
 def _written(root: Path, *, whole: str, verb: str = "inspect") -> list[str]:
-    """A model with this config; for a diff, on the tuned side."""
+    """Write a model with this config; for a diff, on the tuned side."""
     folder = model(root / "input", seed=1)
     (folder / "config.json").write_bytes(whole.encode("utf-8", "surrogateescape"))
     if verb == "inspect":
@@ -85,7 +85,7 @@ def _set(root: Path, *, settings: dict[str, object], verb: str) -> list[str]:
 
 
 def _replaced(root: Path, *, odd: object, verb: str) -> list[str]:
-    """The same in the place of every setting that is read, at the top and in the section of each tower."""
+    """Replace every setting that is read, at the top and in the section of each tower."""
     inner = dict.fromkeys(_READ, odd)
     sections = {"text_config": inner, "vision_config": inner} if odd == 10**30 else {}
     return _set(root, settings={**inner, **sections}, verb=verb)

@@ -77,7 +77,7 @@ def _written(root: Path, *, text: str) -> list[str]:
 
 
 def _altered(root: Path, *, change: Callable[[Path, Path], object]) -> list[str]:
-    """A folder whose shards, or what leads to them, were changed; `change` gets it and the one outside."""
+    """Change a folder's shards or what leads to them; `change` gets this folder and the one outside."""
     folder = root / "input"
     sharded(folder)
     change(folder, root / "outside")
@@ -100,7 +100,7 @@ def _directory(folder: Path, name: str) -> None:
 
 
 def _large(folder: Path, outside: Path) -> None:
-    """An index of a terabyte that takes no room."""
+    """Make the index a sparse file of a terabyte."""
     os.truncate(folder / _INDEX, 2**40)
 
 
@@ -156,7 +156,7 @@ _CHANGES: tuple[tuple[str, Callable[[Path, Path], object], str], ...] = (
 
 
 def _twice(root: Path, *, verb: str, named: str) -> list[str]:
-    """A tensor in both shards, which the index places in `named`."""
+    """Write a tensor into both shards; the index places it in `named`."""
     for side in ("base", "tuned"):
         folder, found = root / side, values(seed=int(side == "tuned"))
         weights = sharded(folder, seed=int(side == "tuned"))
@@ -168,7 +168,7 @@ def _twice(root: Path, *, verb: str, named: str) -> list[str]:
 
 
 def _swapped(root: Path) -> list[str]:
-    """An index that has each tensor in the other file."""
+    """Write an index that has each tensor in the other file."""
     folder = root / "input"
     weights = sharded(folder)
     index(folder, {name: _SECOND if file == _FIRST else _FIRST for name, file in weights.items()})
@@ -176,7 +176,7 @@ def _swapped(root: Path) -> list[str]:
 
 
 def _one_file_twice(root: Path) -> list[str]:
-    """Two shards of which one links to the other, within the folder."""
+    """Link one shard to the other, within the folder."""
     folder = root / "input"
     weights = sharded(folder)
     _replace(folder, _SECOND, _FIRST)

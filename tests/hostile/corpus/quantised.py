@@ -1,4 +1,4 @@
-"""Quantised weights whose scales are missing, broken or of another shape: left out and told."""
+"""Quantised weights whose scales are missing, broken or of another shape: skipped with the reason."""
 
 import json
 from functools import partial
@@ -20,13 +20,13 @@ _EXPERTS = "model.layers.0.mlp.experts.gate_up_proj"
 
 
 def _state(**change: object) -> Tensor:
-    """What bitsandbytes writes about a weight of 16 × 8."""
+    """Return what bitsandbytes writes about a weight of 16 × 8."""
     known: dict[str, object] = {"quant_type": "nf4", "blocksize": 64, "shape": [16, 8], "dtype": "float32"}
     return torch.tensor(list(json.dumps({**known, **change}).encode()), dtype=torch.uint8)
 
 
 def _nf4(state: Tensor, **parts: Tensor) -> Tensors:
-    """A weight of bitsandbytes, with its state and what is changed beside it."""
+    """Return a weight of bitsandbytes with its state, and changes to the tensors beside it."""
     beside = {"absmax": torch.ones(2), "quant_map": _MAP, **parts}
     found = {f"{GATE}.{name}": value for name, value in beside.items()}
     return {GATE: _BYTES, f"{GATE}.quant_state.bitsandbytes__nf4": state, **found}
@@ -106,7 +106,7 @@ def _put(root: Path, *, parts: Tensors, verb: str) -> list[str]:
 
 
 def _all(root: Path) -> list[str]:
-    """Every weight of a checkpoint is packed, and none has its scale."""
+    """Pack every weight of a checkpoint without its scale."""
     packed = {name: value.to(torch.float8_e4m3fn) for name, value in tensors().items()}
     tuned = save(root / "tuned", packed, quantization_config={"quant_method": "fp8"})
     return ["diff", str(save(root / "base", tensors())), str(tuned)]
