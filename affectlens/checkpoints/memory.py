@@ -112,7 +112,7 @@ class MemoryStore:
         """Do nothing: the caller must not change tensors while they are read."""
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, int]:
         """The size in bytes; a hash would cost a pass over the model."""
         return {"bytes": sum(t.numel() * t.element_size() for t in self._tensors.values())}
 
@@ -184,7 +184,7 @@ def peft_config(module: nn.Module) -> dict[str, Any]:
     return found
 
 
-def _rescaled(part: nn.Module, scales: Any, adapter: str) -> bool:
+def _rescaled(part: nn.Module, scales: object, adapter: str) -> bool:
     if not isinstance(scales, Mapping) or adapter not in scales:
         return False
     rank, alpha = (getattr(part, name, {}).get(adapter) for name in ("r", "lora_alpha"))

@@ -157,22 +157,22 @@ def _plain(name: str, config: Mapping[str, Any]) -> None:
             )
 
 
-def _bare(targets: Any) -> frozenset[str]:
+def _bare(targets: object) -> frozenset[str]:
     return frozenset(name.split(".")[-2] for name in _texts(targets) if "." in name)
 
 
-def _layers(stated: Any) -> frozenset[str]:
+def _layers(stated: object) -> frozenset[str]:
     numbers = stated if isinstance(stated, list | tuple | set) else [stated]
     return frozenset(str(number) for number in numbers if type(number) is int)
 
 
-def _texts(listed: Any) -> Iterator[str]:
+def _texts(listed: object) -> Iterator[str]:
     """Yield the names in a list; a single string is skipped: a regular expression, or "all-linear"."""
     if isinstance(listed, list | tuple | set):
         yield from (name for name in listed if isinstance(name, str))
 
 
-def _finite(name: str, what: str, value: Any) -> float | None:
+def _finite(name: str, what: str, value: object) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _MOST:
@@ -188,7 +188,7 @@ def _flag(name: str, what: str, config: Mapping[str, Any]) -> bool | None:
     return value
 
 
-def _rank(name: str, stated: Any, known: int | None) -> int | None:
+def _rank(name: str, stated: object, known: int | None) -> int | None:
     if stated is None:
         return known
     if type(stated) is not int or not 0 < stated < _MOST:
@@ -198,7 +198,7 @@ def _rank(name: str, stated: Any, known: int | None) -> int | None:
     return stated
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return quoted(value) if isinstance(value, str) else plain(value, 40)
 
 
@@ -210,7 +210,7 @@ def _patterns(name: str, what: str, config: Mapping[str, Any]) -> dict[str, floa
     return {pattern: value for pattern, value in found.items() if value is not None}
 
 
-def _compiled(pattern: str, source: str, what: str) -> Any:
+def _compiled(pattern: str, source: str, what: str) -> regex.Pattern[str]:
     try:
         if len(pattern) > _LONGEST:
             raise ValueError

@@ -1,7 +1,8 @@
 """Turn the refusals and failures of a hub into errors that say what is wrong and what to do."""
 
 import sys
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 from affectlens.errors import CheckpointError
 
@@ -23,10 +24,26 @@ _REFUSALS = {
 }
 
 
+class Response(Protocol):
+    """An answer of a hub or CDN: the part of httpx's that is used, of whatever version."""
+
+    status_code: int
+    headers: Mapping[str, str]
+
+    @property
+    def has_redirect_location(self) -> bool:
+        """Whether it is a redirect with a target."""
+        ...
+
+    def iter_raw(self) -> Iterator[bytes]:
+        """Yield the body as received, without decompressing it."""
+        ...
+
+
 class Busy(Exception):
     """A refusal that may be temporary: try again, not before `after` seconds."""
 
-    def __init__(self, response: Any) -> None:
+    def __init__(self, response: Response) -> None:
         told = response.headers.get("retry-after")
         self.after = float(told) if told and told.isdecimal() else 0.0
         Exception.__init__(
@@ -34,7 +51,7 @@ class Busy(Exception):
         )
 
 
-def refusal(name: str, response: Any) -> CheckpointError:
+def refusal(name: str, response: Response) -> CheckpointError:
     """Return the error for an answer by which the hub refuses a request."""
     code, status = response.headers.get("x-error-code", ""), str(response.status_code)
     reason, fix = _REFUSALS.get(code) or _REFUSALS.get(status) or (f"HTTP {status}", DOWNLOAD)

@@ -15,7 +15,16 @@ from urllib.parse import quote
 
 from affectlens.checkpoints.bytes import Span
 from affectlens.checkpoints.documents import JSON_LIMIT, Document, parse, read_json, weight_map
-from affectlens.checkpoints.hub.answers import BUSY, DOWNLOAD, Busy, failures, offline, refusal, said
+from affectlens.checkpoints.hub.answers import (
+    BUSY,
+    DOWNLOAD,
+    Busy,
+    Response,
+    failures,
+    offline,
+    refusal,
+    said,
+)
 from affectlens.checkpoints.hub.remote import HOPS, Patience, RemoteFile, asked, origin, redirected
 from affectlens.checkpoints.safetensors import INDEX, SafetensorsStore
 from affectlens.errors import CheckpointError, quoted
@@ -264,7 +273,7 @@ def _body(name: str, url: str, *, headers: dict[str, str], patience: Patience) -
     raise CheckpointError(name, f"more than {HOPS} redirects", fix=DOWNLOAD)
 
 
-def _read(name: str, response: Any, *, patience: Patience) -> bytes:
+def _read(name: str, response: Response, *, patience: Patience) -> bytes:
     """Read an answer raw: decompressed, a short one could fill the memory."""
     if response.headers.get("content-encoding", "identity") != "identity":
         raise CheckpointError(name, "the answer is compressed", fix=DOWNLOAD)

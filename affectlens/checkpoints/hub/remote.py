@@ -15,7 +15,16 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from affectlens.checkpoints.hub.answers import BUSY, DOWNLOAD, Busy, failures, offline, refusal, said
+from affectlens.checkpoints.hub.answers import (
+    BUSY,
+    DOWNLOAD,
+    Busy,
+    Response,
+    failures,
+    offline,
+    refusal,
+    said,
+)
 from affectlens.errors import CheckpointError
 
 PATIENCE = 25.0  # seconds without progress before giving up
@@ -53,7 +62,7 @@ class Patience:
         elif time.monotonic() > self._until:
             raise self._given_up(f"only {self._bytes:,} bytes")
 
-    def drain(self, response: Any) -> None:
+    def drain(self, response: Response) -> None:
         """Read the rest of a short answer, so that its connection can be reused."""
         if number(response.headers.get("content-length")) < _PROGRESS:
             for chunk in response.iter_raw():  # raw: decompressed it could be of any size
@@ -178,7 +187,7 @@ class RemoteFile:
     @contextmanager
     def _answer(
         self, address: str, part: tuple[int, int], *, whole: bool, patience: Patience
-    ) -> Iterator[Any]:
+    ) -> Iterator[Response]:
         """Yield the answer whose body is a part of the file, after redirects."""
         start, stop = part
         for _ in range(HOPS):
@@ -197,13 +206,13 @@ class RemoteFile:
                 return
         raise CheckpointError(self.name, f"more than {HOPS} redirects", fix=DOWNLOAD)
 
-    def _redirected(self, address: str, response: Any) -> str:
+    def _redirected(self, address: str, response: Response) -> str:
         told = response.headers.get("x-linked-etag", "").strip('"')
         if self._sha256 and told and told != self._sha256:
             raise self._changed("the hub now lists another hash")
         return redirected(self.name, address, response=response)
 
-    def _accept(self, response: Any, address: str, start: int, *, whole: bool) -> None:
+    def _accept(self, response: Response, address: str, start: int, *, whole: bool) -> None:
         """Raise unless the body is the requested bytes."""
         status, headers = response.status_code, response.headers
         if status in BUSY:
@@ -222,7 +231,7 @@ class RemoteFile:
             raise CheckpointError(self.name, "the answer is compressed", fix=DOWNLOAD)
         self._same(response, origin(address), start)
 
-    def _same(self, response: Any, host: str, start: int) -> None:
+    def _same(self, response: Response, host: str, start: int) -> None:
         headers = response.headers
         size, place = number(headers.get("content-length")), start
         if response.status_code == 206:
@@ -245,7 +254,7 @@ class RemoteFile:
 
 
 @contextmanager
-def asked(address: str, *, headers: Mapping[str, str], patience: Patience) -> Iterator[Any]:
+def asked(address: str, *, headers: Mapping[str, str], patience: Patience) -> Iterator[Response]:
     """Yield the answer of an address before its body is read; redirects are not followed."""
     from huggingface_hub import close_session, get_session
 
@@ -262,7 +271,7 @@ def asked(address: str, *, headers: Mapping[str, str], patience: Patience) -> It
         watch.cancel()
 
 
-def redirected(name: str, address: str, *, response: Any) -> str:
+def redirected(name: str, address: str, *, response: Response) -> str:
     """Return the target of a redirect; raises `CheckpointError` unless it is http(s) and no less safe."""
     target: str = urljoin(address, response.headers["location"])
     allowed = ("https",) if address.startswith("https:") else ("http", "https")

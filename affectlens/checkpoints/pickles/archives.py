@@ -33,7 +33,7 @@ _IMPOSTORS = (
 class Saved(NamedTuple):
     """The saved object, and the bytes of each storage by its key."""
 
-    value: Any
+    value: object
     storages: Mapping[str, Span]
 
 
