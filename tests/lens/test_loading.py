@@ -532,7 +532,7 @@ def test_a_hub_that_stalls_under_a_load(hub: Hub, demo: al.Demo, monkeypatch: py
     hub.push("lab/base", files)
     hub.fail("stall", at="cdn", times=99)
 
-    with pytest.raises(CheckpointError, match=r"model.safetensors: the hub gives nothing"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors: no data from the hub"):
         al.load("lab/base")
 
 
