@@ -87,7 +87,10 @@ def _source(side: str, who: "Mapping[str, Any]") -> str:
 
 def tell_effects(effects: "Effects", metric: str = "margin") -> list[str]:
     """Say, for each task, what each group of sites does, beside its null and the control."""
-    meaning = " = log p(gold) − log p(best other)" if metric == "margin" else ""
+    from affectlens.tasks.scores import find_metric
+
+    formula = find_metric(metric).formula
+    meaning = f" = {formula}" if formula else ""
     lines = warned(effects.origin.get("findings", ()))
     lines += [f"What the change does to the {metric}{meaning}; 95 % intervals, share of the gain over base"]
     ranks = effects.ranks(metric)

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from affectlens.errors import TableError
-from affectlens.stats.intervals import Interval, bootstrap, effective, tango
+from affectlens.stats.intervals import Interval
 from affectlens.table import Table
 from affectlens.table_schema import Columns, Shape
 from affectlens.tasks import Scores
-from affectlens.tasks.scores import TASK
+from affectlens.tasks.scores import TASK, find_metric
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,17 +81,8 @@ def _way(frame: pd.DataFrame, task: str) -> float:
 
 
 def effect(after: Scores, before: Scores, *, metric: str) -> Interval:
-    """The change of a metric with its 95 % interval, paired by example.
-
-    Accuracy gets Tango's score interval, at the number of examples that clustered ones are worth;
-    everything else the bootstrap over clusters.
-    """
-    change = after.values(metric) - before.values(metric)
-    if metric != "accuracy":
-        return bootstrap(change, after.clusters)
-    worth = effective(change, after.clusters)
-    gained, lost = (float((sign * change > 0).mean()) * worth for sign in (1, -1))
-    return tango(gained, lost, n=worth)
+    """Return the change of a metric with its 95 % interval, paired by example."""
+    return find_metric(metric).change(after.values(metric), before.values(metric), clusters=after.clusters)
 
 
 def compare(after: Scores, start: Scores, *, gain: tuple[Scores, Scores]) -> list[dict[str, Any]]:

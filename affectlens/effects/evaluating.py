@@ -18,8 +18,7 @@ from affectlens.lens import Lens, told
 from affectlens.lens.live import encodes
 from affectlens.lens.running import begins, continued, out_of_memory, rows
 from affectlens.table import provenance
-from affectlens.tasks import Scores, Task
-from affectlens.tasks.task import read_answer
+from affectlens.tasks import METRICS, Scores, Task, read_answer
 
 WAYS = ("constrained", "greedy")
 Result = TypeVar("Result")
@@ -169,12 +168,11 @@ def to_scores(task: Task, logps: Float[Tensor, "examples labels"]) -> Scores:
     """Turn label log-probabilities into scores."""
     found = logps.double().numpy()
     gold = np.array([task.labels.index(example.label) for example in task.examples])
-    rows = np.arange(len(gold))
-    others = found.copy()
-    others[rows, gold] = -np.inf
     frame = _frame(task, [task.labels[i] for i in found.argmax(1)])
-    frame["logp"] = found[rows, gold]
-    frame["margin"] = found[rows, gold] - others.max(1)
+    frame["logp"] = found[np.arange(len(gold)), gold]
+    for metric in METRICS.values():
+        if metric.of is not None:
+            frame[metric.column] = metric.of(found, gold)
     return Scores(frame, _origin(task, "constrained"))
 
 
