@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from affectlens.checkpoints import Checkpoint
 from affectlens.sites import Sites
 
-_SENSES = ("vision", "audio")
+_TOWERS = ("vision", "audio")
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def remembering_senses(model: nn.Module, live: Checkpoint, *, changed: Sites) ->
     touched = {live.storage[site].tensor for site in changed}
     with ExitStack() as stack:
         names = []
-        for tower in _SENSES:
+        for tower in _TOWERS:
             tensors = [where.tensor for site, where in live.storage.items() if site.tower == tower]
             name = _root(tensors)
             if name and not any(tensor.startswith(f"{name}.") for tensor in touched):
@@ -51,7 +51,7 @@ def remembering(module: nn.Module) -> Iterator[dict[bytes, Any]]:
 
     def remembered(*args: Any, **kwargs: Any) -> Any:
         digest = hashlib.blake2b(digest_size=16)
-        if not _feed(digest, (args, kwargs)):
+        if not _hash_into(digest, (args, kwargs)):
             return forward(*args, **kwargs)
         key = digest.digest()
         if key not in memory:
@@ -69,7 +69,7 @@ def remembering(module: nn.Module) -> Iterator[dict[bytes, Any]]:
             module.forward = shadowed
 
 
-def _feed(digest: "hashlib.blake2b", value: Any) -> bool:
+def _hash_into(digest: "hashlib.blake2b", value: Any) -> bool:
     """Hash a value with all that it holds; false for a kind whose content can't be seen."""
     if isinstance(value, Tensor):
         digest.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
@@ -77,9 +77,9 @@ def _feed(digest: "hashlib.blake2b", value: Any) -> bool:
         return True
     if isinstance(value, Mapping):
         digest.update(f"mapping {len(value)}".encode())
-        return all(_feed(digest, item) for item in sorted(value.items()))
+        return all(_hash_into(digest, item) for item in sorted(value.items()))
     if isinstance(value, list | tuple):
         digest.update(f"sequence {len(value)}".encode())
-        return all(_feed(digest, item) for item in value)
+        return all(_hash_into(digest, item) for item in value)
     digest.update(f"{type(value).__name__} {value!r}".encode())
     return isinstance(value, str | int | float | bool | torch.dtype | torch.device | None)

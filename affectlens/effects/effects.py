@@ -65,7 +65,7 @@ class Effects(Table):
             null = frame[same & (frame["kind"] == "random-control") & (frame["null_of"] == row["null_of"])]
             if null.empty:
                 continue
-            sign = _way(frame, str(row["task"])) * (-1.0 if row["action"] == "revert" else 1.0)
+            sign = _direction(frame, str(row["task"])) * (-1.0 if row["action"] == "revert" else 1.0)
             strong = int((sign * null["effect"] >= sign * row["effect"]).sum())
             p = (strong + 1) / (len(null) + 1) if len(null) >= 999 else None
             named = {name: row[name] for name in ("action", "sites", "task")}
@@ -74,7 +74,7 @@ class Effects(Table):
         return pd.DataFrame(rows, columns=columns)
 
 
-def _way(frame: pd.DataFrame, task: str) -> float:
+def _direction(frame: pd.DataFrame, task: str) -> float:
     """The direction in which tuning moved a task: down where the whole change clearly lowered it."""
     whole = frame[(frame["kind"] == "reference") & (frame["task"] == task)]
     return -1.0 if len(whole) and whole["effect_high"].iloc[0] < 0 else 1.0

@@ -61,7 +61,7 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedTask:
     """A task as model input, made once and run under many interventions."""
 
     task: Task
@@ -81,7 +81,7 @@ class Prepared:
         return combined(batches, self.labels, self.task.labels, gold)
 
 
-def prepare_task(lens: Lens, task: Task, *, batch_size: int = 32) -> Prepared:
+def prepare_task(lens: Lens, task: Task, *, batch_size: int = 32) -> PreparedTask:
     """Render, open and tokenize all examples of a task."""
     batches = tuple(
         lens.prepare(*task.examples[start : start + batch_size], prompt=task.prompt)
@@ -90,13 +90,13 @@ def prepare_task(lens: Lens, task: Task, *, batch_size: int = 32) -> Prepared:
     with told(f"{_named(task)}: its labels can't be tokenized"):
         labels = tuple(_label_ids(lens, label) for label in task.labels)
     _check_labels(task, labels)
-    return Prepared(task, batches, labels)
+    return PreparedTask(task, batches, labels)
 
 
-def judge(lens: Lens, prepared: Prepared) -> tuple[Float[Tensor, "examples labels"], Prepared]:
+def judge(lens: Lens, prepared: PreparedTask) -> tuple[Float[Tensor, "examples labels"], PreparedTask]:
     """The log-probability of each label, and the task in batches that fit into memory."""
 
-    def run(size: int) -> tuple[Float[Tensor, "examples labels"], Prepared]:
+    def run(size: int) -> tuple[Float[Tensor, "examples labels"], PreparedTask]:
         whole = size == prepared.batch_size
         one = prepared if whole else prepare_task(lens, prepared.task, batch_size=size)
         return label_logps(lens, one), one
@@ -138,7 +138,7 @@ def _decoded(lens: Lens, ids: list[int]) -> tuple[int, ...]:
     return tuple(ids[1:] if ids and ids[0] == begins(lens.model) else ids)
 
 
-def label_logps(lens: Lens, prepared: Prepared) -> Float[Tensor, "examples labels"]:
+def label_logps(lens: Lens, prepared: PreparedTask) -> Float[Tensor, "examples labels"]:
     """The log-probability of each label as the answer to each example, in float32."""
     found = torch.cat([_batch_logps(lens, batch, prepared.labels) for batch in prepared.batches])
     if torch.isnan(found).any():
@@ -225,10 +225,10 @@ def fitting(run: Callable[[int], Result], size: int, *, what: str) -> tuple[Resu
                 ) from None
         # Only here, where the error and with it the frames of the failed run are gone.
         size //= 2
-        _let_go()
+        _free_memory()
 
 
-def _let_go() -> None:
+def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

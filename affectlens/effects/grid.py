@@ -16,7 +16,7 @@ _BY = ("site", "role", "layer", "tower")
 
 
 @dataclass(frozen=True)
-class Unit:
+class GridUnit:
     """One intervention of a sweep: what is done to which sites, and what it stands for."""
 
     action: str
@@ -65,7 +65,7 @@ class Grid:
         if self.n_random < 0:
             raise TableError(f"n_random is a number of draws, not {self.n_random}")
 
-    def units(self, moved: Sites, live: Checkpoint, *, control: Sites | None = None) -> Iterator[Unit]:
+    def units(self, moved: Sites, live: Checkpoint, *, control: Sites | None = None) -> Iterator[GridUnit]:
         """List the interventions over the sites that moved; the others would change nothing.
 
         `control` are the sites that the control tuning has too; a group it lacks any of has no such row.
@@ -77,9 +77,9 @@ class Grid:
             family = next((f for f, roles in families.items() if _is_role(sites, roles, scope=scope)), "")
             used.add(family)
             for action in self.actions:
-                yield Unit(action, name, sites, null_of=family)
+                yield GridUnit(action, name, sites, null_of=family)
             if control is not None and "transplant" in self.actions and not sites - control:
-                yield Unit("transplant", name, sites, kind="control-tuning")
+                yield GridUnit("transplant", name, sites, kind="control-tuning")
         for family, roles in families.items():
             if family in used:
                 yield from self._null(family, _by_layer(scope, roles))
@@ -97,14 +97,14 @@ class Grid:
     def _names(self) -> list[str]:
         return [name.strip() for name in self.by.split(",")] if isinstance(self.by, str) else []
 
-    def _null(self, family: str, layers: list[list[Sites]]) -> Iterator[Unit]:
+    def _null(self, family: str, layers: list[list[Sites]]) -> Iterator[GridUnit]:
         rng = np.random.default_rng(self.seed)
         for draw in range(self.n_random):
             picked = [choices[rng.integers(len(choices))] for choices in layers]
             sites = Sites(itertools.chain.from_iterable(picked))
             for action in self.actions:
                 if action != "zero":
-                    yield Unit(action, f"{family} #{draw}", sites, "random-control", family, self.seed)
+                    yield GridUnit(action, f"{family} #{draw}", sites, "random-control", family, self.seed)
 
 
 def _label(tower: str, rest: tuple[Any, ...]) -> str:

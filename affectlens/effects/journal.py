@@ -42,7 +42,7 @@ class Journal:
     def __init__(self, path: str | Path) -> None:
         given = Path(path)
         self.path = given / "sweep.journal" if given.is_dir() else given
-        with self._telling():
+        with self._reporting():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists() and not self.path.is_file():
                 raise JournalError(f"{self.path}: this is not an ordinary file")
@@ -62,7 +62,7 @@ class Journal:
 
     def found(self, key: str) -> Float[np.ndarray, "examples labels"] | None:
         """What is kept under a key, in float32."""
-        with self._telling():
+        with self._reporting():
             row = self._rows.execute(
                 "SELECT rows, columns, logps FROM judged WHERE key = ?", (key,)
             ).fetchone()
@@ -80,7 +80,7 @@ class Journal:
             (key, at, *logps.shape, np.ascontiguousarray(logps, "<f4").tobytes())
             for key, logps in found.items()
         ]
-        with self._telling():
+        with self._reporting():
             self._rows.execute("BEGIN IMMEDIATE")
             try:
                 self._rows.executemany("INSERT OR IGNORE INTO judged VALUES (?, ?, ?, ?, ?)", entries)
@@ -95,7 +95,7 @@ class Journal:
         self._rows.close()
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _reporting(self) -> Iterator[None]:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
@@ -108,7 +108,7 @@ def fingerprint(tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) ->
     digest = hashlib.sha256()
     for name, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
         flat = tensor.detach().reshape(-1)
-        about = [name, str(tensor.dtype), list(tensor.shape), _sum(flat)]
+        about = [name, str(tensor.dtype), list(tensor.shape), _byte_sum(flat)]
         digest.update(json.dumps(about).encode())
         some = flat[:: max(1, len(flat) // _SAMPLE)].contiguous().cpu()
         digest.update(some.view(torch.uint8).numpy().tobytes())
@@ -120,7 +120,7 @@ def combined(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _sum(flat: Tensor) -> int:
+def _byte_sum(flat: Tensor) -> int:
     raw = flat.contiguous().view(torch.uint8)
     whole = len(raw) // 8 * 8
     words = raw[:whole].clone() if raw.data_ptr() % 8 else raw[:whole]

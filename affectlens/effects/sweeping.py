@@ -11,9 +11,9 @@ import torch
 from affectlens.checkpoints import Checkpoint, open_checkpoint, pair
 from affectlens.checkpoints.slicing import same_bits
 from affectlens.effects.effects import Effects, compare
-from affectlens.effects.evaluating import Prepared, describe, prepare_task, to_scores
-from affectlens.effects.grid import Grid, Unit
-from affectlens.effects.judging import Ask, Judged, SweepContext, WeightChange, collect
+from affectlens.effects.evaluating import PreparedTask, describe, prepare_task, to_scores
+from affectlens.effects.grid import Grid, GridUnit
+from affectlens.effects.judging import Answers, JudgingJob, SweepContext, WeightChange, collect
 from affectlens.errors import NothingToCompare, TaskError
 from affectlens.executing import Failed
 from affectlens.lens import Lens
@@ -52,41 +52,41 @@ def sweep(
     _check_names(asked)
     prepared = {task.name: prepare_task(lens, task, batch_size=batch_size) for task in asked}
     swept = _prepare(lens, grid)
-    base, tuned = Ask((), tuple(prepared)), Ask(swept.whole, tuple(prepared))
-    asks = {unit: Ask(swept.steps(unit), _judges(unit, asked)) for unit in swept.units()}
+    base, tuned = JudgingJob((), tuple(prepared)), JudgingJob(swept.whole, tuple(prepared))
+    jobs = {unit: JudgingJob(swept.steps(unit), _judges(unit, asked)) for unit in swept.units()}
     judged, failed = collect(
         SweepContext(lens, swept.donors, dict(prepared)),
-        (base, tuned, *asks.values()),
+        (base, tuned, *jobs.values()),
         needed=(base, tuned),
         executor=executor,
         journal=journal,
         progress=progress,
     )
-    known = {ask: _scores(found, asked) for ask, found in judged.items()}
+    known = {job: _scores(found, asked) for job, found in judged.items()}
     rows = [
         row
-        for unit, ask in asks.items()
-        if ask in known
-        for row in _rows(unit, known[ask], ends=(known[base], known[tuned]), size=swept.size(unit))
+        for unit, job in jobs.items()
+        if job in known
+        for row in _rows(unit, known[job], ends=(known[base], known[tuned]), size=swept.size(unit))
     ]
     frame = pd.DataFrame(rows, columns=list(_COLUMNS))
     frame["seed"] = frame["seed"].astype("Int64")
-    lost = [_lost(unit, failed[ask]) for unit, ask in asks.items() if ask in failed]
+    lost = [_failure(unit, failed[job]) for unit, job in jobs.items() if job in failed]
     return Effects(frame, {**swept.origin(list(prepared.values()), lost), "failed": lost})
 
 
-def _judges(unit: Unit, tasks: Sequence[Task]) -> tuple[str, ...]:
+def _judges(unit: GridUnit, tasks: Sequence[Task]) -> tuple[str, ...]:
     """Draws of the null are judged by what the tuning was for."""
     return tuple(task.name for task in tasks if unit.kind != "random-control" or task.role == "affective")
 
 
-def _scores(found: Judged, tasks: Sequence[Task]) -> dict[str, Scores]:
+def _scores(found: Answers, tasks: Sequence[Task]) -> dict[str, Scores]:
     return {
         task.name: to_scores(task, torch.from_numpy(found[task.name])) for task in tasks if task.name in found
     }
 
 
-def _lost(unit: Unit, failed: Failed) -> dict[str, Any]:
+def _failure(unit: GridUnit, failed: Failed) -> dict[str, Any]:
     why = f"{type(failed.error).__name__}: {failed.error}"
     return {"action": unit.action, "sites": unit.name, "kind": unit.kind, "tries": failed.tries, "why": why}
 
@@ -108,14 +108,14 @@ class _Sweep:
         """The donors by name."""
         return {"tuned": self.tuned, **({} if self.control is None else {"control": self.control})}
 
-    def units(self) -> Iterator[Unit]:
+    def units(self) -> Iterator[GridUnit]:
         """All that is done, the two whole changes first."""
-        yield Unit("transplant", "all", self.moved, kind="reference")
+        yield GridUnit("transplant", "all", self.moved, kind="reference")
         shared = None
         if self.control is not None:
             shared = pair(self.lens.checkpoint, self.control).comparable
             if self.control_moved:
-                yield Unit("transplant", "all", self.control_moved, kind="control-tuning")
+                yield GridUnit("transplant", "all", self.control_moved, kind="control-tuning")
         yield from self.grid.units(self.moved, self.lens.checkpoint, control=shared)
 
     @property
@@ -123,7 +123,7 @@ class _Sweep:
         """The tuned model: base with all that moved."""
         return (WeightChange(self.moved, "tuned"),)
 
-    def steps(self, unit: Unit) -> tuple[WeightChange, ...]:
+    def steps(self, unit: GridUnit) -> tuple[WeightChange, ...]:
         """What turns base into the unit's model."""
         if unit.action == "transplant":
             return (WeightChange(unit.sites, "control" if unit.kind == "control-tuning" else "tuned"),)
@@ -132,16 +132,16 @@ class _Sweep:
         kept = self.moved - unit.sites
         return (WeightChange(kept, "tuned"),) if kept else ()
 
-    def size(self, unit: Unit) -> int:
+    def size(self, unit: GridUnit) -> int:
         """Parameters that are changed."""
         return sum(self.lens.checkpoint.storage[site].size for site in unit.sites)
 
-    def origin(self, prepared: Sequence[Prepared], lost: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def origin(self, prepared: Sequence[PreparedTask], lost: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """What the result says of its making."""
         sources = {"base": (self.lens.source or self.lens.checkpoint).identity}
         sources |= {name: donor.identity for name, donor in self.donors.items()}
         note = "The reference is base with all of tuned's comparable weights, not the tuned model itself: "
-        uneven = [words for one in prepared if (words := _uneven(one))]
+        uneven = [words for one in prepared if (words := _unequal_labels(one))]
         return {
             "sources": sources,
             **provenance(),
@@ -172,14 +172,14 @@ def _prepare(lens: Lens, grid: Grid) -> _Sweep:
     root = lens.source or lens.checkpoint
     tuned = open_checkpoint(grid.donor, base=root)
     control = None if grid.control is None else open_checkpoint(grid.control, base=root)
-    moved = _moved(lens, tuned)
+    moved = _changed_sites(lens, tuned)
     if not moved:
         raise NothingToCompare(f"{tuned.store.name} equals the base in every weight: nothing to transplant")
-    beside = Sites(()) if control is None else _moved(lens, control)
+    beside = Sites(()) if control is None else _changed_sites(lens, control)
     return _Sweep(lens, grid, tuned, moved, control, beside, pair(root, tuned).unlike)
 
 
-def _moved(lens: Lens, donor: Checkpoint) -> Sites:
+def _changed_sites(lens: Lens, donor: Checkpoint) -> Sites:
     """Where a donor differs from base in the dtype of the live model."""
     live = lens.checkpoint
     return Sites(
@@ -189,7 +189,7 @@ def _moved(lens: Lens, donor: Checkpoint) -> Sites:
     )
 
 
-def _uneven(prepared: Prepared) -> str:
+def _unequal_labels(prepared: PreparedTask) -> str:
     """Say that the labels of a task differ in length, if they do: longer ones are less probable."""
     lengths = sorted({len(ids) for ids in prepared.labels})
     if len(lengths) < 2:
@@ -211,7 +211,7 @@ def _check_names(tasks: Sequence[Task]) -> None:
 
 
 def _rows(
-    unit: Unit, scores: Mapping[str, Scores], *, ends: tuple[Mapping[str, Scores], ...], size: int
+    unit: GridUnit, scores: Mapping[str, Scores], *, ends: tuple[Mapping[str, Scores], ...], size: int
 ) -> Iterator[dict[str, Any]]:
     base, tuned = ends
     for task, found in scores.items():

@@ -18,7 +18,7 @@ import torch
 
 import affectlens as al
 from affectlens.effects.journal import Journal
-from affectlens.effects.judging import Ask, Judged, SweepContext, collect
+from affectlens.effects.judging import Answers, JudgingJob, SweepContext, collect
 from affectlens.errors import JournalError, LensError
 from affectlens.executing import processes
 
@@ -49,16 +49,16 @@ def unbroken(run: Sweep) -> pd.DataFrame:
 
 
 @pytest.fixture
-def count(monkeypatch: pytest.MonkeyPatch) -> Counter[Ask]:
+def count(monkeypatch: pytest.MonkeyPatch) -> Counter[JudgingJob]:
     """How often each model is judged; the class itself is left as it was."""
-    found: Counter[Ask] = Counter()
-    judged = SweepContext.judged
+    found: Counter[JudgingJob] = Counter()
+    judged = SweepContext.judge
 
-    def counted(bench: SweepContext, ask: Ask) -> Judged:
-        found[ask] += 1
-        return judged(bench, ask)
+    def counted(context: SweepContext, job: JudgingJob) -> Answers:
+        found[job] += 1
+        return judged(context, job)
 
-    monkeypatch.setattr(SweepContext, "judged", counted)
+    monkeypatch.setattr(SweepContext, "judge", counted)
     return found
 
 
@@ -69,7 +69,7 @@ def kept(path: Path) -> int:
 
 
 def test_a_second_run_judges_nothing_again(
-    run: Sweep, unbroken: pd.DataFrame, count: Counter[Ask], tmp_path: Path
+    run: Sweep, unbroken: pd.DataFrame, count: Counter[JudgingJob], tmp_path: Path
 ) -> None:
     """What the journal has is taken from it, to the bit."""
     first = run(journal=tmp_path / "sweep")
@@ -87,7 +87,7 @@ def test_a_sweep_that_was_broken_off_goes_on(
     error: type[BaseException],
     run: Sweep,
     unbroken: pd.DataFrame,
-    count: Counter[Ask],
+    count: Counter[JudgingJob],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -95,7 +95,7 @@ def test_a_sweep_that_was_broken_off_goes_on(
     keep, rng = Journal.keep, np.random.default_rng(0)
     left = 0
 
-    def breaking(journal: Journal, found: Judged) -> None:
+    def breaking(journal: Journal, found: Answers) -> None:
         nonlocal left
         left -= 1
         if not left:
@@ -124,20 +124,20 @@ def test_kill_9_at_any_moment_costs_one_model(
     """Killed at seeded moments: what was kept is judged once, and the end is that of an unbroken run."""
     begins: list[float] = []
     journal, log = tmp_path / "sweep", tmp_path / "log"
-    judged, keep = SweepContext.judged, Journal.keep
+    judged, keep = SweepContext.judge, Journal.keep
 
-    def noted(bench: SweepContext, ask: Ask) -> Judged:
+    def noted(context: SweepContext, job: JudgingJob) -> Answers:
         with log.open("a") as stream:
             stream.write("begun\n")
         begins.append(time.monotonic())
-        return judged(bench, ask)
+        return judged(context, job)
 
-    def noting(self: Journal, found: Judged) -> None:
+    def noting(self: Journal, found: Answers) -> None:
         keep(self, found)
         with log.open("a") as stream:
             stream.write("".join(f"{key}\n" for key in found))
 
-    monkeypatch.setattr(SweepContext, "judged", noted)
+    monkeypatch.setattr(SweepContext, "judge", noted)
     monkeypatch.setattr(Journal, "keep", noting)
     killed = 0
     rng = np.random.default_rng(0)
@@ -177,7 +177,7 @@ def _wait_for(log: Path, child: int) -> None:
 
 
 def test_other_weights_or_questions_have_other_keys(
-    run: Sweep, lens: al.Lens, task: al.Task, count: Counter[Ask], tmp_path: Path
+    run: Sweep, lens: al.Lens, task: al.Task, count: Counter[JudgingJob], tmp_path: Path
 ) -> None:
     """Neither a base that is changed at the moment nor another task is answered from the journal."""
     journal = tmp_path / "sweep"
@@ -222,15 +222,15 @@ def test_a_model_that_fails_is_told_and_the_others_finish(
     run: Sweep, unbroken: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tried three times, left out, named in the table and first among its findings."""
-    judged, tries = SweepContext.judged, Counter[str]()
+    judged, tries = SweepContext.judge, Counter[str]()
 
-    def failing(bench: SweepContext, ask: Ask) -> Judged:
-        if any(not step.donor and step.sites[0].role == "q_proj" for step in ask.steps):
+    def failing(context: SweepContext, job: JudgingJob) -> Answers:
+        if any(not step.donor and step.sites[0].role == "q_proj" for step in job.steps):
             tries["zero q"] += 1
             raise OSError("the card fell off the bus")
-        return judged(bench, ask)
+        return judged(context, job)
 
-    monkeypatch.setattr(SweepContext, "judged", failing)
+    monkeypatch.setattr(SweepContext, "judge", failing)
     found = run()
     left = unbroken[~((unbroken["action"] == "zero") & (unbroken["sites"] == "q_proj"))]
 
@@ -242,13 +242,13 @@ def test_a_model_that_fails_is_told_and_the_others_finish(
 
 def test_base_and_tuned_are_needed(run: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without them nothing can be compared, so their error is raised at once."""
-    calls: list[Ask] = []
+    calls: list[JudgingJob] = []
 
-    def failing(bench: SweepContext, ask: Ask) -> Judged:
-        calls.append(ask)
+    def failing(context: SweepContext, job: JudgingJob) -> Answers:
+        calls.append(job)
         raise LensError("the model's logits hold NaN")
 
-    monkeypatch.setattr(SweepContext, "judged", failing)
+    monkeypatch.setattr(SweepContext, "judge", failing)
     with pytest.raises(LensError, match="hold NaN"):
         run()
 
