@@ -1,4 +1,8 @@
-"""Run a grid: one model in memory, weights swapped by pointer, every effect paired by example."""
+"""Run a grid: one model in memory, weights swapped by pointer, every effect paired by example.
+
+Grid ── units ──▶ JudgingJob per unit, base and tuned ── judging.collect ──▶ Scores
+     ── effects.compare with base or tuned ──▶ the rows of Effects
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,16 +41,28 @@ def sweep(
     journal: str | Path | None = None,
     progress: bool = True,
 ) -> Effects:
-    """Apply every intervention of a grid to the base model in `lens` and judge it by every task.
+    """Apply every intervention of a grid to the base model in `lens` and judge each model by every task.
 
-    Draws of the null are judged by affective tasks only. `journal` is a file (or a folder) in which every
-    result is kept the moment it is there: the same sweep goes on from it, and ends in the same table.
-    `executor` takes anything with `submit`, or what makes one (`affectlens.executing.processes(4)`); base
-    and donors have to be paths or hub ids then. An intervention that fails wherever it is tried is left out
-    and told in `Effects.failed`; the others finish.
+    Draws of the null are judged by affective tasks only.
+
+    - `journal`: a file (or a folder) where each result is kept at once. The same sweep resumes from it and
+      ends in the same table
+    - `executor`: anything with `submit`, or a function that makes one (`affectlens.executing.processes(4)`).
+      Base and donors must then be paths or hub ids, since workers open them again
+
+    An intervention that fails (after up to three tries) is left out and listed in `Effects.failed`; the
+    others finish.
 
     Raises `NothingToCompare` when the donor equals base, `TaskError` for two tasks of one name, `LensError`
-    and `TaskError` as `evaluate` does, `JournalError` for a file that is no journal or can't be written.
+    and `TaskError` as `evaluate` does, `JournalError` for a file that is not a journal or can't be written.
+
+    >>> import affectlens as al
+    >>> base, tuned, *_, tasks = al.load_demo()
+    >>> lens = al.load(base, dtype="float32")
+    >>> gates = base.sites.where(tower="language", role="gate_proj")
+    >>> effects = al.sweep(lens, al.Grid(gates, donor=tuned, n_random=0), tasks[0].head(8), progress=False)
+    >>> effects.where(kind="effect", metric="margin").frame[["action", "sites", "n"]].values.tolist()
+    [['transplant', 'gate_proj', 8], ['revert', 'gate_proj', 8]]
     """
     asked = [tasks] if isinstance(tasks, Task) else list(tasks)
     _check_names(asked)
@@ -76,7 +92,7 @@ def sweep(
 
 
 def _judges(unit: GridUnit, tasks: Sequence[Task]) -> tuple[str, ...]:
-    """Draws of the null are judged by what the tuning was for."""
+    """Return the names of the tasks that judge a unit: draws of the null need only the affective ones."""
     return tuple(task.name for task in tasks if unit.kind != "random-control" or task.role == "affective")
 
 
@@ -93,7 +109,7 @@ def _failure(unit: GridUnit, failed: Failed) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Sweep:
-    """The base lens, the opened donors, and the sites at which they differ from base."""
+    """The base lens, the opened donors, and the sites where they differ from base."""
 
     lens: Lens
     grid: Grid
@@ -109,7 +125,7 @@ class _Sweep:
         return {"tuned": self.tuned, **({} if self.control is None else {"control": self.control})}
 
     def units(self) -> Iterator[GridUnit]:
-        """All that is done, the two whole changes first."""
+        """Yield all interventions, the whole changes of tuned and control first."""
         yield GridUnit("transplant", "all", self.moved, kind="reference")
         shared = None
         if self.control is not None:
@@ -120,11 +136,11 @@ class _Sweep:
 
     @property
     def whole(self) -> tuple[WeightChange, ...]:
-        """The tuned model: base with all that moved."""
+        """The change from base to the tuned model: all sites that moved."""
         return (WeightChange(self.moved, "tuned"),)
 
     def steps(self, unit: GridUnit) -> tuple[WeightChange, ...]:
-        """What turns base into the unit's model."""
+        """Return the changes that turn base into the unit's model."""
         if unit.action == "transplant":
             return (WeightChange(unit.sites, "control" if unit.kind == "control-tuning" else "tuned"),)
         if unit.action == "zero":
@@ -133,14 +149,14 @@ class _Sweep:
         return (WeightChange(kept, "tuned"),) if kept else ()
 
     def size(self, unit: GridUnit) -> int:
-        """Parameters that are changed."""
+        """Return the number of parameters that a unit changes."""
         return sum(self.lens.checkpoint.storage[site].size for site in unit.sites)
 
     def origin(self, prepared: Sequence[PreparedTask], lost: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """What the result says of its making."""
+        """Return the origin of the result: sources, versions, settings and findings."""
         sources = {"base": (self.lens.source or self.lens.checkpoint).identity}
         sources |= {name: donor.identity for name, donor in self.donors.items()}
-        note = "The reference is base with all of tuned's comparable weights, not the tuned model itself: "
+        note = "The reference is base with all comparable weights of tuned, not the tuned model itself: "
         uneven = [words for one in prepared if (words := _unequal_labels(one))]
         return {
             "sources": sources,
@@ -162,25 +178,27 @@ class _Sweep:
 def _incomplete(lost: Sequence[Mapping[str, Any]]) -> str:
     first = lost[0]
     return (
-        f"{len(lost)} interventions failed wherever they were tried and are missing here; first: "
-        f"{first['action']} of {first['sites']} ({first['why']})."
+        f"{len(lost)} interventions failed and have no rows here; the first is {first['action']} of "
+        f"{first['sites']} ({first['why']})."
     )
 
 
 def _prepare(lens: Lens, grid: Grid) -> _Sweep:
-    # Opened once: every unit would read the headers again.
+    # Opened here, once: a Transplant that is given a path reads the headers each time.
     root = lens.source or lens.checkpoint
     tuned = open_checkpoint(grid.donor, base=root)
     control = None if grid.control is None else open_checkpoint(grid.control, base=root)
     moved = _changed_sites(lens, tuned)
     if not moved:
-        raise NothingToCompare(f"{tuned.store.name} equals the base in every weight: nothing to transplant")
+        raise NothingToCompare(
+            f"{tuned.store.name} equals the base in every weight, so there is nothing to transplant"
+        )
     beside = Sites(()) if control is None else _changed_sites(lens, control)
     return _Sweep(lens, grid, tuned, moved, control, beside, pair(root, tuned).unlike)
 
 
 def _changed_sites(lens: Lens, donor: Checkpoint) -> Sites:
-    """Where a donor differs from base in the dtype of the live model."""
+    """Return the sites where a donor differs from base, compared in the dtype of the live model."""
     live = lens.checkpoint
     return Sites(
         site
@@ -190,7 +208,7 @@ def _changed_sites(lens: Lens, donor: Checkpoint) -> Sites:
 
 
 def _unequal_labels(prepared: PreparedTask) -> str:
-    """Say that the labels of a task differ in length, if they do: longer ones are less probable."""
+    """Return a sentence if the labels of a task differ in length: longer ones are less probable."""
     lengths = sorted({len(ids) for ids in prepared.labels})
     if len(lengths) < 2:
         return ""
@@ -203,11 +221,11 @@ def _unequal_labels(prepared: PreparedTask) -> str:
 def _check_names(tasks: Sequence[Task]) -> None:
     names = [task.name for task in tasks]
     if not names:
-        raise TaskError("a sweep needs a task to be judged by")
+        raise TaskError("a sweep needs at least one task")
     for name in names:
         if names.count(name) > 1:
             fix = "load_task(…, name=…), or --task NAME:KIND=FILE"
-            raise TaskError(f"two tasks are called {name!r}; give them names: {fix}")
+            raise TaskError(f"two tasks are called {name!r}. Give each its own name: {fix}")
 
 
 def _rows(

@@ -34,7 +34,8 @@ def margin(logps: Labels, gold: Gold) -> Values:
     rows = np.arange(len(gold))
     others = logps.copy()
     others[rows, gold] = -np.inf
-    return logps[rows, gold] - others.max(1)
+    values: Values = logps[rows, gold] - others.max(1)
+    return values
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,14 @@ class Metric:
     binary: bool = False
 
     def interval(self, values: Values, clusters: Gold) -> Interval:
-        """Return the mean with its 95 % interval: Wilson's, at the examples that clustered ones are worth."""
+        """Return the mean with its 95 % interval: Wilson's for binary columns, at the effective size."""
         if not self.binary:
             return bootstrap(values, clusters)
         worth = effective(values, clusters)
         return wilson(float(values.mean()) * worth, worth)
 
     def change(self, after: Values, before: Values, *, clusters: Gold) -> Interval:
-        """Return the mean change with its 95 % interval, paired by example: Tango's if the column is binary."""
+        """Return the mean change with its 95 % interval, paired by example: Tango's for binary columns."""
         change = after - before
         if not self.binary:
             return bootstrap(change, clusters)

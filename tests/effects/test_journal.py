@@ -214,7 +214,7 @@ def test_a_model_that_a_worker_would_not_see_is_refused(
     with pytest.raises(LensError, match="the tuned model is only in memory"):
         al.sweep(lens, donor, task, executor=processes(1), progress=False)
     gates = lens.sites.where(tower="language", role="gate_proj")
-    with lens.intervene(al.Zero(gates)), pytest.raises(LensError, match="other weights than those at hand"):
+    with lens.intervene(al.Zero(gates)), pytest.raises(LensError, match="other weights than this lens has"):
         run(executor=processes(1))
 
 
@@ -281,9 +281,9 @@ def other_numbers(path: Path) -> None:
     ("make", "message"),
     [
         (some_bytes, "can't be used as a journal"),
-        (other_database, "a database of something else"),
+        (other_database, "another program's database"),
         (cut_short, "can't be used as a journal"),
-        (other_numbers, "is broken"),
+        (other_numbers, "the journal is broken"),
         (lambda path: os.mkfifo(path), "not an ordinary file"),
     ],
     ids=["bytes", "database", "cut", "numbers", "fifo"],
@@ -354,7 +354,7 @@ def test_one_example_too_many_is_told(lens: al.Lens, demo: al.Demo, monkeypatch:
     """Where nothing fits, by the task's name; other errors of the model are its own."""
     task = demo.task("faces-unseen").head(4)
     limit(monkeypatch, 0)
-    with pytest.raises(LensError, match="task 'faces-unseen': even one example at a time"):
+    with pytest.raises(LensError, match="task 'faces-unseen': not enough memory for even one example"):
         al.evaluate(lens, task)
     limit(monkeypatch, 0, RuntimeError("expected scalar type Float but found BFloat16"))
     with pytest.raises(RuntimeError, match="expected scalar type"):

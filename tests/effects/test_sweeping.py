@@ -254,7 +254,7 @@ def test_wrong_grids_are_told(demo: al.Demo) -> None:
         al.Grid(demo.base.sites, actions=("revers",), donor=demo.tuned)
     with pytest.raises(TableError, match=r"can't group sites by 'rule'. By: site, role"):
         al.Grid(demo.base.sites, "rule", donor=demo.tuned)
-    with pytest.raises(TableError, match="named twice"):
+    with pytest.raises(TableError, match="each may be given once, got transplant, transplant"):
         al.Grid(demo.base.sites, "role", ("transplant", "transplant"), donor=demo.tuned)
     with pytest.raises(TableError, match="not -3"):
         al.Grid(demo.base.sites, donor=demo.tuned, n_random=-3)
