@@ -40,7 +40,7 @@ def margin(logps: Labels, gold: Gold) -> Values:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: the mean of a per-example column of `Scores`.
+    """How a metric is computed: the mean of a per-example column of `Scores`.
 
     `of` fills the column from the log-probabilities of all labels; without it the column comes from the
     answers, which greedy ones have too. A `binary` column holds 0 and 1 and gets score intervals, any other
@@ -81,6 +81,10 @@ class Scores(Table):
 
     Columns: `id, cluster, label, prediction` (null: no answer), `correct` (0 or 1), and for
     constrained scoring `logp` of the gold label and `margin` = log p(gold) − log p(best other label).
+
+    >>> rows = {"id": list("abcd"), "cluster": list("abcd"), "correct": [1, 1, 1, 0]}
+    >>> print(Scores(pd.DataFrame(rows)).metric("accuracy"))
+    0.750 [0.301, 0.954]
     """
 
     schema: ClassVar[str] = "affectlens.scores/1"

@@ -12,53 +12,70 @@ from PIL import Image
 
 import affectlens as al
 from affectlens.errors import TaskError
-from affectlens.tasks import examples
-from affectlens.tasks.media import open_picture
+from affectlens.tasks import examples, open_picture
 
 GOOD = {"id": 1, "text": "what a day", "label": "happy"}
 OTHER = {"id": 2, "text": "rain", "label": "sad"}
 
 # a second line → what is said of it
 LINES = (
-    ('{"id": 2, "label": "x", "text": "a", "text": "b"}', "a field stands twice in one object"),
+    ('{"id": 2, "label": "x", "text": "a", "text": "b"}', "a field appears twice in one object"),
     ('{"id": 2, "label": "x", "text": "\\ud800"}', "half of a character"),
     ('{"id": 2, "label": "\\uDFFF", "text": "x"}', "half of a character"),
     ('{"id": 2, "label": "x", "meta": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deep"),
     ('{"id": 2, "label": "x", "meta": {"a": ' + "9" * 5000 + "}}", "not valid JSON"),
-    ('{"id": 2, "label": ["x"], "text": "x"}', "label is a list, not a text or a number"),
-    ('{"id": {}, "label": "x", "text": "x"}', "id is a dict, not a text or a number"),
-    ('{"id": 2, "label": "x", "images": [3]}', "a picture is named by a text, not by a int"),
-    ('{"id": 2, "label": "x", "images": [["a.png"]]}', "a picture is named by a text, not by a list"),
-    ('{"id": 2, "label": "x", "text": "x", "meta": {"cluster": []}}', "the cluster is no text or number"),
-    ('{"id": 2, "label": "x", "messages": [{"content": "x"}]}', "an object with role and content"),
+    ('{"id": 2, "label": ["x"], "text": "x"}', "label must be a string or a number, got a list"),
+    ('{"id": {}, "label": "x", "text": "x"}', "id must be a string or a number, got an object"),
+    (
+        '{"id": 2, "label": "x", "images": [3]}',
+        "a file of type image must be named by a string, got a number",
+    ),
+    (
+        '{"id": 2, "label": "x", "images": [["a.png"]]}',
+        "a file of type image must be named by a string, got a list",
+    ),
+    (
+        '{"id": 2, "label": "x", "text": "x", "meta": {"cluster": []}}',
+        "meta.cluster must be a string or a number, got a list",
+    ),
+    ('{"id": 2, "label": "x", "messages": [{"content": "x"}]}', "must be an object with role and content"),
     ('{"id": 2, "label": "x", "messages": [{"role": 1, "content": "x"}]}', "an object with role and content"),
-    ('{"id": 2, "label": "x", "messages": [{"role": "user", "content": 7}]}', "content is text, or objects"),
+    (
+        '{"id": 2, "label": "x", "messages": [{"role": "user", "content": 7}]}',
+        "must be a string or a list of objects",
+    ),
     (
         '{"id": 2, "label": "x", "messages": [{"role": "user", "content": ["x"]}]}',
-        "content is text, or objects",
+        "must be a string or a list of objects",
     ),
     (
         '{"id": 2, "label": "x", "messages": [{"role": "user", "content": [{"type": "text"}]}]}',
-        "a part of type text without a text",
+        "a part of type text needs a text",
     ),
     (
         '{"id": 2, "label": "x", "messages": [{"role": "user", "content": [{"type": "smell"}]}]}',
-        "a part of type 'smell', not text, image, audio or video",
+        "a part of type 'smell'. Types: text, image, audio, video",
     ),
     (
         '{"id": 2, "label": "x", "messages": [{"role": "user", "content": [{"type": "\\u001b[31m"}]}]}',
-        r"a part of type '.*\[31m', not text, image, audio or video",
+        r"a part of type '.*\[31m'. Types: text, image, audio, video",
     ),
     ('{"id": 2, "label": "x", "\\u001b[31m": 1, "text": "x"}', r"unknown fields '.*\[31m'"),
-    ('{"id": 1, "label": "x", "text": "x"}', "2 examples with the id '1', the first in line 1"),
-    ("null", "an example is a JSON object"),
-    ("NaN", "an example is a JSON object"),
+    ('{"id": 1, "label": "x", "text": "x"}', "the id '1' is already used in line 1"),
+    ("null", "an example must be a JSON object, got null"),
+    ("NaN", "an example must be a JSON object, got a number"),
     ('{"id": 2, "label": "x", "text": "' + "a" * 1_000_001 + '"}', "a text of 1,000,001 characters"),
     (json.dumps({"id": 2, "label": "x", "images": ["a.png"] * 1001}), "1,001 files of type image"),
     (json.dumps({"id": 2, "label": "x", "audio": ["a.wav"] * 101}), "101 files of type audio"),
-    ('{"id": 2, "label": "x", "audio": {"a": 1}}', "audio is a dict, not a text or a list"),
-    ('{"id": 2, "label": "x", "audio": [["a.wav"]]}', "a sound is named by a text, not by a list"),
-    ('{"id": 2, "label": "x", "video": [1, 2]}', "a frame of a film is named by a text, not by a int"),
+    ('{"id": 2, "label": "x", "audio": {"a": 1}}', "audio must be a string or a list, got an object"),
+    (
+        '{"id": 2, "label": "x", "audio": [["a.wav"]]}',
+        "a file of type audio must be named by a string, got a list",
+    ),
+    (
+        '{"id": 2, "label": "x", "video": [1, 2]}',
+        "a file of type video must be named by a string, got a number",
+    ),
 )
 
 
