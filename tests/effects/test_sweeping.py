@@ -256,7 +256,7 @@ def test_wrong_grids_are_told(demo: al.Demo) -> None:
         al.Grid(demo.base.sites, "rule", donor=demo.tuned)
     with pytest.raises(TableError, match="each may be given once, got transplant, transplant"):
         al.Grid(demo.base.sites, "role", ("transplant", "transplant"), donor=demo.tuned)
-    with pytest.raises(TableError, match="not -3"):
+    with pytest.raises(TableError, match="n_random must be 0 or more, got -3"):
         al.Grid(demo.base.sites, donor=demo.tuned, n_random=-3)
     with pytest.raises(TableError, match="finest grouping"):
         al.Grid(demo.base.sites, "site,role", donor=demo.tuned)
