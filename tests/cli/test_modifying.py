@@ -22,14 +22,14 @@ from tests.conftest import nudge, tiny
 # Sends itself the interrupt when the second block of weights is written.
 INTERRUPTED = """
 import os, signal, sys
-from affectlens.interventions.writing import sharding
-copy, count = sharding.copy, []
+from affectlens.writing import shards
+copy, count = shards.copy, []
 def interrupted(file, stream, *, start, stop):
     count.append(start)
     if len(count) == 2:
         os.kill(os.getpid(), signal.SIGINT)
     copy(file, stream, start=start, stop=stop)
-sharding.copy = interrupted
+shards.copy = interrupted
 from affectlens.cli import main
 main()
 """
@@ -53,7 +53,7 @@ def words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     def ran(*arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["affectlens", *map(str, arguments)])
         ending = run()
-        return Ended(ending.code, capsys.readouterr().out, ending.told)
+        return Ended(ending.code, capsys.readouterr().out, ending.message)
 
     return ran
 
@@ -72,7 +72,7 @@ def test_transplant_writes_and_tells(pair: tuple[Path, Path], words: Words, tmp_
     assert (0, "") == (ended.code, ended.told)
     assert "Transplant of 2 sites from tuned in base: alpha 1" in ended.out
     assert "language gate_proj      2       3,072" in ended.out
-    assert f"It is in {tmp_path / 'out'}." in ended.out
+    assert f"Written to {tmp_path / 'out'}." in ended.out
     assert {"language.0.gate_proj", "language.1.gate_proj"} == changed(base, tmp_path / "out")
     donor, found = al.open_checkpoint(tuned), al.open_checkpoint(tmp_path / "out")
     assert all(
@@ -163,8 +163,8 @@ def test_errors_are_told_in_a_line(pair: tuple[Path, Path], words: Words, tmp_pa
         (1, ("transplant", base, tuned, "--role", "gate_proj", "--layers", "0-7"), "no site has layer=2"),
         (1, ("transplant", base, tmp_path / "none", "--role", "gate_proj"), "no such file or folder"),
         (1, ("export", tuned, "--base", base), "holds no LoRA factors"),
-        (2, ("zero", base), "say which sites"),
-        (2, ("zero", base, "--layers", "3-1"), "no list of layers"),
+        (2, ("zero", base), "select sites with --role"),
+        (2, ("zero", base, "--layers", "3-1"), "is not a list of layers"),
         (2, ("scale", base, "--role", "gate_proj"), "Missing option"),
     )
     for code, arguments, message in cases:
