@@ -51,7 +51,7 @@ def remembering(module: nn.Module) -> Iterator[dict[bytes, Any]]:
 
     def remembered(*args: Any, **kwargs: Any) -> Any:
         digest = hashlib.blake2b(digest_size=16)
-        if not _hash_into(digest, (args, kwargs)):
+        if not _hash_into(digest, (args, kwargs)):  # an input that can't be compared
             return forward(*args, **kwargs)
         key = digest.digest()
         if key not in memory:
@@ -77,8 +77,9 @@ def _hash_into(digest: "hashlib.blake2b", value: object) -> bool:
         return True
     if isinstance(value, Mapping):
         digest.update(f"mapping {len(value)}".encode())
+        # Sorted, so that the order of keyword arguments does not matter.
         return all(_hash_into(digest, item) for item in sorted(value.items()))
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple):  # the length tells [a, [b]] from [[a], b]
         digest.update(f"sequence {len(value)}".encode())
         return all(_hash_into(digest, item) for item in value)
     digest.update(f"{type(value).__name__} {value!r}".encode())

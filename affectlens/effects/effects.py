@@ -76,6 +76,7 @@ class Effects(Table):
                 continue
             sign = _direction(frame, str(row["task"])) * (-1.0 if row["action"] == "revert" else 1.0)
             strong = int((sign * null["effect"] >= sign * row["effect"]).sum())
+            # The effect itself counts as one of the draws, or p could be 0.
             p = (strong + 1) / (len(null) + 1) if len(null) >= 999 else None
             named = {name: row[name] for name in ("action", "sites", "task")}
             rows.append({**named, "draws": len(null), "at_least": strong, "p": p})

@@ -216,6 +216,7 @@ def _decoded(lens: Lens, ids: list[int]) -> tuple[int, ...]:
 def _batch_logps(
     lens: Lens, batch: Mapping[str, Tensor], labels: tuple[tuple[int, ...], ...]
 ) -> Float[Tensor, "batch labels"]:
+    # One pass gives the next token's probability for all labels; longer ones need a pass each.
     if all(len(ids) == 1 for ids in labels):
         logps = lens.run(batch)[:, -1].log_softmax(-1)
         return logps[:, [ids[0] for ids in labels]].cpu()

@@ -107,6 +107,7 @@ class Grid:
         return [name.strip() for name in self.by.split(",")] if isinstance(self.by, str) else []
 
     def _null(self, family: str, layers: list[list[Sites]]) -> Iterator[GridUnit]:
+        # Seeded for each family, so that its draws do not depend on which others there are.
         rng = np.random.default_rng(self.seed)
         for draw in range(self.n_random):
             picked = [choices[rng.integers(len(choices))] for choices in layers]

@@ -73,6 +73,7 @@ class Journal:
                 f"{self.path}: the journal is broken, with {len(raw)} bytes for {rows} × {columns} numbers. "
                 "Delete it"
             )
+        # A copy, since torch warns of arrays that can't be written.
         return np.frombuffer(raw, "<f4").reshape(rows, columns).copy()
 
     def keep(self, found: Mapping[str, Float[np.ndarray, "examples labels"]]) -> None:
@@ -83,6 +84,7 @@ class Journal:
             for key, logps in found.items()
         ]
         with self._reporting():
+            # IMMEDIATE takes the write lock now: sweeps that share the file wait for each other.
             self._rows.execute("BEGIN IMMEDIATE")
             try:
                 self._rows.executemany("INSERT OR IGNORE INTO judged VALUES (?, ?, ?, ?, ?)", entries)

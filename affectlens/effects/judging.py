@@ -104,7 +104,7 @@ class SweepContext:
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """What a worker builds its context from: sources and tasks, no tensors."""
+    """The sources and settings that a worker builds its context from; no tensors."""
 
     base: str
     donors: tuple[tuple[str, str], ...]  # name, source
@@ -130,7 +130,7 @@ def collect(
 
     Raises the error of a job that fails if it is one of the `needed`, and `JournalError`.
     """
-    wanted = list(dict.fromkeys(jobs))
+    wanted = list(dict.fromkeys(jobs))  # two units can be one model, e.g. the only group and the whole change
     changed = Sites(site for job in wanted for step in job.steps for site in step.sites)
     failed: dict[JudgingJob, Failed] = {}
     with ExitStack() as stack:
@@ -147,6 +147,7 @@ def collect(
             leave=False,
         )
         stack.enter_context(bar)
+        # Closed on an error too, which cancels the jobs that workers have not begun.
         for job, outcome in stack.enter_context(closing(execute(work, left, executor=executor))):
             if not isinstance(outcome, Failed):
                 judged[job] = outcome

@@ -86,7 +86,7 @@ def sweep(
         for row in _rows(unit, known[job], ends=(known[base], known[tuned]), size=swept.size(unit))
     ]
     frame = pd.DataFrame(rows, columns=list(_COLUMNS))
-    frame["seed"] = frame["seed"].astype("Int64")
+    frame["seed"] = frame["seed"].astype("Int64")  # nullable: only draws have one
     lost = [_failure(unit, failed[job]) for unit, job in jobs.items() if job in failed]
     return Effects(frame, {**swept.origin(list(prepared.values()), lost), "failed": lost})
 
@@ -145,6 +145,7 @@ class _Sweep:
             return (WeightChange(unit.sites, "control" if unit.kind == "control-tuning" else "tuned"),)
         if unit.action == "zero":
             return (*self.whole, WeightChange(unit.sites))
+        # A revert is tuned with base's weights at these sites: base with all other changes of tuned.
         kept = self.moved - unit.sites
         return (WeightChange(kept, "tuned"),) if kept else ()
 
@@ -199,6 +200,7 @@ def _prepare(lens: Lens, grid: Grid) -> _Sweep:
 
 def _changed_sites(lens: Lens, donor: Checkpoint) -> Sites:
     """Return the sites where a donor differs from base, compared in the dtype of the live model."""
+    # A change that rounding to the live dtype removes would change nothing in the live model.
     live = lens.checkpoint
     return Sites(
         site

@@ -40,7 +40,7 @@ def margin(logps: Labels, gold: Gold) -> Values:
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is computed: the mean of a per-example column of `Scores`.
+    """A metric: the mean of a per-example column of `Scores`, and how it is computed.
 
     `of` fills the column from the log-probabilities of all labels; without it the column comes from the
     answers, which greedy ones have too. A `binary` column holds 0 and 1 and gets score intervals, any other

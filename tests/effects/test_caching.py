@@ -8,7 +8,7 @@ from affectlens.effects.caching import remembering, remembering_senses
 
 
 def test_senses_are_remembered_to_the_bit(lens: al.Lens, demo: al.Demo) -> None:
-    """With the vision tower run once, logits are the same bits; nothing stays behind."""
+    """With the vision tower run once, the logits have the same bits, and no hook is left behind."""
     task = demo.task("faces-unseen")
     batch = lens.prepare(*task.examples[:8], prompt=task.prompt)
     expected = lens.run(batch)
@@ -24,7 +24,7 @@ def test_senses_are_remembered_to_the_bit(lens: al.Lens, demo: al.Demo) -> None:
 
 
 def test_the_memory_of_a_tower_sees_into_lists() -> None:
-    """Two lists of different tensors are two inputs; an object that can't be seen into is not remembered."""
+    """Lists of different tensors are different inputs; with an object of unknown type, nothing is cached."""
     calls = []
 
     class Tower(nn.Module):

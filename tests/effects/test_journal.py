@@ -1,4 +1,4 @@
-"""A sweep that is broken off, at any moment and in any way, ends in the table of an unbroken one."""
+"""A sweep that is interrupted at any moment, in any way, and run again gives the uninterrupted table."""
 
 import os
 import resource
@@ -50,7 +50,7 @@ def unbroken(run: Sweep) -> pd.DataFrame:
 
 @pytest.fixture
 def count(monkeypatch: pytest.MonkeyPatch) -> Counter[JudgingJob]:
-    """How often each model is judged; the class itself is left as it was."""
+    """Count how often each model is judged; the class is restored afterwards."""
     found: Counter[JudgingJob] = Counter()
     judged = SweepContext.judge
 
@@ -71,7 +71,7 @@ def kept(path: Path) -> int:
 def test_a_second_run_judges_nothing_again(
     run: Sweep, unbroken: pd.DataFrame, count: Counter[JudgingJob], tmp_path: Path
 ) -> None:
-    """What the journal has is taken from it, to the bit."""
+    """Results in the journal are reused to the bit."""
     first = run(journal=tmp_path / "sweep")
     once = count.copy()
     second = run(journal=tmp_path / "sweep")
@@ -91,7 +91,7 @@ def test_a_sweep_that_was_broken_off_goes_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Broken off six times at seeded places in the writing: each model once, and one more for each break."""
+    """Interrupted six times at seeded writes: each model is judged once, and one more per interruption."""
     keep, rng = Journal.keep, np.random.default_rng(0)
     left = 0
 
@@ -121,7 +121,7 @@ def test_kill_9_at_any_moment_costs_one_model(
     monkeypatch: pytest.MonkeyPatch,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """Killed at seeded moments: what was kept is judged once, and the end is that of an unbroken run."""
+    """Killed at seeded moments: no kept model is judged again, and the table equals an uninterrupted one."""
     begins: list[float] = []
     journal, log = tmp_path / "sweep", tmp_path / "log"
     judged, keep = SweepContext.judge, Journal.keep
@@ -168,7 +168,7 @@ def test_kill_9_at_any_moment_costs_one_model(
 
 
 def _wait_for(log: Path, child: int) -> None:
-    """Until the child has begun a model, or is done."""
+    """Wait until the child has begun a model, or has ended."""
     before = log.stat().st_size if log.exists() else 0
     while not (log.exists() and log.stat().st_size > before):
         if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
@@ -179,7 +179,7 @@ def _wait_for(log: Path, child: int) -> None:
 def test_other_weights_or_questions_have_other_keys(
     run: Sweep, lens: al.Lens, task: al.Task, count: Counter[JudgingJob], tmp_path: Path
 ) -> None:
-    """Neither a base that is changed at the moment nor another task is answered from the journal."""
+    """The journal answers neither for a base that is edited at the moment nor for another task."""
     journal = tmp_path / "sweep"
     run(journal=journal)
     before = kept(journal)
@@ -195,7 +195,7 @@ def test_other_weights_or_questions_have_other_keys(
 
 
 def test_results_of_processes_are_the_same(run: Sweep, unbroken: pd.DataFrame, tmp_path: Path) -> None:
-    """Workers load base and donors by their paths; the table is that of one process."""
+    """Workers load base and donors by path and give the same table as one process."""
     found = run(executor=processes(1), journal=tmp_path / "sweep")
 
     pd.testing.assert_frame_equal(unbroken, found.frame, check_exact=True)
@@ -205,7 +205,7 @@ def test_results_of_processes_are_the_same(run: Sweep, unbroken: pd.DataFrame, t
 def test_a_model_that_a_worker_would_not_see_is_refused(
     run: Sweep, lens: al.Lens, demo: al.Demo, task: al.Task
 ) -> None:
-    """In memory, or changed since it was loaded: a worker would judge another model."""
+    """A model in memory, or one changed since it was loaded, is refused: a worker would judge another one."""
     live = al.Lens(lens.model, lens.processor)
     grid = al.Grid(demo.base.sites, donor=demo.tuned, n_random=0)
     with pytest.raises(LensError, match="was not loaded from files"):
@@ -221,7 +221,7 @@ def test_a_model_that_a_worker_would_not_see_is_refused(
 def test_a_model_that_fails_is_told_and_the_others_finish(
     run: Sweep, unbroken: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tried three times, left out, named in the table and first among its findings."""
+    """It is tried three times, left out, listed in `failed`, and is the first notice of the table."""
     judged, tries = SweepContext.judge, Counter[str]()
 
     def failing(context: SweepContext, job: JudgingJob) -> Answers:
@@ -289,7 +289,7 @@ def other_numbers(path: Path) -> None:
     ids=["bytes", "database", "cut", "numbers", "fifo"],
 )
 def test_what_is_no_journal_is_told(make: Callable[[Path], None], message: str, tmp_path: Path) -> None:
-    """By its path; it is left as it is."""
+    """The error names the path, and the file stays as it is."""
     path = tmp_path / "sweep"
     make(path)
     before = path.stat().st_size
@@ -301,7 +301,7 @@ def test_what_is_no_journal_is_told(make: Callable[[Path], None], message: str, 
 
 
 def test_a_full_disk_keeps_what_was_kept(tmp_path: Path) -> None:
-    """The error names the journal; what it held can be read."""
+    """The error names the journal, whose earlier results can still be read."""
     path, block = tmp_path / "sweep", np.ones((100, 100), "f4")
 
     def fill() -> None:
@@ -332,7 +332,7 @@ def test_a_full_disk_keeps_what_was_kept(tmp_path: Path) -> None:
 def test_memory_that_runs_out_halves_the_batch(
     lens: al.Lens, demo: al.Demo, run: Sweep, unbroken: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five examples fit: the answers of a batch of twenty are the same, and so is a sweep."""
+    """If only five examples fit, a batch of twenty gives the same answers, and a sweep the same table."""
     task = demo.task("faces-unseen").head(20)
     expected = al.evaluate(lens, task)
     said = al.evaluate(lens, task, answer="greedy", max_new_tokens=1).frame["text"]
@@ -351,7 +351,7 @@ def test_memory_that_runs_out_halves_the_batch(
 
 
 def test_one_example_too_many_is_told(lens: al.Lens, demo: al.Demo, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing fits, by the task's name; other errors of the model are its own."""
+    """The error names the task if no example fits; other errors of the model pass unchanged."""
     task = demo.task("faces-unseen").head(4)
     limit(monkeypatch, 0)
     with pytest.raises(LensError, match="task 'faces-unseen': not enough memory for even one example"):
@@ -362,7 +362,7 @@ def test_one_example_too_many_is_told(lens: al.Lens, demo: al.Demo, monkeypatch:
 
 
 def limit(monkeypatch: pytest.MonkeyPatch, most: int, error: Exception | None = None) -> list[int]:
-    """Let a forward pass of more than `most` examples run out of memory; returns the sizes tried."""
+    """Make a forward pass of more than `most` examples run out of memory; return the sizes tried."""
     sizes: list[int] = []
     forward = al.Lens.run
 
@@ -384,5 +384,5 @@ def limit(monkeypatch: pytest.MonkeyPatch, most: int, error: Exception | None = 
 
 
 def test_nothing_asked_is_nothing_done(lens: al.Lens) -> None:
-    """An empty sweep opens no journal and fails at nothing."""
+    """An empty sweep opens no journal and has no failures."""
     assert ({}, {}) == collect(SweepContext(lens, {}, {}), [], needed=(), progress=False)

@@ -38,14 +38,14 @@ def test_bad_lines_are_named(line: str, message: str, tmp_path: Path) -> None:
 
 
 def test_braces_in_a_text_are_data() -> None:
-    """A text is put into the prompt as it is."""
+    """Braces in a text are not filled in."""
     example = al.Example("1", "x", text="{labels} {0}")
 
     assert "say {labels} {0}" == example.chat("say {text}")[0]["content"][-1]["text"]
 
 
 def test_null_is_absent(tmp_path: Path) -> None:
-    """As pandas writes fields that are not there; the word 'None' reaches no prompt."""
+    """A null field, as pandas writes a missing one, counts as absent; no prompt contains 'None'."""
     line = {"id": 1, "text": None, "image": "a.png", "messages": None, "meta": None, "label": "happy"}
     (example, _) = al.load_task(
         "labels", write(tmp_path / "t.jsonl", line, {**GOOD, "id": 2, "label": "sad"})
@@ -55,7 +55,7 @@ def test_null_is_absent(tmp_path: Path) -> None:
 
 
 def test_text_of_other_encodings_is_told(tmp_path: Path) -> None:
-    """A byte order mark is skipped; what is not UTF-8 is an error of ours."""
+    """A byte order mark is skipped; other encodings than UTF-8 are a `TaskError`."""
     file = write(tmp_path / "t.jsonl", GOOD, {**GOOD, "id": 2, "label": "sad"})
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     assert 2 == len(al.load_task("labels", file))
@@ -66,7 +66,7 @@ def test_text_of_other_encodings_is_told(tmp_path: Path) -> None:
 
 
 def test_examples_name_their_media(tmp_path: Path) -> None:
-    """Paths go from the file of the task; a list of frames is one film."""
+    """Paths are relative to the task's file; a list of frames is one film."""
     lines = [
         {"id": 1, "label": "a", "audio": "x.wav", "video": "film"},
         {"id": 2, "label": "b", "audio": ["x.wav", "y.wav"], "video": ["1.png", "2.png"], "text": "hm"},
@@ -84,7 +84,7 @@ def test_examples_name_their_media(tmp_path: Path) -> None:
 
 
 def test_media_are_tuples() -> None:
-    """One text would be taken apart into letters."""
+    """A string instead of a tuple is an error: its letters would be taken for files."""
     example = al.Example("1", "x")
     object.__setattr__(example, "audio", "a.wav")
     with pytest.raises(TaskError, match="audio must be a tuple of files, got a string"):

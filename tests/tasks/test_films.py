@@ -15,7 +15,7 @@ COLOURS = ("red", "green", "blue", "white", "black")
 
 
 def colours(folder: Path, count: int, *, size: tuple[int, int] = (4, 4)) -> list[str]:
-    """Frames numbered from 0, each of one grey of its own."""
+    """Write frames numbered from 0, each in its own grey."""
     folder.mkdir(exist_ok=True)
     files = [folder / f"f{n}.png" for n in range(count)]
     for n, file in enumerate(files):
@@ -28,7 +28,7 @@ def greys(film: films.Film) -> list[int]:
 
 
 def test_films_are_folders_lists_and_animations(tmp_path: Path) -> None:
-    """However its frames are given, a film is the same; an animation has a clock."""
+    """A film is the same however its frames are given; only an animation has a rate."""
     files = colours(tmp_path / "film", 12)
     pictures = [Image.open(file) for file in files]
     pictures[0].save(tmp_path / "a.png", save_all=True, append_images=pictures[1:], duration=100)
@@ -47,7 +47,7 @@ def test_films_are_folders_lists_and_animations(tmp_path: Path) -> None:
 
 
 def test_a_gif_is_a_film(tmp_path: Path) -> None:
-    """Also a still picture is one, of one frame."""
+    """A still GIF is a film of one frame."""
     pictures = [Image.new("RGB", (4, 4), colour) for colour in COLOURS]
     pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=500)
     pictures[0].save(tmp_path / "still.gif")
@@ -59,7 +59,7 @@ def test_a_gif_is_a_film(tmp_path: Path) -> None:
 
 
 def test_frames_are_taken_at_even_distances(tmp_path: Path) -> None:
-    """The first and the last are among them, and an animation's clock goes by those that are taken."""
+    """They include the first and the last, and the rate of an animation is that of the frames taken."""
     files = colours(tmp_path / "film", 31)
     pictures = [Image.open(file) for file in files]
     pictures[0].save(tmp_path / "a.png", save_all=True, append_images=pictures[1:], duration=100)
@@ -71,7 +71,7 @@ def test_frames_are_taken_at_even_distances(tmp_path: Path) -> None:
 
 
 def test_films_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing, frames of two sizes, links out of a folder, and broken files are errors that name them."""
+    """Empty films, frames of two sizes, links out of a folder and broken files are errors that name them."""
     monkeypatch.setitem(sys.modules, "av", None)
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "none").mkdir()

@@ -17,7 +17,7 @@ from affectlens.tasks import open_picture, open_sound
 
 
 def test_pictures_are_cut_from_sheets(tmp_path: Path) -> None:
-    """A media fragment names one picture of a sheet; outside it is an error."""
+    """A media fragment cuts one picture from a sheet; a fragment outside the sheet is an error."""
     sheet = Image.new("RGB", (20, 10), "white")
     sheet.putpixel((12, 3), (255, 0, 0))
     sheet.save(tmp_path / "sheet.png")
@@ -35,7 +35,7 @@ def test_pictures_are_cut_from_sheets(tmp_path: Path) -> None:
 
 def tone(path: Path, *, rate: int = 16_000, hertz: float = 440.0, seconds: float = 0.5, dtype: str = "int16",
          channels: int = 1) -> Path:  # fmt: skip
-    """A sine at half the largest value, as a WAV file."""
+    """Write a sine at half the largest value as a WAV file."""
     values = 0.5 * np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate)
     kind = np.dtype(dtype)
     if kind.kind == "i":
@@ -48,7 +48,7 @@ def tone(path: Path, *, rate: int = 16_000, hertz: float = 440.0, seconds: float
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "float32", "float64"])
 def test_sounds_are_parts_of_the_largest_value(dtype: str, tmp_path: Path) -> None:
-    """However a sample is stored, half of the largest value is 0.5."""
+    """Half of the largest value is 0.5 in every sample format."""
     sound = open_sound(str(tone(tmp_path / "a.wav", dtype=dtype)), 16_000)
 
     assert (np.float32, 8000) == (sound.dtype, len(sound))
@@ -57,7 +57,7 @@ def test_sounds_are_parts_of_the_largest_value(dtype: str, tmp_path: Path) -> No
 
 
 def test_24_bits_are_read(tmp_path: Path) -> None:
-    """Three bytes a sample, as recorders write them."""
+    """Samples of three bytes, as recorders write them, are read."""
     with wave.open(str(tmp_path / "a.wav"), "wb") as stream:
         stream.setnchannels(1)
         stream.setsampwidth(3)
@@ -69,7 +69,7 @@ def test_24_bits_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
 def test_sounds_are_resampled(rate: int, tmp_path: Path) -> None:
-    """A tone recorded at another rate is the same tone at the model's."""
+    """A tone recorded at another rate becomes the same tone at the model's rate."""
     same = open_sound(str(tone(tmp_path / "a.wav")), 16_000)
     other = open_sound(str(tone(tmp_path / "b.wav", rate=rate)), 16_000)
 
@@ -79,7 +79,7 @@ def test_sounds_are_resampled(rate: int, tmp_path: Path) -> None:
 
 
 def test_channels_are_averaged(tmp_path: Path) -> None:
-    """What is on one of two channels alone is half as loud."""
+    """A sound on only one of two channels is half as loud."""
     left = np.zeros((1000, 2), np.float32)
     left[:, 0] = 0.8
     wavfile.write(tmp_path / "a.wav", 16_000, left)
@@ -88,7 +88,7 @@ def test_channels_are_averaged(tmp_path: Path) -> None:
 
 
 def test_sounds_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pipes, devices, addresses, broken, empty and lying files are errors that name them, at once."""
+    """Pipes, devices, URLs, and files that are broken, empty or lie about their size are errors, at once."""
     monkeypatch.setitem(sys.modules, "soundfile", None)
     os.mkfifo(tmp_path / "pipe.wav")
     good = tone(tmp_path / "good.wav").read_bytes()
@@ -134,7 +134,7 @@ def test_sounds_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_other_sounds_take_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is no WAV file names the extra that reads it."""
+    """The error of another format names the extra that reads it."""
     monkeypatch.setitem(sys.modules, "soundfile", None)
     (tmp_path / "a.mp3").write_bytes(b"ID3\x03" + bytes(100))
     with pytest.raises(MissingExtra, match=r"need soundfile: pip install 'affectlens\[media\]'"):

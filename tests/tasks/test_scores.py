@@ -50,7 +50,7 @@ def test_an_unknown_metric_names_those_there_are(lens: al.Lens, demo: al.Demo) -
 
 
 def test_reading_a_task_loads_no_heavy_package() -> None:
-    """Neither torch nor pandas nor Pillow for a task; neither torch nor av for its media."""
+    """A task needs neither torch, pandas nor Pillow; its media need neither torch nor av."""
     run = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=True)
 
     assert ["[]", "[]"] == run.stdout.splitlines()

@@ -1,4 +1,4 @@
-"""Tasks and pictures from strangers: each line is an example or an error that names it; nothing hangs."""
+"""Tasks and pictures from strangers: an example, or an error that names the line; nothing hangs."""
 
 import json
 import os
@@ -85,7 +85,7 @@ def write(path: Path, *lines: object) -> Path:
 
 
 def png(path: Path, width: int, height: int) -> Path:
-    """A small file that says it is a large picture."""
+    """Write a small file whose header states a large picture."""
     chunks = b""
     for name, data in ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", b"")):
         chunks += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -95,7 +95,7 @@ def png(path: Path, width: int, height: int) -> Path:
 
 @pytest.mark.parametrize(("line", "message"), LINES, ids=[message for _, message in LINES])
 def test_bad_lines_are_named(line: str, message: str, tmp_path: Path) -> None:
-    """The error says which file and line, in one line, fit to print."""
+    """The error names the file and the line, on one printable line."""
     with pytest.raises(TaskError, match=message) as caught:
         al.load_task("labels", write(tmp_path / "t.jsonl", GOOD, line))
 
@@ -104,7 +104,7 @@ def test_bad_lines_are_named(line: str, message: str, tmp_path: Path) -> None:
 
 
 def test_what_is_no_file_does_not_block(tmp_path: Path) -> None:
-    """A pipe, a device, a folder and names that can't be are told before they are opened."""
+    """Pipes, devices, folders and impossible names are refused before they are opened."""
     os.mkfifo(tmp_path / "pipe")
     for path, message in (
         (tmp_path / "pipe", "not an ordinary file"),
@@ -119,7 +119,7 @@ def test_what_is_no_file_does_not_block(tmp_path: Path) -> None:
 
 
 def test_a_line_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line or file beyond all measure is not read to its end."""
+    """A line or file above the limit is not read to its end."""
     file = write(tmp_path / "t.jsonl", GOOD, " " * 2000)
     monkeypatch.setattr(examples, "_LINE", 1000)
     with pytest.raises(TaskError, match="line 2: longer than 1,000 bytes"):
@@ -130,7 +130,7 @@ def test_a_line_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_other_ends_of_line_are_text(tmp_path: Path) -> None:
-    """A line separator of Unicode within a text does not end the line of JSON."""
+    """A Unicode line separator inside a text does not end the JSON line."""
     text = "one\u2028two\x85three\x0cfour"
     file = tmp_path / "t.jsonl"
     lines = [{**GOOD, "text": text}, OTHER]
@@ -140,7 +140,7 @@ def test_other_ends_of_line_are_text(tmp_path: Path) -> None:
 
 
 def test_labels_that_are_not_there_are_counted(tmp_path: Path) -> None:
-    """NaN, as pandas writes what is missing, and the empty text are no label of any kind of task."""
+    """NaN, as pandas writes a missing label, and the empty string are dropped and counted."""
     lines = [{**GOOD, "id": n, "label": label} for n, label in enumerate(("a", "b", float("nan"), "", "nan"))]
     task = al.load_task("labels", write(tmp_path / "t.jsonl", *lines))
 
@@ -148,7 +148,7 @@ def test_labels_that_are_not_there_are_counted(tmp_path: Path) -> None:
 
 
 def test_pictures_may_lie_where_the_task_says(tmp_path: Path) -> None:
-    """A task names its pictures by any path, as people do; what is no picture gives nothing away."""
+    """A task may name pictures by any path; the error of another kind of file shows none of its content."""
     Image.new("RGB", (4, 4), "red").save(tmp_path / "red.png")
     (tmp_path / "secret.png").write_text("password")
     (tmp_path / "task").mkdir()
@@ -165,7 +165,7 @@ def test_pictures_may_lie_where_the_task_says(tmp_path: Path) -> None:
 
 
 def test_pictures_that_are_none(tmp_path: Path) -> None:
-    """Pipes, devices, addresses, bombs, programs and broken files are errors that name them, at once."""
+    """Pipes, devices, URLs, decompression bombs, programs and broken files are errors, at once."""
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "program.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(x) run\n")
     Image.new("RGB", (64, 64), "red").save(tmp_path / "cut.png")

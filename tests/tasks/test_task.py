@@ -1,4 +1,4 @@
-"""Tasks are read strictly: what can't be judged is told or counted, never dropped in silence."""
+"""Tasks are read strictly: an example that can't be judged is an error, or dropped and counted."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_a_task_is_its_file(tmp_path: Path) -> None:
 
 
 def test_numbers_become_signs_and_zeros_are_counted(tmp_path: Path) -> None:
-    """Valence −1.5 is negative, 2 positive; 0 and NaN are dropped, and the task says how many were."""
+    """Valence −1.5 is negative and 2 positive; 0 and NaN are dropped and counted."""
     lines = [{"id": i, "text": "x", "label": v} for i, v in enumerate((-1.5, 2, 0, float("nan")))]
     task = al.load_task("valence", write(tmp_path / "v.jsonl", *lines))
 
@@ -52,7 +52,7 @@ def test_numbers_become_signs_and_zeros_are_counted(tmp_path: Path) -> None:
 
 
 def test_bad_tasks_are_told(tmp_path: Path) -> None:
-    """No file, no such kind, one label, doubled ids, stray labels."""
+    """A missing file, an unknown kind, one label, repeated ids and unknown labels are errors."""
     file = write(tmp_path / "t.jsonl", GOOD, {**GOOD, "label": "sad"})
     with pytest.raises(TaskError, match="no such file"):
         al.load_task("labels", tmp_path / "none.jsonl")
@@ -68,11 +68,11 @@ def test_bad_tasks_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "label"), ANSWERS)
 def test_answers_are_read_strictly(text: str, label: str | None) -> None:
-    """One label as a word of its own, not negated; anything else is no answer."""
+    """An answer is one label, as a whole word and not negated."""
     assert label == read_answer(text, ("happy", "sad"))
 
 
 @pytest.mark.parametrize(("text", "label"), NESTED)
 def test_the_longest_label_is_the_one_named(text: str, label: str | None) -> None:
-    """'very happy' is not also 'happy'."""
+    """'very happy' is not read as 'happy'."""
     assert label == read_answer(text, ("happy", "very happy"))
