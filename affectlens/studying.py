@@ -80,15 +80,15 @@ def study(
         writable(Path(out) / "drift.parquet")  # raises now, not after hours of work
     before = open_checkpoint(base)
     after = open_checkpoint(tuned, base=before)
-    beside = None if control is None else open_checkpoint(control, base=before)
-    drift = refuse_unrelated(diff(before, after, control=beside, progress=progress))
+    other = None if control is None else open_checkpoint(control, base=before)
+    drift = refuse_unrelated(diff(before, after, control=other, progress=progress))
     lens = load(before, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     grid = Grid(
         before.sites,
         roles(before.sites),
         actions,
         donor=after,
-        control=beside,
+        control=other,
         n_random=n_random,
         seed=seed,
     )

@@ -228,8 +228,8 @@ def _sequence_logp(lens: Lens, batch: Mapping[str, Tensor], ids: tuple[int, ...]
     answer = torch.tensor(ids, device=lens.device)
     longer = continued(batch, answer)
     logps = lens.run(longer, last=len(ids) + 1, answer=len(ids))[:, :-1].log_softmax(-1)
-    said = answer.to(logps.device).expand(len(logps), -1).unsqueeze(-1)
-    return logps.gather(-1, said).squeeze(-1).sum(1)
+    tokens = answer.to(logps.device).expand(len(logps), -1).unsqueeze(-1)
+    return logps.gather(-1, tokens).squeeze(-1).sum(1)
 
 
 def _frame(task: Task, predictions: list[str | None] | list[str]) -> pd.DataFrame:

@@ -194,8 +194,8 @@ def _prepare(lens: Lens, grid: Grid) -> _Sweep:
         raise NothingToCompare(
             f"{tuned.store.name} equals the base in every weight, so there is nothing to transplant"
         )
-    beside = Sites(()) if control is None else _changed_sites(lens, control)
-    return _Sweep(lens, grid, tuned, moved, control, beside, pair(root, tuned).unlike)
+    control_moved = Sites(()) if control is None else _changed_sites(lens, control)
+    return _Sweep(lens, grid, tuned, moved, control, control_moved, pair(root, tuned).unlike)
 
 
 def _changed_sites(lens: Lens, donor: Checkpoint) -> Sites:
