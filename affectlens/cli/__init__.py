@@ -1,4 +1,6 @@
-"""The command line: one function a verb, tables as the files between them.
+"""The command line: one function per verb; saved tables pass results from one verb to the next.
+
+    process: run ──▶ verbs (typer) ──▶ inspecting, modifying, or the library ──▶ text ──▶ the terminal
 
 Exit codes: 0 done, 1 a clear error, 2 usage, 130 interrupted.
 """
@@ -7,10 +9,10 @@ from affectlens.cli.process import interrupted, leave, listen
 
 
 def main() -> None:
-    """Run the command line; an error of ours is one line on standard error."""
+    """Run the command line; an error is one line on standard error."""
     try:
         listen()
-        # Only now, so that Ctrl-C is answered meanwhile as well.
+        # Imported only now, so that Ctrl-C works during the import too.
         from affectlens.cli.process import run
 
         run().leave()

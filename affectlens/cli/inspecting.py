@@ -1,62 +1,40 @@
-"""The verb `diff`: a table for people, or one strict JSON document for machines."""
+"""Print what `inspect` and `diff` found: text for people, or strict JSON for programs."""
 
 import json
 import sys
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from affectlens.cli.text import tell_drift
-from affectlens.printable import seen, sentence
+from affectlens.printable import sentence
 
 if TYPE_CHECKING:
     from affectlens.checkpoints import Look
+    from affectlens.drift import Drift
     from affectlens.lens import Verification
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What to compare, and how closely; the names are those of `affectlens.diff`."""
-
-    base: str
-    tuned: str
-    control: str | None
-    preset: str | None
-    alpha: float | None
-    detail: str | None
-    spectra: int | None
-    align: bool
-
-
-def compare(asked: Asked, *, by: str, output: Path | None, as_json: bool) -> None:
-    """Diff, save where asked, and print."""
-    from affectlens.drift import diff
-    from affectlens.drift.diffing import refuse_unrelated
+def show_drift(drift: "Drift", *, by: str, as_json: bool) -> None:
+    """Print the groups and the ledger of a drift."""
     from affectlens.table_formats import records
 
-    drift = refuse_unrelated(diff(**asdict(asked)))
-    if output is not None:
-        drift.save(output)
-    if as_json:
-        tables = {"by": records(drift.by(by)), "ledger": records(drift.ledger)}
-        document = {**tables, "findings": drift.findings, "origin": drift.origin}
-        print(json.dumps(document, indent=2, allow_nan=False))
+    if not as_json:
+        print("\n".join(tell_drift(drift, by)))
         return
-    print("\n".join(tell_drift(drift, by)))
-    if output is not None:
-        print(f"\nThe table is in {seen(str(output))}.")
+    tables = {"by": records(drift.by(by)), "ledger": records(drift.ledger)}
+    document = {**tables, "findings": drift.findings, "origin": drift.origin}
+    print(json.dumps(document, indent=2, allow_nan=False))
 
 
 def inspect(source: str, *, as_json: bool, verify: bool, trust_remote_code: bool) -> None:
-    """Print what `source` is, or one JSON record a tensor; raises `CheckpointError`, `RoleRefuted`."""
+    """Print what `source` is, or one JSON record per tensor. Raises `CheckpointError`, `RoleRefuted`."""
     from affectlens.checkpoints import look
 
     found = look(source)
     verified = _verified(found, source, trust_remote_code=trust_remote_code) if verify else None
     if as_json and verified is not None:
-        verified.check()  # before anything is printed: who reads JSON gets all of it or nothing
+        verified.check()  # before anything is printed: a program must get all of the JSON or none
     if as_json:
-        # One write for all: a line at a time costs more than laying them out.
+        # One write for all: line by line, printing takes longer than the rest.
         sys.stdout.write("".join(json.dumps(row) + "\n" for row in found.records()))
     else:
         print("\n".join(f"{name:12} {sentence(value)}" for name, value in found.lines()))

@@ -1,4 +1,4 @@
-"""Run a verb: keep the libraries quiet, parse the command line, and turn whatever happens into an end."""
+"""Run a verb in this process: keep libraries quiet, turn every outcome into an exit code, end on Ctrl-C."""
 
 import io
 import logging
@@ -17,40 +17,41 @@ from typing import NamedTuple, NoReturn
 from affectlens.errors import AffectlensError
 from affectlens.printable import seen, sentence
 
-DEBUG = "AFFECTLENS_DEBUG"  # set, it lets errors end in their traceback
-_LONGEST = 1000
-_PATIENCE = 3.0  # seconds for unwinding
-_heard = threading.Event()
+DEBUG = "AFFECTLENS_DEBUG"  # if set, errors end in their traceback
+_LONGEST = 1000  # characters of an error message
+_PATIENCE = 3.0  # seconds for an interrupted run to clean up
+_interrupted = threading.Event()
 
 
 class Ending(NamedTuple):
     """An exit code, and lines for standard error."""
 
     code: int
-    told: str = ""
+    message: str = ""
 
     def leave(self) -> None:
-        """End the process so; without an error to tell of, the caller goes on."""
+        """Print the message and end the process; return if the code is 0."""
         ignore()
         with suppress(OSError):
-            print(self.told, end="\n" if self.told else "", file=sys.stderr, flush=True)
+            print(self.message, end="\n" if self.message else "", file=sys.stderr, flush=True)
         try:
             sys.stdout.flush()
-        except OSError:  # nobody reads it, or the disk is full: what is left goes nowhere
+        except OSError:
+            # No reader, or a full disk. Drop the rest, or Python would report the error again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if self.code:
             sys.exit(self.code)
 
 
 def run() -> Ending:
-    """Run the verb that the command line asks for, and say how that ended."""
+    """Run the verb on the command line and return how it ended."""
     try:
         _prepare()
         from typer.main import get_command
 
         from affectlens.cli.verbs import app
 
-        # Not by calling the app: it has answers of its own to Ctrl-C and to a pipe that nobody reads.
+        # Calling the app instead would let click handle Ctrl-C and closed pipes, with other exit codes.
         with get_command(app).make_context("affectlens", sys.argv[1:]) as context:
             context.command.invoke(context)
         sys.stdout.flush()
@@ -59,28 +60,16 @@ def run() -> Ending:
     return Ending(0)
 
 
-def _prepare() -> None:
-    """Let no library speak beside us, and no character or closed stream stop what is printed."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, io.StringIO())
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
-    if DEBUG in os.environ:
-        return
-    logging.disable()
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    if not sys.warnoptions:  # else somebody asked for them
-        warnings.simplefilter("ignore")
-
-
 def ending(error: BaseException) -> Ending:
-    """How a run ends that raised an error; an interrupt goes on, and with AFFECTLENS_DEBUG every error."""
+    """Return how a run ends that raised an error.
+
+    After Ctrl-C, and with AFFECTLENS_DEBUG, the error is raised again.
+    """
     if interrupted():
         raise error
     if isinstance(error, BrokenPipeError):
-        return Ending(0)  # `| head` has read enough
-    usage = getattr(error, "exit_code", None)  # of typer's and click's own
+        return Ending(0)  # e.g. `| head`, which has read enough
+    usage = getattr(error, "exit_code", None)  # on errors of typer and click
     if usage is not None:
         return Ending(usage, _usage(error))
     if DEBUG in os.environ or not isinstance(error, Exception):
@@ -93,6 +82,48 @@ def ending(error: BaseException) -> Ending:
         place = f"{error.filename}: " if error.filename else ""
         return Ending(1, f"error: {sentence(place + (error.strerror or str(error)), _LONGEST)}")
     return Ending(1, _internal(error))
+
+
+def listen() -> None:
+    """Install the Ctrl-C handler, and a thread that ends the process if unwinding takes too long."""
+    signal.signal(signal.SIGINT, _on_interrupt)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    # Written to by the signal itself; the Python handler runs only once a call into C has returned.
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reading,), daemon=True).start()
+
+
+def interrupted() -> bool:
+    """Return whether Ctrl-C was pressed, even if a library swallowed its exception."""
+    return _interrupted.is_set()
+
+
+def leave() -> NoReturn:
+    """End the process at once, even with imports half done and threads still running."""
+    with suppress(OSError):
+        os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
+def ignore() -> None:
+    """Ignore Ctrl-C from now on: the output is complete, and only cleaning up is left."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _prepare() -> None:
+    """Silence the libraries; make printing work with any character and with closed streams."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, io.StringIO())
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    if DEBUG in os.environ:
+        return
+    logging.disable()
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if not sys.warnoptions:  # otherwise the user asked for warnings
+        warnings.simplefilter("ignore")
 
 
 def _usage(error: BaseException) -> str:
@@ -111,39 +142,12 @@ def _internal(error: BaseException) -> str:
     )
 
 
-def listen() -> None:
-    """Answer Ctrl-C so from now on."""
-    signal.signal(signal.SIGINT, _hear)
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    # Written to at once, where a handler waits until the interpreter is back from C.
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(reading,), daemon=True).start()
-
-
-def ignore() -> None:
-    """Ignore it from now on: all is said, and what is left is tidying up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def interrupted() -> bool:
-    """Whether Ctrl-C was heard, whatever became of its exception."""
-    return _heard.is_set()
-
-
-def _hear(_signal: int, _frame: FrameType | None) -> None:
+def _on_interrupt(_signal: int, _frame: FrameType | None) -> None:
     if interrupted():
-        return  # a second one would break off the unwinding
-    _heard.set()
-    sys.unraisablehook = lambda _: None  # raised in a finalizer it could only print a traceback
+        return  # a second exception would stop the cleaning up
+    _interrupted.set()
+    sys.unraisablehook = lambda _: None  # in a finalizer the exception would only print a traceback
     raise KeyboardInterrupt
-
-
-def leave() -> NoReturn:
-    """End the process at once, also where imports were broken off and threads still work."""
-    with suppress(OSError):
-        os.write(2, b"interrupted\n")
-    os._exit(130)
 
 
 def _watch(pipe: int) -> None:

@@ -1,26 +1,26 @@
-"""What a drift, its effects and the conclusions say on a terminal, as lines of text."""
+"""The text that the command line prints of tables, conclusions and records, as lines."""
 
 import textwrap
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from affectlens.printable import NULL, cell, plain, sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
-
     import pandas as pd
 
     from affectlens.drift import Drift
     from affectlens.effects import Effects
 
-_MUCH = 0.1  # a share of ‖Δ‖² that is worth a column
+Record = Mapping[str, Any]  # parsed JSON
 WIDTH = 100
+_MUCH = 0.1  # the share of ‖Δ‖² from which rounding gets a column
+_HEAD = ("sites", "transplant", "share", "revert", "share", "control's Δ", "zero", "null as strong")
+_SETTINGS = ("alpha", "factor", "seed")  # of an intervention, in its record
 
 
 def tell_drift(drift: "Drift", by: str = "tower,role") -> list[str]:
-    """Say what was compared, what must not be overlooked, how far it moved by group, and the ledger."""
+    """Return what was compared, the findings, how far each group moved, and the ledger."""
     groups = [name.strip() for name in by.split(",")]
     frame = drift.by(by)
     return [
@@ -36,18 +36,18 @@ def tell_drift(drift: "Drift", by: str = "tower,role") -> list[str]:
 
 
 def _others(frame: "pd.DataFrame") -> str:
-    """How many groups have no row, and whether they could have moved."""
+    """Return how many groups have no row, and whether they could have moved."""
     beyond = int((frame["targeted"] == 0).sum())
     still = int((frame["frobenius"] == 0).sum()) - beyond
     counts = [(still, "did not"), (beyond, "could not: the tuning does not reach them")]
-    told = [(count, words) for count, words in counts if count > 0]
-    noun = "group" if told and told[0][0] == 1 else "groups"
-    said = [f"{count} {f'{noun} ' if not at else ''}{words}" for at, (count, words) in enumerate(told)]
-    return f" ({', '.join(said)})" if said else ""
+    known = [(count, words) for count, words in counts if count > 0]
+    noun = "group" if known and known[0][0] == 1 else "groups"
+    parts = [f"{count} {f'{noun} ' if not at else ''}{words}" for at, (count, words) in enumerate(known)]
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _moved(moved: "pd.DataFrame", groups: list[str]) -> list[str]:
-    """The groups that moved, with the columns that say something of them, and what the rarer ones mean."""
+    """Return the groups that moved, without columns that are empty, and the meaning of rare columns."""
     if moved.empty:
         return ["no group moved"]
     table = moved[[*groups, "sites", "size", "frobenius", "relative", "rms"]].copy()
@@ -80,14 +80,17 @@ def _percent(share: float) -> str | None:
     return f"{round(100 * share)}%" if share == share else None
 
 
-def _source(side: str, who: "Mapping[str, Any]") -> str:
+def _source(side: str, who: Record) -> str:
     size = f"{who['parameters']:,} parameters, {plain(who['dtype'])}"
     return f"{side:8} {plain(who['name'])}: {plain(who['model_type'])}, {size}"
 
 
 def tell_effects(effects: "Effects", metric: str = "margin") -> list[str]:
-    """Say, for each task, what each group of sites does, beside its null and the control."""
-    meaning = " = log p(gold) − log p(best other)" if metric == "margin" else ""
+    """Return, for each task, the effect of each group of sites, beside its null and the control."""
+    from affectlens.tasks.scores import find_metric
+
+    formula = find_metric(metric).formula
+    meaning = f" = {formula}" if formula else ""
     lines = warned(effects.origin.get("findings", ()))
     lines += [f"What the change does to the {metric}{meaning}; 95 % intervals, share of the gain over base"]
     ranks = effects.ranks(metric)
@@ -102,9 +105,6 @@ def tell_effects(effects: "Effects", metric: str = "margin") -> list[str]:
         here = ranks[ranks["task"] == task] if len(ranks) else ranks
         lines += textwrap.indent(aligned(_HEAD, _groups(group, here)), "  ").splitlines()
     return lines
-
-
-_HEAD = ("sites", "transplant", "share", "revert", "share", "control's Δ", "zero", "null as strong")
 
 
 def _groups(table: "pd.DataFrame", ranks: "pd.DataFrame") -> list[tuple[str, ...]]:
@@ -140,7 +140,7 @@ def _value(found: "pd.DataFrame") -> str:
 
 
 def tell_conclusions(drift: "Drift", effects: "Effects") -> list[str]:
-    """Say the answer, what may be concluded and what may not."""
+    """Return the answer, and what may and may not be concluded."""
     from affectlens.views.sentences.conclusions import conclude
 
     found = conclude(drift, effects)
@@ -152,15 +152,66 @@ def tell_conclusions(drift: "Drift", effects: "Effects") -> list[str]:
     return lines
 
 
+def tell_record(record: Record) -> list[str]:
+    """Return what an edited checkpoint or an exported adapter consists of."""
+    return _exported(record) if "adapter" in record else _edited(record)
+
+
+def _edited(found: Record) -> list[str]:
+    base, edited = found["base"], found["edited"]
+    counts = [
+        [role, *(f"{count[name]:,}" for name in ("sites", "parameters"))]
+        for role, count in edited["roles"].items()
+    ]
+    share = edited["parameters"] / (base["parameters"] or 1)
+    total = f"{edited['parameters']:,} of {base['parameters']:,} parameters ({share:.1%})"
+    return [
+        *(_step(step, base["name"]) for step in found["interventions"]),
+        *aligned(("role", "sites", "parameters"), counts).splitlines(),
+        f"{total}, in {edited['tensors']:,} tensors",
+        *warned(found["notices"]),
+        *_not_carried_over(found["not_carried_over"]),
+    ]
+
+
+def _step(step: Record, base: str) -> str:
+    stated = ", ".join(
+        f"{name} {step[name]:g}" for name in _SETTINGS if isinstance(step.get(name), int | float)
+    )
+    donor = f" from {plain(step['donor']['name'])}" if "donor" in step else ""
+    return f"{step['intervention']} of {len(step['sites'])} sites{donor} in {plain(base)}" + (
+        f": {stated}" if stated else ""
+    )
+
+
+def _not_carried_over(donors: dict[str, list[str]]) -> list[str]:
+    return [
+        line
+        for donor, sentences in donors.items()
+        if sentences
+        for line in (f"Not carried over from {plain(donor)}:", *warned(sentences))
+    ]
+
+
+def _exported(found: Record) -> list[str]:
+    adapter = found["adapter"]
+    whole = f", {adapter['saved_whole']} modules saved whole" if adapter["saved_whole"] else ""
+    names = f"{plain(found['source']['name'])} over {plain(found['base']['name'])}"
+    return [
+        f"PEFT adapter of {names}: {adapter['modules']} modules, {adapter['parameters']:,} parameters{whole}",
+        *warned(f"left out: {name} ({why})" for name, why in found["left_out"].items()),
+    ]
+
+
 def rows(frame: "pd.DataFrame", names: Sequence[str] = ()) -> list[str]:
-    """Write the named columns of a frame (all by default) as aligned lines, a dash for null."""
+    """Return the named columns of a frame (all by default) as aligned lines, with a dash for null."""
     kept = [name for name in names or list(frame.columns) if name in frame]
     cells = [[cell(value) for value in row] for row in frame[kept].itertuples(index=False)]
     return aligned(kept, cells).splitlines()
 
 
 def warned(findings: Iterable[object]) -> list[str]:
-    """Write what must not be overlooked, each in full however long it is; each word as a name would be.
+    """Return each finding in full, wrapped, after a `!`; control characters are replaced.
 
     >>> warned(["not\\x1b[31m the base"])
     ['! not�[31m the base']
@@ -170,7 +221,7 @@ def warned(findings: Iterable[object]) -> list[str]:
 
 
 def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Set rows in columns, numbers to the right.
+    """Return rows as aligned columns, with numbers to the right.
 
     >>> print(aligned(["role", "rms"], [["gate_proj", "0.1"], ["q", "0.25"]]))
     role        rms

@@ -1,7 +1,7 @@
-"""Run an unchanged part of a model once per input, however many interventions are made elsewhere.
+"""Run an unchanged part of a model once per input, however many interventions change the rest.
 
-A sweep over language roles shows the same pictures hundreds of times; the vision tower's answer is
-the same to the bit each time, so it is kept, under a hash of everything the tower was given.
+A sweep over language roles shows the same pictures hundreds of times; the output of the vision tower is the
+same to the bit each time, so it is cached under a hash of all its inputs.
 """
 
 import hashlib
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from affectlens.checkpoints import Checkpoint
 from affectlens.sites import Sites
 
-_SENSES = ("vision", "audio")
+_TOWERS = ("vision", "audio")
 
 
 @contextmanager
 def remembering_senses(model: nn.Module, live: Checkpoint, *, changed: Sites) -> Iterator[list[str]]:
-    """Remember the vision and audio towers that hold none of the `changed` sites; yields their names."""
+    """Cache the vision and audio towers that hold none of the `changed` sites; yield their names."""
     touched = {live.storage[site].tensor for site in changed}
     with ExitStack() as stack:
         names = []
-        for tower in _SENSES:
+        for tower in _TOWERS:
             tensors = [where.tensor for site, where in live.storage.items() if site.tower == tower]
             name = _root(tensors)
             if name and not any(tensor.startswith(f"{name}.") for tensor in touched):
@@ -34,7 +34,7 @@ def remembering_senses(model: nn.Module, live: Checkpoint, *, changed: Sites) ->
 
 
 def _root(tensors: list[str]) -> str:
-    """The innermost module that holds all of these parameters."""
+    """Return the path of the innermost module that holds all these parameters."""
     paths = [tensor.split(".")[:-1] for tensor in tensors]
     shared = [parts[0] for parts in zip(*paths, strict=False) if len(set(parts)) == 1]
     return ".".join(shared)
@@ -42,16 +42,16 @@ def _root(tensors: list[str]) -> str:
 
 @contextmanager
 def remembering(module: nn.Module) -> Iterator[dict[bytes, Any]]:
-    """Keep the outputs of a module's forward pass for the length of a block; yields the memory.
+    """Cache the outputs of a module's forward pass inside a block; yield the cache.
 
-    Only for a module whose weights and hooks stay as they are inside the block.
+    Only for a module whose weights and hooks stay the same inside the block.
     """
     memory: dict[bytes, Any] = {}
     forward = module.forward
 
     def remembered(*args: Any, **kwargs: Any) -> Any:
         digest = hashlib.blake2b(digest_size=16)
-        if not _feed(digest, (args, kwargs)):
+        if not _hash_into(digest, (args, kwargs)):  # an input that can't be compared
             return forward(*args, **kwargs)
         key = digest.digest()
         if key not in memory:
@@ -63,23 +63,24 @@ def remembering(module: nn.Module) -> Iterator[dict[bytes, Any]]:
     try:
         yield memory
     finally:
-        # The class's own forward shows again once the instance's is gone.
+        # Deleting the instance's attribute uncovers the forward of the class.
         del module.forward
         if shadowed is not None:
             module.forward = shadowed
 
 
-def _feed(digest: "hashlib.blake2b", value: Any) -> bool:
-    """Hash a value with all that it holds; false for a kind whose content can't be seen."""
+def _hash_into(digest: "hashlib.blake2b", value: object) -> bool:
+    """Hash a value and its contents; return False for a type whose contents can't be hashed."""
     if isinstance(value, Tensor):
         digest.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return True
     if isinstance(value, Mapping):
         digest.update(f"mapping {len(value)}".encode())
-        return all(_feed(digest, item) for item in sorted(value.items()))
-    if isinstance(value, list | tuple):
+        # Sorted, so that the order of keyword arguments does not matter.
+        return all(_hash_into(digest, item) for item in sorted(value.items()))
+    if isinstance(value, list | tuple):  # the length tells [a, [b]] from [[a], b]
         digest.update(f"sequence {len(value)}".encode())
-        return all(_feed(digest, item) for item in value)
+        return all(_hash_into(digest, item) for item in value)
     digest.update(f"{type(value).__name__} {value!r}".encode())
     return isinstance(value, str | int | float | bool | torch.dtype | torch.device | None)

@@ -1,7 +1,7 @@
-"""Intervals that cover: score intervals for counts, and a bootstrap over clusters for everything else.
+"""95 % intervals: score intervals for counts, and a bootstrap over clusters for everything else.
 
 The plain bootstrap is too narrow for few examples and for rare discordant pairs; the score intervals of
-Wilson (1927) and Tango (1998, Stat. Med. 17) hold their level there. `benchmarks/coverage.py` measures it.
+Wilson (1927) and Tango (1998, Stat. Med. 17) keep their coverage there. `benchmarks/coverage.py` measures it.
 """
 
 import math
@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 _NORMAL = NormalDist()
 Z = _NORMAL.inv_cdf(0.975)
 DRAWS = 2000
-FEWEST = 4  # clusters, below which there is no interval
+FEWEST = 4  # clusters; below that there is no interval
 _BESIDE = 1e-9
 
 
@@ -31,29 +31,29 @@ class Interval(NamedTuple):
 
     @property
     def clear_of_zero(self) -> bool:
-        """Whether zero lies outside; false where there is no interval."""
+        """True if zero is outside; False without an interval (NaN)."""
         return self.low > 0 or self.high < 0
 
     @property
     def divides(self) -> bool:
-        """Whether shares of it mean something: clear of zero, and known to within half its size."""
+        """True if it can be the denominator of a share: clear of zero, and no wider than its own size."""
         return self.clear_of_zero and self.high - self.low <= abs(self.value)
 
 
 def wilson(hits: int | float, n: int | float) -> Interval:
-    """Wilson's score interval of a proportion; `n` may be an effective number (see `effective`)."""
+    """Return Wilson's score interval of a proportion; `n` may be an effective number (see `effective`)."""
     p, z2 = hits / n, Z * Z
     middle = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z / (1 + z2 / n) * np.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    # At 0 and 1 the ends are p itself, but for the last bit.
+    # At p = 0 and p = 1 one end is p itself; without min and max it would miss p by the last bit.
     return Interval(p, min(p, max(0.0, float(middle - half))), max(p, min(1.0, float(middle + half))))
 
 
 def effective(values: Float[np.ndarray, " examples"], clusters: Int[np.ndarray, " examples"]) -> float:
-    """How many independent examples clustered ones are worth: n over the design effect (Kish 1965).
+    """Return the effective number of independent examples: n over the design effect (Kish 1965).
 
-    Between the number of clusters and n. Values that are all equal show nothing of how alike clusters
-    are, and count as one a cluster.
+    It is between the number of clusters and n. Values that are all equal do not show how alike the examples
+    of a cluster are, so each cluster counts as one example.
     """
     n, count = len(values), int(clusters.max()) + 1
     if count == n or count < 2:
@@ -67,19 +67,19 @@ def effective(values: Float[np.ndarray, " examples"], clusters: Int[np.ndarray, 
 
 
 def tango(gained: int | float, lost: int | float, *, n: int | float) -> Interval:
-    """Tango's score interval of a difference of paired proportions.
+    """Return Tango's score interval of a difference of paired proportions.
 
-    `gained` pairs went from wrong to right, `lost` from right to wrong, of `n`; effective numbers may
-    be given for clustered pairs.
+    Of `n` pairs, `gained` went from wrong to right and `lost` from right to wrong; for clustered pairs, give
+    effective numbers.
     """
     from scipy.optimize import brentq
 
     value = (gained - lost) / n
 
     def excess(delta: float, level: float) -> float:
-        """How far the score is above a level, times its standard error, which may be zero."""
-        # The likelihood of q = P(right → wrong) under the difference delta has its maximum at a
-        # root of a quadratic.
+        """Return how far the score exceeds a level, times its standard error, which may be zero."""
+        # Under the difference delta, the likelihood of q = P(right → wrong) is largest at a root of a
+        # quadratic.
         b = -gained - lost + (2 * n - gained + lost) * delta
         c = -lost * delta * (1 - delta)
         q = (math.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
@@ -100,11 +100,11 @@ def tango(gained: int | float, lost: int | float, *, n: int | float) -> Interval
 def bootstrap(
     values: Float[np.ndarray, " examples"], clusters: Int[np.ndarray, " examples"], *, seed: int = 0
 ) -> Interval:
-    """The BCa bootstrap interval of a mean, resampling whole clusters (Efron 1987).
+    """Return the BCa bootstrap interval of a mean, resampling whole clusters (Efron 1987).
 
-    With few clusters the bootstrap is too narrow, so its quantiles are those of Student's t, widened
-    by √(k/(k−1)) for k clusters (Hesterberg 2015, The American Statistician 69). Fewer than four tell
-    too little of the spread: their interval is NaN.
+    With few clusters the bootstrap is too narrow, so the quantiles come from Student's t and are widened by
+    √(k/(k−1)) for k clusters (Hesterberg 2015, The American Statistician 69). Fewer than four clusters say
+    too little about the spread: their interval is NaN.
     """
     sums = np.bincount(clusters, weights=values)
     sizes = np.bincount(clusters).astype(float)
@@ -136,6 +136,6 @@ def _student(freedom: int) -> float:
 
 @lru_cache(maxsize=8)
 def _weights(count: int, seed: int) -> Float[np.ndarray, "draws clusters"]:
-    # Shared by all means over the same clusters, so that comparisons see the same resamples.
+    # Cached, so that all means over the same clusters are compared on the same resamples.
     rng = np.random.default_rng(seed)
     return rng.multinomial(count, np.full(count, 1 / count), size=DRAWS).astype(float)

@@ -1,4 +1,4 @@
-"""One example: a JSON line `{id, text | messages, image(s), audio, video, label, meta}`, and its chat."""
+"""Examples: JSON lines `{id, text | messages, image(s), audio, video, label, meta}`, and their chats."""
 
 import json
 import math
@@ -22,46 +22,59 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "messages": list,
     "meta": dict,
 }
-_MEDIA = {"image": "a picture", "audio": "a sound", "video": "a frame of a film"}
-_PARTS = ("text", *_MEDIA)  # what a message may be made of
-_TEXT = 1_000_000  # characters; a model's context is far shorter, and its tokenizer would take minutes
-_MOST = {"image": 1000, "audio": 100, "video": 100_000}  # of an example; of a film's frames some are shown
-_LINE, _FILE = 64_000_000, 2_000_000_000  # bytes; what is longer is no example and no task
+_JSON = {
+    str: "a string",
+    int: "a number",
+    float: "a number",
+    bool: "a boolean",
+    list: "a list",
+    dict: "an object",
+}
+_MEDIA = ("image", "audio", "video")
+_PARTS = ("text", *_MEDIA)  # the types of the parts of a message
+_TEXT = 1_000_000  # characters; more than models take, and a tokenizer would need minutes
+_MOST = {"image": 1000, "audio": 100, "video": 100_000}  # files of one example
+_CONTENT = "the content of a message must be a string or a list of objects with a type"
+_LINE, _FILE = 64_000_000, 2_000_000_000  # bytes; the limits of one example and of a task
 
 
 @dataclass(frozen=True)
 class Example:
-    """Hold what a model is shown and the label it should give.
+    """What a model is shown, and the label it should answer with.
 
-    Media are files: pictures; sounds; and films, each a video file, a folder of frames, or a tuple of them.
+    Media are given as files. A film is a video file, a folder of frames, or a tuple of frames.
+
+    >>> example = Example("1", "happy", text="What a day!", images=("face.png",))
+    >>> example.chat("{text} Which emotion is this?")[0]["content"]
+    [{'type': 'image'}, {'type': 'text', 'text': 'What a day! Which emotion is this?'}]
     """
 
     id: str
     label: str
     text: str = ""
-    images: tuple[str, ...] = ()  # files; `sheet.png#xywh=x,y,w,h` cuts one picture out of a sheet
-    messages: tuple[Mapping[str, Any], ...] = ()  # a ready chat; its parts say where text and media stand
+    images: tuple[str, ...] = ()  # files; `sheet.png#xywh=x,y,w,h` is one picture of a sheet
+    messages: tuple[Mapping[str, Any], ...] = ()  # a ready chat, whose parts place text and media
     meta: Mapping[str, Any] = field(default_factory=dict)
     audio: tuple[str, ...] = ()
     video: tuple[str | tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("images", "audio", "video"):
-            if isinstance(getattr(self, name), str):
-                raise TaskError(f"example {self.id!r}: {name} is a tuple of files, also where it is one")
+            if isinstance(getattr(self, name), str):  # its letters would be taken for files
+                raise TaskError(f"example {self.id!r}: {name} must be a tuple of files, got a string")
 
     @property
     def media(self) -> Mapping[str, int]:
-        """How many there are of each medium: `image`, `audio`, `video`."""
+        """The number of files of each medium: `image`, `audio`, `video`."""
         return {"image": len(self.images), "audio": len(self.audio), "video": len(self.video)}
 
     @property
     def cluster(self) -> str:
-        """What this example shares with others (a face, a speaker, a dialogue); its id if nothing."""
+        """What this example shares with others (a face, a speaker, a dialogue); by default its own id."""
         return str(self.meta.get("cluster", self.id))
 
     def chat(self, prompt: str = "{text}") -> list[dict[str, Any]]:
-        """Render as chat messages: pictures, sounds, films, then `prompt` with `{text}` filled in."""
+        """Return chat messages: pictures, sounds, films, then `prompt` with `{text}` filled in."""
         if self.messages:
             return [dict(message) for message in self.messages]
         parts: list[dict[str, Any]] = [
@@ -75,15 +88,17 @@ class Example:
 def from_json(entry: Any, *, folder: Path, where: str) -> Example:
     """Read an example from a parsed JSON line; paths of media are relative to `folder`.
 
-    `audio` is a file or a list of files; `video` a file, a folder of frames, or a list of frames.
+    `audio` is a file or a list of files; `video` is a file, a folder of frames, or a list of frames.
 
-    Raises `TaskError` naming the line (`where`) for what is no example.
+    Raises `TaskError`, which names the line (`where`), for anything else than an example.
     """
     if not isinstance(entry, dict):
-        raise TaskError(f"{where}: an example is a JSON object")
+        raise TaskError(f"{where}: an example must be a JSON object, got {_json(entry)}")
     entry = {name: value for name, value in entry.items() if value is not None}  # null is absent
     if "id" not in entry or "label" not in entry:
-        raise TaskError(f"{where}: an example needs an id and a label; here: {_listed(entry) or 'nothing'}")
+        raise TaskError(
+            f"{where}: an example needs an id and a label. Fields here: {_listed(entry) or 'none'}"
+        )
     if not any(entry.get(name) for name in ("text", "messages", "image", "images", "audio", "video")):
         raise TaskError(f"{where}: an example needs text, messages, image, images, audio or video")
     unknown = sorted(set(entry) - set(_KINDS))
@@ -91,18 +106,19 @@ def from_json(entry: Any, *, folder: Path, where: str) -> Example:
         raise TaskError(f"{where}: unknown fields {_listed(unknown)}. Known: {', '.join(_KINDS)}")
     for name, kind in _KINDS.items():
         if name in entry and not isinstance(entry[name], kind):
-            wanted = "text or a number" if kind == (str, int, float) else "text or a list"
-            wanted = kind.__name__ if isinstance(kind, type) else wanted
-            raise TaskError(f"{where}: {name} is a {type(entry[name]).__name__}, not a {wanted}")
-    if not isinstance(entry.get("meta", {}).get("cluster", ""), str | int | float):
-        raise TaskError(f"{where}: the cluster is no text or number")
+            kinds = kind if isinstance(kind, tuple) else (kind,)
+            wanted = " or ".join(dict.fromkeys(_JSON[one] for one in kinds))
+            raise TaskError(f"{where}: {name} must be {wanted}, got {_json(entry[name])}")
+    cluster = entry.get("meta", {}).get("cluster", "")
+    if not isinstance(cluster, str | int | float):
+        raise TaskError(f"{where}: meta.cluster must be a string or a number, got {_json(cluster)}")
     for message in entry.get("messages", ()):
         _check_message(message, where)
     media = {kind: _files(entry, kind) for kind in _MEDIA}
     _check_sizes(entry, media, where=where)
     found = {kind: tuple(str(folder / file) for file in files) for kind, files in media.items()}
     frames = isinstance(entry.get("video"), list)
-    # What pandas writes for a label that is not there.
+    # pandas writes NaN for a missing label.
     absent = isinstance(entry["label"], float) and math.isnan(entry["label"])
     return Example(
         id=str(entry["id"]),
@@ -122,44 +138,50 @@ def _files(entry: Mapping[str, Any], kind: str) -> list[Any]:
     return found if isinstance(found, list) else [found]
 
 
+def _json(value: object) -> str:
+    return _JSON.get(type(value), "null")
+
+
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(name if name.isidentifier() else quoted(name) for name in islice(names, 8))
 
 
 def _check_message(message: Any, where: str) -> None:
     if not (isinstance(message, dict) and isinstance(message.get("role"), str) and "content" in message):
-        raise TaskError(f"{where}: a message is an object with role and content")
+        raise TaskError(f"{where}: a message must be an object with role and content")
     content = message["content"]
     for part in [{"type": "text", "text": content}] if isinstance(content, str) else _parts(content, where):
         if not (isinstance(part, dict) and isinstance(part.get("type"), str)):
-            raise TaskError(f"{where}: a message's content is text, or objects with a type")
+            raise TaskError(f"{where}: {_CONTENT}")
         if part["type"] not in _PARTS:
-            known = ", ".join(_PARTS[:-1]) + f" or {_PARTS[-1]}"
-            raise TaskError(f"{where}: a message has a part of type {quoted(part['type'])}, not {known}")
+            known = ", ".join(_PARTS)
+            raise TaskError(f"{where}: a message has a part of type {quoted(part['type'])}. Types: {known}")
         if part["type"] == "text" and not isinstance(part.get("text"), str):
-            raise TaskError(f"{where}: a message has a part of type text without a text")
+            raise TaskError(f"{where}: a part of type text needs a text")
 
 
 def _parts(content: Any, where: str) -> list[Any]:
     if not isinstance(content, list):
-        raise TaskError(f"{where}: a message's content is text, or objects with a type")
+        raise TaskError(f"{where}: {_CONTENT}")
     return content
 
 
 def _check_sizes(entry: Mapping[str, Any], media: Mapping[str, list[Any]], *, where: str) -> None:
     size = len(entry.get("text", "")) + (len(str(entry["messages"])) if "messages" in entry else 0)
     if size > _TEXT:
-        raise TaskError(f"{where}: a text of {size:,} characters; most are {_TEXT:,}")
+        raise TaskError(f"{where}: a text of {size:,} characters, the limit is {_TEXT:,}")
     for kind, files in media.items():
         if len(files) > _MOST[kind]:
-            raise TaskError(f"{where}: {len(files):,} files of type {kind}; most are {_MOST[kind]:,}")
+            raise TaskError(f"{where}: {len(files):,} files of type {kind}, the limit is {_MOST[kind]:,}")
         for file in files:
             if not isinstance(file, str):
-                raise TaskError(f"{where}: {_MEDIA[kind]} is named by a text, not by a {type(file).__name__}")
+                raise TaskError(
+                    f"{where}: a file of type {kind} must be named by a string, got {_json(file)}"
+                )
 
 
 def read_examples(file: Path) -> list[Example]:
-    """Read a file of JSON lines. Raises `TaskError` naming the file, and the line where it is one."""
+    """Read a file of JSON lines. Raises `TaskError`, which names the file or the line."""
     try:
         state = file.stat()
         if not stat.S_ISREG(state.st_mode):  # a pipe or device would never end
@@ -170,12 +192,12 @@ def read_examples(file: Path) -> list[Example]:
             return list(_examples(stream, file))
     except TaskError:
         raise
-    except (FileNotFoundError, ValueError):  # a name with a null character is none
-        raise TaskError(f"{file}: there is no such file of examples") from None
+    except (FileNotFoundError, ValueError):  # ValueError: a name with a null character
+        raise TaskError(f"{file}: no such file of examples") from None
     except OSError as error:
         raise TaskError(f"{file}: can't be read ({error.strerror})") from None
     except MemoryError:
-        raise TaskError(f"{file}: more than fits into memory") from None
+        raise TaskError(f"{file}: does not fit into memory") from None
 
 
 def _examples(stream: IO[bytes], file: Path) -> Iterator[Example]:
@@ -187,12 +209,12 @@ def _examples(stream: IO[bytes], file: Path) -> Iterator[Example]:
         example = from_json(_parsed(line, where), folder=file.parent, where=where)
         first = seen.setdefault(example.id, number)
         if first != number:
-            raise TaskError(f"{where}: 2 examples with the id {example.id!r}, the first in line {first}")
+            raise TaskError(f"{where}: the id {example.id!r} is already used in line {first}")
         yield example
 
 
 def _lines(stream: IO[bytes], file: Path) -> Iterator[bytes]:
-    # By line feeds alone: JSON allows the other ends of line that Python knows within a text.
+    # Only line feeds end a line: JSON strings may hold the other line ends that Python knows.
     number = 0
     while line := stream.readline(_LINE + 1):
         number += 1
@@ -204,12 +226,12 @@ def _lines(stream: IO[bytes], file: Path) -> Iterator[bytes]:
 def _parsed(line: bytes, where: str) -> Any:
     try:
         entry = json.loads(line.decode("utf-8"), object_pairs_hook=lambda pairs: _once(pairs, where))
-        if b"\\ud" in line.lower():  # an escape may stand for half a character, which is no text
+        if b"\\ud" in line.lower():  # the escape of a lone surrogate parses, but can't be encoded again
             json.dumps(entry, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError:
         raise TaskError(f"{where}: not UTF-8 text") from None
     except UnicodeEncodeError:
-        raise TaskError(f"{where}: holds half of a character (a lone surrogate)") from None
+        raise TaskError(f"{where}: contains half of a character (a lone surrogate)") from None
     except RecursionError:
         raise TaskError(f"{where}: nested too deep") from None
     except ValueError as error:
@@ -223,6 +245,6 @@ def _once(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise TaskError(
-            f"{where}: a field stands twice in one object: {', '.join(k for k, _ in pairs)[:100]}"
+            f"{where}: a field appears twice in one object: {', '.join(k for k, _ in pairs)[:100]}"
         )
     return found

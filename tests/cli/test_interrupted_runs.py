@@ -1,4 +1,4 @@
-"""The command line broken off for real, killed or interrupted, and run again to the unbroken table."""
+"""The command line killed or interrupted for real, then run again to the uninterrupted table."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ PAIR = (str(HOME / "base"), str(HOME / "tuned"))
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The arguments of a sweep of half a minute, but for where the table goes."""
+    """Return the arguments of a sweep of half a minute, without its output."""
     lines = (HOME / "tasks" / "sentences.jsonl").read_text("utf-8").splitlines()
     few = tmp_path_factory.mktemp("task") / "few.jsonl"
     few.write_text("\n".join(lines[::2]), "utf-8")
@@ -45,7 +45,7 @@ def start(words: list[str], out: Path, *more: str) -> "subprocess.Popen[str]":
 
 
 def wait_for(journal: Path, rows: int) -> None:
-    """Until so many results are kept."""
+    """Wait until so many results are kept."""
     until = time.monotonic() + 120
     while time.monotonic() < until:
         if journal.exists() and kept(journal) >= rows:
@@ -63,7 +63,7 @@ def kept(journal: Path) -> int:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process started."""
+    """Return the processes that a process started."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -85,7 +85,7 @@ def test_a_sweep_goes_on(
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """Killed, or interrupted with two workers: gone within 5 s, and whole after a rerun."""
+    """Killed, or interrupted with two workers, it ends within 5 s; a rerun completes the table."""
     out, journal = tmp_path / "effects.parquet", tmp_path / "effects.parquet.journal"
     more = ("--workers", str(workers)) if workers else ()
     run = start(words, out, *more)
@@ -112,7 +112,7 @@ def test_a_sweep_goes_on(
 
 
 def alive(pid: int) -> bool:
-    """Whether a process still runs two seconds later."""
+    """Return whether a process still runs two seconds later."""
     until = time.monotonic() + 2
     while Path(f"/proc/{pid}").exists():
         if time.monotonic() > until:

@@ -1,4 +1,4 @@
-"""The verbs that write checkpoints: what they say, what they write, and how they end."""
+"""The verbs that write checkpoints: what they print, what they write, and their exit codes."""
 
 import json
 import os
@@ -53,26 +53,26 @@ def words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     def ran(*arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["affectlens", *map(str, arguments)])
         ending = run()
-        return Ended(ending.code, capsys.readouterr().out, ending.told)
+        return Ended(ending.code, capsys.readouterr().out, ending.message)
 
     return ran
 
 
 def changed(base: Path, out: Path) -> set[str]:
-    """The sites that are not base's any more."""
+    """Return the sites whose weights differ from base."""
     one, two = al.open_checkpoint(base), al.open_checkpoint(out)
     return {repr(site) for site in one.sites if not torch.equal(one.read(site), two.read(site))}
 
 
 def test_transplant_writes_and_tells(pair: tuple[Path, Path], words: Words, tmp_path: Path) -> None:
-    """The sites, how much of the model they are, and where it is; the donor's bits are there."""
+    """It prints the sites, their share of the model and the folder, which has the donor's bits."""
     base, tuned = pair
     ended = words("transplant", base, tuned, "--role", "gate_proj", "-o", tmp_path / "out")
 
     assert (0, "") == (ended.code, ended.told)
     assert "Transplant of 2 sites from tuned in base: alpha 1" in ended.out
     assert "language gate_proj      2       3,072" in ended.out
-    assert f"It is in {tmp_path / 'out'}." in ended.out
+    assert f"Written to {tmp_path / 'out'}." in ended.out
     assert {"language.0.gate_proj", "language.1.gate_proj"} == changed(base, tmp_path / "out")
     donor, found = al.open_checkpoint(tuned), al.open_checkpoint(tmp_path / "out")
     assert all(
@@ -81,7 +81,7 @@ def test_transplant_writes_and_tells(pair: tuple[Path, Path], words: Words, tmp_
 
 
 def test_layers_towers_and_alpha_choose(pair: tuple[Path, Path], words: Words, tmp_path: Path) -> None:
-    """Half of the change of the MLP of one layer, here as JSON: the record that lies in the folder."""
+    """Half of the change of one layer's MLP; with --json, it prints the record that is in the folder."""
     base, tuned = pair
     choice = ("--role", "gate_proj,up_proj", "--role", "down_proj", "--tower", "language", "--layers", "1")
     ended = words("transplant", base, tuned, *choice, "--alpha", 0.5, "-o", tmp_path / "out", "--json")
@@ -94,7 +94,7 @@ def test_layers_towers_and_alpha_choose(pair: tuple[Path, Path], words: Words, t
 
 
 def test_a_selection_over_towers_is_told(pair: tuple[Path, Path], words: Words, tmp_path: Path) -> None:
-    """Queries are in the vision tower too; named, it is one tower's."""
+    """The vision tower has queries too, so there is a notice, unless --tower names one."""
     told = words("scale", pair[0], "--role", "q_proj", "--factor", 2, "-o", tmp_path / "0")
     one = words(
         "scale", pair[0], "--role", "q_proj", "--tower", "vision", "--factor", 2, "-o", tmp_path / "1"
@@ -109,7 +109,7 @@ def test_a_selection_over_towers_is_told(pair: tuple[Path, Path], words: Words, 
 def test_zeroed_gates_are_told_to_delete_the_mlp(
     pair: tuple[Path, Path], words: Words, tmp_path: Path
 ) -> None:
-    """Not so zeroed queries."""
+    """Zeroed queries get no such notice."""
     gates = words("zero", pair[0], "--role", "gate_proj", "-o", tmp_path / "0")
     queries = words("zero", pair[0], "--role", "q_proj", "--tower", "language", "-o", tmp_path / "1")
 
@@ -118,7 +118,7 @@ def test_zeroed_gates_are_told_to_delete_the_mlp(
 
 
 def test_trainables_are_read_beside_their_base(words: Words, tmp_path: Path) -> None:
-    """A file of what was trained is a donor, for its sites."""
+    """A file of trained tensors is a donor for its own sites."""
     model = tiny("llama")
     model.save_pretrained(tmp_path / "base")
     nudge(model, "up_proj")
@@ -134,7 +134,7 @@ def test_trainables_are_read_beside_their_base(words: Words, tmp_path: Path) -> 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_export_writes_adapters_and_merges(words: Words, tmp_path: Path) -> None:
-    """The adapter by itself, which untouched sites as a donor is told of, and the whole model."""
+    """It writes the adapter alone or the whole model; a transplant of untouched sites changes nothing."""
     peft = pytest.importorskip("peft")
     model = tiny("llama")
     model.save_pretrained(tmp_path / "base")
@@ -156,15 +156,15 @@ def test_export_writes_adapters_and_merges(words: Words, tmp_path: Path) -> None
 
 
 def test_errors_are_told_in_a_line(pair: tuple[Path, Path], words: Words, tmp_path: Path) -> None:
-    """1 for what is not there or in the way, 2 for what can't be meant; nothing is written."""
+    """Code 1 for a missing site or file, 2 for a usage error; nothing is written."""
     base, tuned = pair
     cases = (
         (1, ("transplant", base, tuned, "--role", "gate"), "no site has role='gate'"),
         (1, ("transplant", base, tuned, "--role", "gate_proj", "--layers", "0-7"), "no site has layer=2"),
         (1, ("transplant", base, tmp_path / "none", "--role", "gate_proj"), "no such file or folder"),
         (1, ("export", tuned, "--base", base), "holds no LoRA factors"),
-        (2, ("zero", base), "say which sites"),
-        (2, ("zero", base, "--layers", "3-1"), "no list of layers"),
+        (2, ("zero", base), "select sites with --role"),
+        (2, ("zero", base, "--layers", "3-1"), "is not a list of layers"),
         (2, ("scale", base, "--role", "gate_proj"), "Missing option"),
     )
     for code, arguments, message in cases:
@@ -177,7 +177,7 @@ def test_errors_are_told_in_a_line(pair: tuple[Path, Path], words: Words, tmp_pa
 
 
 def test_names_from_files_can_not_speak_to_the_terminal(words: Words, tmp_path: Path) -> None:
-    """Escape sequences in folders, tensors and settings reach neither what is printed nor an error."""
+    """Escape sequences in folders, tensors and settings are neither printed nor part of an error."""
     evil = "\x1b[31mevil\x1b]0;title\x07"
     for seed, name in enumerate((evil, "tuned" + evil)):
         model = tiny("llama", seed=seed)
@@ -194,13 +194,13 @@ def test_names_from_files_can_not_speak_to_the_terminal(words: Words, tmp_path: 
 
 
 def test_layers_are_numbers_and_ranges() -> None:
-    """Ends included, in any order, spaces allowed."""
+    """Ranges include both ends; any order and spaces are allowed."""
     assert {10, 11, 12, 23, 5} == numbers("10-12, 23,5")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_an_interrupt_leaves_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    """Ctrl-C in the middle of the weights: 130, one word, no folder and no rest of one."""
+    """After Ctrl-C while weights are written: code 130, one word, and no folder or part of one."""
     out = tmp_path / "new" / "out"
     arguments = ["transplant", str(pair[0]), str(pair[1]), "--role", "gate_proj", "-o", str(out)]
     done = subprocess.run(

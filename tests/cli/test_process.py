@@ -1,4 +1,4 @@
-"""How a run ends: codes 0, 1, 2 and 130, a few lines of ours on standard error, never a traceback."""
+"""How a run ends: exit codes 0, 1, 2 and 130, a few lines on standard error, never a traceback."""
 
 import json
 import os
@@ -44,7 +44,7 @@ cli.main()
 
 
 def broken(body: str, **env: str) -> tuple[int, str, str]:
-    """Code, output and error of `inspect` where looking does this."""
+    """Return the code, output and error of `inspect`, with `look` replaced by this body."""
     run = subprocess.run(
         [sys.executable, "-c", BROKEN.format(body)],
         capture_output=True,
@@ -57,7 +57,7 @@ def broken(body: str, **env: str) -> tuple[int, str, str]:
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A pair whose spectra take some seconds, most of them inside calls into C."""
+    """Return a pair whose spectra take some seconds, mostly inside calls into C."""
     folders = tuple(tmp_path_factory.mktemp("slow") / side for side in ("base", "tuned"))
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(1600, 1600, generator=generator)
@@ -88,12 +88,12 @@ STARVED = "not enough memory for this"
     ],
 )
 def test_an_error_is_one_line(body: str, expected: str) -> None:
-    """Of ours, of the system's, of memory: code 1 and nothing on standard output."""
+    """Errors of affectlens, of the system and of memory: code 1 and an empty standard output."""
     assert (1, "", f"error: {expected}\n") == broken(body)
 
 
 def test_a_fault_of_ours_is_reported_as_one() -> None:
-    """Two lines: what it is and where, and how to see more; with the variable set, the traceback."""
+    """Two lines: the error with its place, and how to see the traceback, which AFFECTLENS_DEBUG=1 shows."""
     code, output, told = broken("{}['a\\x1b[31m\\nb']")
 
     assert (1, "", 2) == (code, output, len(told.splitlines()))
@@ -103,7 +103,7 @@ def test_a_fault_of_ours_is_reported_as_one() -> None:
 
 
 def test_libraries_are_not_heard() -> None:
-    """Their warnings and logs would stand beside our error as if they were of it."""
+    """Their warnings and logs would look like a part of the error."""
     body = """
     warnings.warn("a library warns")
     logging.getLogger("transformers").error("a library logs")
@@ -115,7 +115,7 @@ def test_libraries_are_not_heard() -> None:
 
 @pytest.mark.parametrize("name", [EVIL[at] for at in (1, 10, 11, 12, 15, 23, -2, -1)], ids=range(8))
 def test_a_name_given_on_the_command_line_is_told_plainly(name: str, tmp_path: Path) -> None:
-    """One line, however long and whatever is in it, with the path at its start and the reason at its end."""
+    """One printable line for any name, which begins with the path, and is not too long."""
     path = f"{tmp_path}/{name[:50_000]}"
     run = subprocess.run([*MAIN, "inspect", path], capture_output=True, env=ENV, timeout=120)
     told = run.stderr.decode("utf-8")
@@ -127,7 +127,7 @@ def test_a_name_given_on_the_command_line_is_told_plainly(name: str, tmp_path: P
 
 
 def test_a_name_that_is_no_text_is_told(tmp_path: Path) -> None:
-    """A folder whose bytes are not UTF-8."""
+    """A folder name that is not UTF-8 is an ordinary error."""
     run = subprocess.run(
         [*MAIN, "inspect", os.fsencode(tmp_path) + b"/\xff\xfe"], capture_output=True, env=ENV
     )
@@ -140,7 +140,7 @@ def test_a_name_that_is_no_text_is_told(tmp_path: Path) -> None:
     "words", [("diff", "one"), ("nope",), ("inspect", "--nope"), ("inspect", "a", "b\x1b[31m")]
 )
 def test_usage_is_code_2(words: tuple[str, ...]) -> None:
-    """Three lines, in which an argument speaks to no terminal."""
+    """Three lines, without the escape sequences of an argument."""
     run = subprocess.run([*MAIN, *words], capture_output=True, text=True, env=ENV)
 
     assert (2, "", 3) == (run.returncode, run.stdout, len(run.stderr.splitlines())), run.stderr
@@ -150,7 +150,7 @@ def test_usage_is_code_2(words: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("words", [(), ("--json",)])
 def test_a_reader_that_has_read_enough_is_no_error(words: tuple[str, ...], pair: tuple[Path, Path]) -> None:
-    """`| head -1`: quiet, whether it closes the pipe before or while we write."""
+    """`| head -1`: no message, whether it closes the pipe before or during the output."""
     for lines in (0, 1):
         with subprocess.Popen([*MAIN, "inspect", pair[0], *words], stdout=PIPE, stderr=PIPE, env=ENV) as run:
             assert run.stdout is not None
@@ -164,7 +164,7 @@ def test_a_reader_that_has_read_enough_is_no_error(words: tuple[str, ...], pair:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_an_output_that_is_full_is_an_error(pair: tuple[Path, Path]) -> None:
-    """It is told once, not again when Python ends."""
+    """The error is printed once, not again when Python exits."""
     with open("/dev/full", "w") as full:
         run = subprocess.run(
             [*MAIN, "inspect", pair[0]], stdout=full, stderr=subprocess.PIPE, env=ENV, text=True
@@ -179,7 +179,7 @@ def test_an_output_that_is_full_is_an_error(pair: tuple[Path, Path]) -> None:
 def test_an_output_that_has_no_such_characters_gets_others(
     env: dict[str, str], pair: tuple[Path, Path]
 ) -> None:
-    """ASCII alone: the table is there, `?` for what isn't in it."""
+    """With ASCII only, the table has `?` for other characters."""
     run = subprocess.run([*MAIN, "diff", *pair], capture_output=True, env={**ENV, **env})
 
     assert (0, b"") == (run.returncode, run.stderr)
@@ -188,7 +188,7 @@ def test_an_output_that_has_no_such_characters_gets_others(
 
 
 def test_closed_streams_are_no_error(pair: tuple[Path, Path]) -> None:
-    """With nowhere to print to, the code alone says how it ended."""
+    """With standard streams closed, the exit code is still right."""
     codes = [
         subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *MAIN, "inspect", source], env=ENV).returncode
         for closed in (">&-", "2>&-", ">&- 2>&-")
@@ -211,7 +211,7 @@ def test_json_is_all_or_nothing(words: tuple[str, ...], pair: tuple[Path, Path])
 
 @pytest.mark.parametrize("moment", [0.0, 0.02, 0.1, 0.3, 0.7, 1.5, 3.0])
 def test_an_interrupt_ends_at_any_moment(moment: float, slow: tuple[Path, Path], tmp_path: Path) -> None:
-    """While importing, reading, in C: code 130 within five seconds, one word, no file half written."""
+    """During imports, reading and calls into C: code 130 within five seconds, one word, no partial file."""
     words = ["diff", *map(str, slow), "--spectra", "300", "-o", str(tmp_path / "drift.parquet")]
     began = time.monotonic()
     run = subprocess.run(
@@ -224,7 +224,7 @@ def test_an_interrupt_ends_at_any_moment(moment: float, slow: tuple[Path, Path],
 
 
 def test_an_interrupt_from_outside_ends_everything(slow: tuple[Path, Path]) -> None:
-    """Sent to the process as a terminal would, it leaves no process behind."""
+    """Ctrl-C from outside leaves no process behind."""
     command = [*MAIN, "diff", *slow, "--spectra", "300"]
     with subprocess.Popen(
         command, stdout=PIPE, stderr=PIPE, text=True, env=ENV, start_new_session=True
@@ -250,7 +250,7 @@ def test_an_interrupt_from_outside_ends_everything(slow: tuple[Path, Path]) -> N
     ids=["held up in C", "swallowed", "disguised"],
 )
 def test_an_interrupt_ends_what_does_not_hear_it(body: str) -> None:
-    """A library that holds the exception up, swallows it or makes another of it does not keep us."""
+    """It ends even if a library delays the exception, swallows it or replaces it."""
     began = time.monotonic()
     code, output, told = broken(
         f"threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()\n    {body}"
@@ -261,12 +261,12 @@ def test_an_interrupt_ends_what_does_not_hear_it(body: str) -> None:
 
 
 def test_an_unusual_end_keeps_its_code() -> None:
-    """A library that leaves by itself is let go."""
+    """A library that exits by itself keeps its exit code."""
     assert 7 == broken("sys.exit(7)")[0]
 
 
 def test_output_is_json_for_any_name(tmp_path: Path) -> None:
-    """Each tensor is a record of one line, whatever it is called."""
+    """Each tensor is one line of JSON, whatever its name."""
     names = [name for name in EVIL if name]
     save_file({name: torch.zeros(2) for name in names}, tmp_path / "model.safetensors")
     run = subprocess.run([*MAIN, "inspect", tmp_path, "--json"], capture_output=True, text=True, env=ENV)

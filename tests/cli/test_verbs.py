@@ -1,4 +1,4 @@
-"""The command line as a stranger meets it: tables out, one clear line when something is wrong."""
+"""The command line as a new user sees it: tables, or one clear line when something is wrong."""
 
 import json
 import os
@@ -21,13 +21,13 @@ ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNI
 
 
 def affectlens(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own."""
+    """Run the command in its own process."""
     command = [sys.executable, "-m", "affectlens", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENV, cwd=cwd)
 
 
 def test_diff_prints_the_role_table_and_the_ledger(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    """Both are on the terminal, and the Parquet file reads back with pandas."""
+    """Both are printed, and pandas reads the Parquet file."""
     run = affectlens("diff", *pair, "-o", tmp_path / "drift.parquet")
 
     assert (0, "") == (run.returncode, run.stderr)
@@ -38,7 +38,7 @@ def test_diff_prints_the_role_table_and_the_ledger(pair: tuple[Path, Path], tmp_
 
 
 def test_diff_as_json_is_strict(pair: tuple[Path, Path]) -> None:
-    """One document, no NaN literals."""
+    """The output is one JSON document without NaN literals."""
     run = affectlens("diff", *pair, "--json", "--by", "role")
 
     def refuse(literal: str) -> None:
@@ -50,7 +50,7 @@ def test_diff_as_json_is_strict(pair: tuple[Path, Path]) -> None:
 
 
 def test_inspect_says_what_a_checkpoint_is(pair: tuple[Path, Path]) -> None:
-    """Type, size, coverage and the tree in words; one record a tensor as JSON."""
+    """Type, size, coverage and the tree as text; with --json, one record per tensor."""
     told, listed = affectlens("inspect", pair[0]), affectlens("inspect", pair[0], "--json")
 
     assert "100.0% of the parameters have a role" in told.stdout
@@ -62,7 +62,7 @@ def test_inspect_says_what_a_checkpoint_is(pair: tuple[Path, Path]) -> None:
 
 
 def test_inspecting_two_thousand_tensors_takes_no_two_seconds(tmp_path: Path) -> None:
-    """Imports and all, in processor time; neither torch nor transformers is among them."""
+    """In processor time with imports, which include neither torch nor transformers."""
     names = ("gate_proj", "up_proj", "down_proj")
     layers = (
         f"model.layers.{n}.mlp.experts.{e}.{name}.weight"
@@ -88,7 +88,7 @@ def test_inspecting_two_thousand_tensors_takes_no_two_seconds(tmp_path: Path) ->
 
 
 def test_inspect_verifies_on_the_live_model(pair: tuple[Path, Path]) -> None:
-    """Every claim of the pair's base is confirmed by its forward pass."""
+    """The forward pass confirms every claim about the base."""
     run = affectlens("inspect", pair[0], "--verify")
 
     assert 0 == run.returncode, run.stderr
@@ -97,7 +97,7 @@ def test_inspect_verifies_on_the_live_model(pair: tuple[Path, Path]) -> None:
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_inspect_shows_an_adapter(save: Callable[..., Path], tmp_path: Path) -> None:
-    """Rank, targets, scale and the sites it could touch, from the adapter's own files."""
+    """It shows rank, targets, scale and the sites the adapter can change, from its own files."""
     peft = pytest.importorskip("peft")
     model = tiny("qwen2")
     settings = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["gate_proj", "q_proj"])
@@ -116,7 +116,7 @@ def test_inspect_shows_an_adapter(save: Callable[..., Path], tmp_path: Path) -> 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_inspect_shows_an_adapter_of_stacked_experts(tmp_path: Path) -> None:
-    """PEFT writes down no names of bare parameters: they are counted, and have no role."""
+    """PEFT does not store the names of bare parameters: they are counted and have no role."""
     peft = pytest.importorskip("peft")
     names = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     settings = peft.LoraConfig(
@@ -133,7 +133,7 @@ def test_inspect_shows_an_adapter_of_stacked_experts(tmp_path: Path) -> None:
 
 
 def test_errors_are_one_line(pair: tuple[Path, Path], save: Callable[..., Path], tmp_path: Path) -> None:
-    """A wrong path, a folder that is no checkpoint, strangers of other and of one shape: one line, code 1."""
+    """A wrong path, a folder without a checkpoint, and unrelated models: one line and code 1."""
     stranger = save(tiny("llava", seed=5), "stranger")
     other = save(tiny("gemma2", hidden_size=16, head_dim=4), "other")
     cases = (
@@ -150,7 +150,7 @@ def test_errors_are_one_line(pair: tuple[Path, Path], save: Callable[..., Path],
 
 
 def test_usage_errors_have_code_2() -> None:
-    """A missing argument is told by the parser."""
+    """The parser reports a missing argument."""
     run = affectlens("diff", "one")
 
     assert 2 == run.returncode
@@ -158,7 +158,7 @@ def test_usage_errors_have_code_2() -> None:
 
 
 def test_names_from_files_can_not_speak_to_the_terminal(tmp_path: Path) -> None:
-    """Escape sequences in a tensor's name, a config or a folder are not printed, nor in an error."""
+    """Escape sequences in a tensor name, a config or a folder are neither printed nor part of an error."""
     import torch
     from safetensors.torch import save_file
 
@@ -175,7 +175,7 @@ def test_names_from_files_can_not_speak_to_the_terminal(tmp_path: Path) -> None:
 
 
 def test_sweep_study_and_report(tmp_path: Path) -> None:
-    """The verbs chain through their tables, here on a small task."""
+    """The verbs pass tables to each other, here on a small task."""
     home = Path(al.__file__).parent / "demo"
     lines = (home / "tasks" / "sentences.jsonl").read_text("utf-8").splitlines()[::4]
     (tmp_path / "few.jsonl").write_text("\n".join(lines), "utf-8")
@@ -200,7 +200,7 @@ def test_sweep_study_and_report(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("output", ["effects.nope", "/dev/null/effects.parquet"])
 def test_what_can_not_be_written_is_told_before_the_work(output: str, pair: tuple[Path, Path]) -> None:
-    """A wrong suffix or place costs no sweep."""
+    """A wrong suffix or folder is an error before the work begins."""
     run = affectlens("diff", *pair, "-o", output)
 
     assert (1, "", 1) == (run.returncode, run.stdout, len(run.stderr.splitlines())), run.stderr
@@ -209,7 +209,7 @@ def test_what_can_not_be_written_is_told_before_the_work(output: str, pair: tupl
 
 @pytest.mark.parametrize("task", ["few.jsonl", "emotions=few.jsonl", "labels=none.jsonl"])
 def test_wrong_tasks_are_told(task: str, pair: tuple[Path, Path]) -> None:
-    """No kind, an unknown kind, no file: one line each."""
+    """A missing kind, an unknown kind and a missing file: one line each."""
     run = affectlens("sweep", *pair, "--task", task)
 
     assert 1 == run.returncode

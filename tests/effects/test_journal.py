@@ -1,4 +1,4 @@
-"""A sweep that is broken off, at any moment and in any way, ends in the table of an unbroken one."""
+"""A sweep that is interrupted at any moment, in any way, and run again gives the uninterrupted table."""
 
 import os
 import resource
@@ -19,7 +19,7 @@ import torch
 
 import affectlens as al
 from affectlens.effects.journal import Journal
-from affectlens.effects.judging import Ask, Judged, SweepContext, collect
+from affectlens.effects.judging import Answers, JudgingJob, SweepContext, collect
 from affectlens.errors import JournalError, LensError
 from affectlens.executing import processes
 
@@ -50,16 +50,16 @@ def unbroken(run: Sweep) -> pd.DataFrame:
 
 
 @pytest.fixture
-def count(monkeypatch: pytest.MonkeyPatch) -> Counter[Ask]:
-    """How often each model is judged; the class itself is left as it was."""
-    found: Counter[Ask] = Counter()
-    judged = SweepContext.judged
+def count(monkeypatch: pytest.MonkeyPatch) -> Counter[JudgingJob]:
+    """Count how often each model is judged; the class is restored afterwards."""
+    found: Counter[JudgingJob] = Counter()
+    judged = SweepContext.judge
 
-    def counted(bench: SweepContext, ask: Ask) -> Judged:
-        found[ask] += 1
-        return judged(bench, ask)
+    def counted(context: SweepContext, job: JudgingJob) -> Answers:
+        found[job] += 1
+        return judged(context, job)
 
-    monkeypatch.setattr(SweepContext, "judged", counted)
+    monkeypatch.setattr(SweepContext, "judge", counted)
     return found
 
 
@@ -70,9 +70,9 @@ def kept(path: Path) -> int:
 
 
 def test_a_second_run_judges_nothing_again(
-    run: Sweep, unbroken: pd.DataFrame, count: Counter[Ask], tmp_path: Path
+    run: Sweep, unbroken: pd.DataFrame, count: Counter[JudgingJob], tmp_path: Path
 ) -> None:
-    """What the journal has is taken from it, to the bit."""
+    """Results in the journal are reused to the bit."""
     first = run(journal=tmp_path / "sweep")
     once = count.copy()
     second = run(journal=tmp_path / "sweep")
@@ -88,15 +88,15 @@ def test_a_sweep_that_was_broken_off_goes_on(
     error: type[BaseException],
     run: Sweep,
     unbroken: pd.DataFrame,
-    count: Counter[Ask],
+    count: Counter[JudgingJob],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Broken off six times at seeded places in the writing: each model once, and one more for each break."""
+    """Interrupted six times at seeded writes: each model is judged once, and one more per interruption."""
     keep, rng = Journal.keep, np.random.default_rng(0)
     left = 0
 
-    def breaking(journal: Journal, found: Judged) -> None:
+    def breaking(journal: Journal, found: Answers) -> None:
         nonlocal left
         left -= 1
         if not left:
@@ -122,23 +122,23 @@ def test_kill_9_at_any_moment_costs_one_model(
     monkeypatch: pytest.MonkeyPatch,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """Killed at seeded moments: what was kept is judged once, and the end is that of an unbroken run."""
+    """Killed at seeded moments: no kept model is judged again, and the table equals an uninterrupted one."""
     begins: list[float] = []
     journal, log = tmp_path / "sweep", tmp_path / "log"
-    judged, keep = SweepContext.judged, Journal.keep
+    judged, keep = SweepContext.judge, Journal.keep
 
-    def noted(bench: SweepContext, ask: Ask) -> Judged:
+    def noted(context: SweepContext, job: JudgingJob) -> Answers:
         with log.open("a") as stream:
             stream.write("begun\n")
         begins.append(time.monotonic())
-        return judged(bench, ask)
+        return judged(context, job)
 
-    def noting(self: Journal, found: Judged) -> None:
+    def noting(self: Journal, found: Answers) -> None:
         keep(self, found)
         with log.open("a") as stream:
             stream.write("".join(f"{key}\n" for key in found))
 
-    monkeypatch.setattr(SweepContext, "judged", noted)
+    monkeypatch.setattr(SweepContext, "judge", noted)
     monkeypatch.setattr(Journal, "keep", noting)
     killed = 0
     rng = np.random.default_rng(0)
@@ -169,7 +169,7 @@ def test_kill_9_at_any_moment_costs_one_model(
 
 
 def _wait_for(log: Path, child: int) -> None:
-    """Until the child has begun a model, or is done."""
+    """Wait until the child has begun a model, or has ended."""
     before = log.stat().st_size if log.exists() else 0
     while not (log.exists() and log.stat().st_size > before):
         if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
@@ -178,9 +178,9 @@ def _wait_for(log: Path, child: int) -> None:
 
 
 def test_other_weights_or_questions_have_other_keys(
-    run: Sweep, lens: al.Lens, task: al.Task, count: Counter[Ask], tmp_path: Path
+    run: Sweep, lens: al.Lens, task: al.Task, count: Counter[JudgingJob], tmp_path: Path
 ) -> None:
-    """Neither a base that is changed at the moment nor another task is answered from the journal."""
+    """The journal answers neither for a base that is edited at the moment nor for another task."""
     journal = tmp_path / "sweep"
     run(journal=journal)
     before = kept(journal)
@@ -196,7 +196,7 @@ def test_other_weights_or_questions_have_other_keys(
 
 
 def test_results_of_processes_are_the_same(run: Sweep, unbroken: pd.DataFrame, tmp_path: Path) -> None:
-    """Workers load base and donors by their paths; the table is that of one process."""
+    """Workers load base and donors by path and give the same table as one process."""
     found = run(executor=processes(1), journal=tmp_path / "sweep")
 
     pd.testing.assert_frame_equal(unbroken, found.frame, check_exact=True)
@@ -206,7 +206,7 @@ def test_results_of_processes_are_the_same(run: Sweep, unbroken: pd.DataFrame, t
 def test_a_model_that_a_worker_would_not_see_is_refused(
     run: Sweep, lens: al.Lens, demo: al.Demo, task: al.Task
 ) -> None:
-    """In memory, or changed since it was loaded: a worker would judge another model."""
+    """A model in memory, or one changed since it was loaded, is refused: a worker would judge another one."""
     live = al.Lens(lens.model, lens.processor)
     grid = al.Grid(demo.base.sites, donor=demo.tuned, n_random=0)
     with pytest.raises(LensError, match="was not loaded from files"):
@@ -215,23 +215,23 @@ def test_a_model_that_a_worker_would_not_see_is_refused(
     with pytest.raises(LensError, match="the tuned model is only in memory"):
         al.sweep(lens, donor, task, executor=processes(1), progress=False)
     gates = lens.sites.where(tower="language", role="gate_proj")
-    with lens.intervene(al.Zero(gates)), pytest.raises(LensError, match="other weights than those at hand"):
+    with lens.intervene(al.Zero(gates)), pytest.raises(LensError, match="other weights than this lens has"):
         run(executor=processes(1))
 
 
 def test_a_model_that_fails_is_told_and_the_others_finish(
     run: Sweep, unbroken: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tried three times, left out, named in the table and first among its findings."""
-    judged, tries = SweepContext.judged, Counter[str]()
+    """It is tried three times, left out, listed in `failed`, and is the first notice of the table."""
+    judged, tries = SweepContext.judge, Counter[str]()
 
-    def failing(bench: SweepContext, ask: Ask) -> Judged:
-        if any(not step.donor and step.sites[0].role == "q_proj" for step in ask.steps):
+    def failing(context: SweepContext, job: JudgingJob) -> Answers:
+        if any(not step.donor and step.sites[0].role == "q_proj" for step in job.steps):
             tries["zero q"] += 1
             raise OSError("the card fell off the bus")
-        return judged(bench, ask)
+        return judged(context, job)
 
-    monkeypatch.setattr(SweepContext, "judged", failing)
+    monkeypatch.setattr(SweepContext, "judge", failing)
     found = run()
     left = unbroken[~((unbroken["action"] == "zero") & (unbroken["sites"] == "q_proj"))]
 
@@ -243,13 +243,13 @@ def test_a_model_that_fails_is_told_and_the_others_finish(
 
 def test_base_and_tuned_are_needed(run: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without them nothing can be compared, so their error is raised at once."""
-    calls: list[Ask] = []
+    calls: list[JudgingJob] = []
 
-    def failing(bench: SweepContext, ask: Ask) -> Judged:
-        calls.append(ask)
+    def failing(context: SweepContext, job: JudgingJob) -> Answers:
+        calls.append(job)
         raise LensError("the model's logits hold NaN")
 
-    monkeypatch.setattr(SweepContext, "judged", failing)
+    monkeypatch.setattr(SweepContext, "judge", failing)
     with pytest.raises(LensError, match="hold NaN"):
         run()
 
@@ -298,15 +298,15 @@ def test_a_file_that_is_no_journal_is_closed_again(tmp_path: Path) -> None:
     ("make", "message"),
     [
         (some_bytes, "can't be used as a journal"),
-        (other_database, "a database of something else"),
+        (other_database, "another program's database"),
         (cut_short, "can't be used as a journal"),
-        (other_numbers, "is broken"),
+        (other_numbers, "the journal is broken"),
         (lambda path: os.mkfifo(path), "not an ordinary file"),
     ],
     ids=["bytes", "database", "cut", "numbers", "fifo"],
 )
 def test_what_is_no_journal_is_told(make: Callable[[Path], None], message: str, tmp_path: Path) -> None:
-    """By its path; it is left as it is."""
+    """The error names the path, and the file stays as it is."""
     path = tmp_path / "sweep"
     make(path)
     before = path.stat().st_size
@@ -318,7 +318,7 @@ def test_what_is_no_journal_is_told(make: Callable[[Path], None], message: str, 
 
 
 def test_a_full_disk_keeps_what_was_kept(tmp_path: Path) -> None:
-    """The error names the journal; what it held can be read."""
+    """The error names the journal, whose earlier results can still be read."""
     path, block = tmp_path / "sweep", np.ones((100, 100), "f4")
 
     def fill() -> None:
@@ -350,7 +350,7 @@ def test_a_full_disk_keeps_what_was_kept(tmp_path: Path) -> None:
 def test_memory_that_runs_out_halves_the_batch(
     lens: al.Lens, demo: al.Demo, run: Sweep, unbroken: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five examples fit: the answers of a batch of twenty are the same, and so is a sweep."""
+    """If only five examples fit, a batch of twenty gives the same answers, and a sweep the same table."""
     task = demo.task("faces-unseen").head(20)
     expected = al.evaluate(lens, task)
     said = al.evaluate(lens, task, answer="greedy", max_new_tokens=1).frame["text"]
@@ -369,10 +369,10 @@ def test_memory_that_runs_out_halves_the_batch(
 
 
 def test_one_example_too_many_is_told(lens: al.Lens, demo: al.Demo, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing fits, by the task's name; other errors of the model are its own."""
+    """The error names the task if no example fits; other errors of the model pass unchanged."""
     task = demo.task("faces-unseen").head(4)
     limit(monkeypatch, 0)
-    with pytest.raises(LensError, match="task 'faces-unseen': even one example at a time"):
+    with pytest.raises(LensError, match="task 'faces-unseen': not enough memory for even one example"):
         al.evaluate(lens, task)
     limit(monkeypatch, 0, RuntimeError("expected scalar type Float but found BFloat16"))
     with pytest.raises(RuntimeError, match="expected scalar type"):
@@ -380,7 +380,7 @@ def test_one_example_too_many_is_told(lens: al.Lens, demo: al.Demo, monkeypatch:
 
 
 def limit(monkeypatch: pytest.MonkeyPatch, most: int, error: Exception | None = None) -> list[int]:
-    """Let a forward pass of more than `most` examples run out of memory; returns the sizes tried."""
+    """Make a forward pass of more than `most` examples run out of memory; return the sizes tried."""
     sizes: list[int] = []
     forward = al.Lens.run
 
@@ -402,5 +402,5 @@ def limit(monkeypatch: pytest.MonkeyPatch, most: int, error: Exception | None = 
 
 
 def test_nothing_asked_is_nothing_done(lens: al.Lens) -> None:
-    """An empty sweep opens no journal and fails at nothing."""
+    """An empty sweep opens no journal and has no failures."""
     assert ({}, {}) == collect(SweepContext(lens, {}, {}), [], needed=(), progress=False)

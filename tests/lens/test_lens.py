@@ -11,7 +11,6 @@ from torch import nn
 
 import affectlens as al
 from affectlens.checkpoints.slicing import same_bits
-from affectlens.effects.caching import remembering, remembering_senses
 from affectlens.errors import CheckpointError, LensError, NoSuchSite
 from tests.conftest import nudge, tiny
 from tests.numbers import differ
@@ -204,22 +203,6 @@ def test_padding_changes_no_answer(lens: al.Lens, demo: al.Demo) -> None:
     torch.testing.assert_close(alone[0], beside[0], atol=1e-4, rtol=1e-4)
 
 
-def test_senses_are_remembered_to_the_bit(lens: al.Lens, demo: al.Demo) -> None:
-    """With the vision tower run once, logits are the same bits; nothing stays behind."""
-    task = demo.task("faces-unseen")
-    batch = lens.prepare(*task.examples[:8], prompt=task.prompt)
-    expected = lens.run(batch)
-
-    language, vision = (lens.sites.where(tower=tower) for tower in ("language", "vision"))
-    with remembering_senses(lens.model, lens.checkpoint, changed=language) as towers:
-        assert ["model.vision_tower"] == towers
-        assert torch.equal(expected, lens.run(batch))
-        assert torch.equal(expected, lens.run(batch))
-    with remembering_senses(lens.model, lens.checkpoint, changed=vision) as towers:
-        assert [] == towers
-    assert [] == [m for m in lens.model.modules() if "forward" in vars(m)]
-
-
 def test_a_lens_without_processor_says_so() -> None:
     """Reading examples takes a processor."""
     with pytest.raises(LensError, match="no processor"):
@@ -244,23 +227,6 @@ def test_an_iterator_of_sites_works_twice() -> None:
         assert differ(before, model(input_ids=ids).logits)
     with pytest.raises(NoSuchSite, match="would change nothing"):
         al.Transplant([], donor=model)
-
-
-def test_the_memory_of_a_tower_sees_into_lists() -> None:
-    """Two lists of different tensors are two inputs; an object that can't be seen into is not remembered."""
-    calls = []
-
-    class Tower(nn.Module):
-        def forward(self, *args: object, **kwargs: object) -> int:
-            calls.append(args)
-            return len(calls)
-
-    tower, one, two = Tower(), torch.zeros(5000), torch.zeros(5000)
-    two[2500] = 1
-    with remembering(tower):
-        assert [1, 2, 1] == [tower([x]) for x in (one, two, one)]
-        assert [3, 4] == [tower(object()), tower(object())]
-        assert [5, 5, 6] == [tower(one, mask={"a": x}) for x in (one, one, two)]
 
 
 def test_the_diff_and_the_lens_read_the_same_file(pair: tuple[Path, Path], tmp_path: Path) -> None:
