@@ -32,6 +32,8 @@ def differ(one: Tensor, two: Tensor) -> bool:
     """Whether two outputs of a model differ by more than rounding explains; tokens, whether any differs."""
     if not one.is_floating_point():
         return not torch.equal(one, two)
+    dtype = one.dtype
+    one, two = one.detach().double(), two.detach().double()
     scale = max(float(one.abs().max()), float(two.abs().max()))
-    allowed = rounding(SUMMED) + rounding(ROUNDED, dtype=one.dtype)
-    return float((one.double() - two.double()).abs().max()) > allowed * scale
+    allowed = rounding(SUMMED) + rounding(ROUNDED, dtype=dtype)
+    return float((one - two).abs().max()) > allowed * scale

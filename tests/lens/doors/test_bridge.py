@@ -18,10 +18,11 @@ from affectlens.interventions import Knockout, Mean, Patch, Resample, Scale, Ste
 from affectlens.lens.doors.bridge import bridge, bridge_input
 from affectlens.sites import Point, Points, Site
 from tests.lens.families import BY_NAME, base, logits, tuned
-from tests.numbers import differ
+from tests.numbers import differ, rounding
 
 # TransformerLens computes with the parts of fused matrices, so their sums are rounded in another order.
 FUSED = ("phi3", "gpt2")
+PARTS = rounding(1000)  # share of the largest logit: two layers and a head of some ten sums over 64 to 128
 BITWISE = (
     "llama", "mixtral", "qwen2_moe", "llava", "llava_onevision", "gemma3", "idefics3", "smolvlm", "internvl",
     "qwen2_vl", "qwen2_audio", "qwen2_5_omni", "t5_gated", "t5gemma",
@@ -59,7 +60,7 @@ def test_a_bridge_computes_what_the_model_computes(name: str) -> None:
     """Logits with pictures and sounds are the model's own, to the bit unless matrices are fused."""
     expected, actual = through_hooks(name, ()), bridged(bridge(eager(name)), name)
 
-    torch.testing.assert_close(actual, expected, atol=1e-6 * float(expected.abs().max()), rtol=0)
+    torch.testing.assert_close(actual, expected, atol=PARTS * float(expected.abs().max()), rtol=0)
     assert name in FUSED or torch.equal(expected, actual)
 
 
@@ -124,7 +125,7 @@ def test_a_plan_through_a_bridge_is_the_plan_through_hooks(name: str, kind: str)
     expected, actual = through_hooks(name, plan), bridged(bridge(lens, *plan), name)
 
     # Fused matrices are computed in parts there, so sums are rounded in another order.
-    torch.testing.assert_close(actual, expected, atol=1e-6 * float(expected.abs().max()), rtol=0)
+    torch.testing.assert_close(actual, expected, atol=PARTS * float(expected.abs().max()), rtol=0)
     assert name in FUSED or torch.equal(expected, actual)
     assert not torch.allclose(expected, through_hooks(name, ()), atol=1e-4)
 
@@ -165,7 +166,7 @@ def test_towers_that_see_and_hear_can_be_changed(name: str, tower: str) -> None:
     expected = through_hooks(name, plan)
 
     assert torch.equal(expected, bridged(bridge(lens, *plan), name))
-    assert not torch.allclose(expected, through_hooks(name, ()), atol=1e-6)
+    assert differ(expected, through_hooks(name, ()))
 
 
 @pytest.mark.parametrize("name", ["llama", "phi3", "llava", "qwen2_vl", "qwen2_audio"])
