@@ -15,7 +15,7 @@ from affectlens.lens.hooks.places import module_name
 from affectlens.lens.hooks.recording import Metric, Recording, record
 from affectlens.lens.inputs.preparing import prepare, refuse_longer
 from affectlens.lens.intervening import ActivationIntervention, Intervening, Intervention
-from affectlens.lens.live import config_of, device_of
+from affectlens.lens.live import Live, config_of, device_of
 from affectlens.lens.paired import Paired
 from affectlens.lens.running import forward, generated, started, typed
 from affectlens.probes.claims import Verification
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
-class Lens:
+class Lens(Live):
     """A Hugging Face model that answers in text, addressed by site.
 
     Causal, multimodal, omni and encoder-decoder models, with or without a PEFT adapter.

@@ -1,15 +1,16 @@
 """Live: a running model as hooks, swaps and interventions see it; `Lens` is one.
 
-The parts of the lens and every intervention name this protocol, so that none of them imports the lens.
+The parts of the lens and every intervention name this class, so that none of them imports the lens.
 Below it: which part of a model answers, where its input goes, and which models can't be changed.
 """
 
 import copy
 import sys
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,7 @@ _OURS = ("affectlens", "contextlib")  # frames that a user did not write
 ANSWER: ContextVar[int] = ContextVar("ANSWER", default=0)  # how many last tokens of an input are its answer
 
 
-@runtime_checkable
-class Live(Protocol):
+class Live(ABC):
     """A model in memory with its processor, its parameters by name, and the same parameters by site."""
 
     model: nn.Module
@@ -33,18 +33,18 @@ class Live(Protocol):
     told: set[str]  # remarks made so far; each is made once
 
     @property
+    @abstractmethod
     def checkpoint(self) -> Checkpoint:
         """The live parameters, seen as a checkpoint."""
-        ...
 
     @property
+    @abstractmethod
     def parameters(self) -> Mapping[str, Tensor]:
         """The live parameters and persistent buffers, by the model's own names; tied ones once."""
-        ...
 
+    @abstractmethod
     def prepare(self, *examples: Example, prompt: str = "{text}") -> dict[str, Tensor]:
         """Turn examples into one batch of model input."""
-        ...
 
 
 def over(live: Live, model: nn.Module, *, processor: Any) -> Live:

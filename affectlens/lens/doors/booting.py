@@ -45,7 +45,7 @@ def adapter_of(model: nn.Module) -> Adapter:
             packages = " and ".join(missing)
             raise MissingExtra(
                 f"TransformerLens's adapter of {name} needs {packages}, not installed here; affectlens "
-                f"installs nothing: install {packages} for torch {torch.__version__} yourself, or use lens.intervene"
+                f"installs nothing. Install {packages} for torch {torch.__version__}, or use lens.intervene"
             )
         found: Adapter = known
         return found
