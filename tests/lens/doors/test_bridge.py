@@ -414,7 +414,7 @@ def test_what_cannot_be_bridged_is_refused() -> None:
         bridge(al.Lens(compiled))
     with pytest.raises(LensError, match="on the meta device"):
         bridge(al.Lens(empty))
-    with pytest.raises(LensError, match="no hook sees one of them"):
+    with pytest.raises(LensError, match="no hook sees a single expert"):
         bridge(eager("mixtral"), Zero(of(eager("mixtral"), "gate_proj").at("output")))
     with pytest.raises(NoSuchSite):
         bridge(lens, Zero(Points([Point(Site("language", "gate_proj", layer=99))])))
