@@ -25,7 +25,7 @@ from benchmarks.diff.timing import spread
 
 ROLES = {"gate": ["--role", "gate_proj"], "embedding": ["--role", "embed_tokens"], "all": []}
 _EVERY = 0.002  # seconds
-_IMPORTED = "from affectlens.interventions import writing; print(flush=True); input()"
+_IMPORTED = "from affectlens import writing; print(flush=True); input()"
 
 
 class Run(NamedTuple):

@@ -14,6 +14,7 @@ from affectlens.drift.blocks import BLOCK
 from benchmarks.diff import contestants, lora
 from benchmarks.diff.accuracy import worst
 from benchmarks.diff.generating import INDEX, LAYOUTS, generate, size
+from tests.numbers import LANES
 
 LINES = (
     "read floor, 1 MiB, all changed",
@@ -70,7 +71,7 @@ def test_the_same_measures_agree(small: Path, tuning: str) -> None:
     assert ours.keys() == found.keys()
     for name, expected in found.items():
         assert list(expected) == list(ours[name])
-        assert_allclose(list(ours[name].values()), list(expected.values()), rtol=1e-6, atol=1e-12)
+        assert_allclose(list(ours[name].values()), list(expected.values()), rtol=LANES, atol=1e-12)
 
 
 @pytest.mark.parametrize("contestant", [contestants.loop, contestants.loaded])

@@ -16,10 +16,10 @@ PROCESSES = 8
 PROGRAM = """
 import json, sys
 import affectlens as al
-from affectlens.drift import kernel
+from affectlens.drift import numba_engine
 
 drift = al.diff(*sys.argv[1:], progress=False)
-stats = kernel.measure.stats
+stats = numba_engine.measure.stats
 print(json.dumps([drift.frame["frobenius"].tolist(), sum(stats.cache_hits.values())]))
 """
 

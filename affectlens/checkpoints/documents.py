@@ -1,4 +1,4 @@
-"""JSON as every reader of it must understand it: headers, indexes and configs come from strangers."""
+"""Strict JSON for headers, indexes and configs, which may come from strangers; and the index of shards."""
 
 import json
 import math
@@ -12,40 +12,42 @@ from typing import Any, NamedTuple
 from affectlens.errors import CheckpointError, quoted
 from affectlens.files import opened
 
-JSON_LIMIT = 64_000_000  # bytes; a config or index beyond this is no config or index
-_VALUES = 2_000_000  # each takes up to a hundred bytes when it is parsed, and some microseconds
-_DEEPEST = 64  # a config has five levels
+JSON_LIMIT = 64_000_000  # bytes; no real config or index is as large
+_VALUES = 2_000_000  # a parsed value takes up to a hundred bytes and some microseconds
+_DEEPEST = 64  # levels; a real config has about five
 _NAME = re.compile(r"[^/\\:]+", re.DOTALL)
 
 
 class Doubled(dict[str, Any]):
-    """An object that has a key twice: most readers take the last, some the first."""
+    """A JSON object that has a key twice: most readers take the last value, some the first."""
 
-    twice = ""  # that key
+    twice = ""  # the first such key
 
 
 class Document(NamedTuple):
-    """A JSON object, and the keys that stand twice in one of its objects, however deep."""
+    """A JSON object, and every key that occurs twice in an object at any depth."""
 
     content: dict[str, Any]
     twice: tuple[str, ...] = ()
 
     def strict(self, path: str | Path) -> dict[str, Any]:
-        """The object; raises `CheckpointError` where a key stands twice."""
+        """Return the object; raises `CheckpointError` if a key occurs twice."""
         for key in self.twice:
             raise CheckpointError(path, f"has the key {quoted(key)} twice")
         return self.content
 
     def notes(self, name: str) -> tuple[str, ...]:
-        """A remark where a key stands twice."""
-        first = f"{name} has the key {quoted(self.twice[0])} twice; the last counts." if self.twice else ""
+        """Return a remark on the first key that occurs twice, if there is one."""
+        first = (
+            f"{name} has the key {quoted(self.twice[0])} twice; the last one counts." if self.twice else ""
+        )
         return (first,) if first else ()
 
 
 def parse(raw: bytes, path: str | Path, *, what: str = "") -> Document:
-    """Parse a JSON object, which is `what` of the file.
+    """Parse a JSON object; in errors `what` says which part of the file it is.
 
-    Raises `CheckpointError` for what is no UTF-8, no JSON or no object.
+    Raises `CheckpointError` for bytes that are not UTF-8, not JSON, or not an object.
     """
     if raw.count(b",") > _VALUES:
         raise CheckpointError(path, f"{what}has more than {_VALUES:,} values")
@@ -61,7 +63,7 @@ def parse(raw: bytes, path: str | Path, *, what: str = "") -> Document:
         return doubled
 
     try:
-        # Given bytes, Python would take UTF-16 as well, which no other reader of these files does.
+        # json.loads(bytes) also accepts UTF-16, which no other reader of these files does.
         content = json.loads(raw.decode("utf-8"), object_pairs_hook=entries)
     except UnicodeDecodeError:
         raise CheckpointError(path, f"{what}is not UTF-8 text") from None
@@ -69,80 +71,73 @@ def parse(raw: bytes, path: str | Path, *, what: str = "") -> Document:
         raise CheckpointError(
             path, f"{what}is not valid JSON ({error.msg} at character {error.pos:,})"
         ) from None
-    except (ValueError, RecursionError):  # a number of too many digits, brackets too deep
-        raise CheckpointError(path, f"{what}is not valid JSON that can be read") from None
+    except (ValueError, RecursionError):
+        reason = f"{what}is not valid JSON (a number is too long, or brackets are nested too deep)"
+        raise CheckpointError(path, reason) from None
     if not isinstance(content, dict):
         raise CheckpointError(path, f"{what}is not a JSON object")
     if _deeper(content, _DEEPEST):
-        raise CheckpointError(path, f"{what}is nested more than {_DEEPEST} deep")
+        raise CheckpointError(path, f"{what}is nested more than {_DEEPEST} levels deep")
     return Document(content, tuple(twice))
 
 
-def _deeper(content: Any, most: int) -> bool:
-    """Whether something is nested deeper: to compare it, Python would need more of its stack than it has."""
-    level = [content]
-    for _ in range(most):
-        items = (item.values() if isinstance(item, dict) else item for item in level)
-        level = [inner for inside in items for inner in inside if isinstance(inner, dict | list)]
-    return bool(level)
-
-
 def read_json(path: Path) -> Document:
-    """Read a file with a JSON object. Raises `CheckpointError`."""
+    """Read the JSON object in a file; raises `CheckpointError`."""
     with os.fdopen(opened(path), "rb") as stream:
-        raw = stream.read(JSON_LIMIT + 1)  # it may be longer than it says, or grow
+        raw = stream.read(JSON_LIMIT + 1)  # its stated size may be wrong, or grow
     if len(raw) > JSON_LIMIT:
         raise CheckpointError(path, f"larger than {JSON_LIMIT:,} bytes")
     return parse(raw, path)
 
 
 def weight_map(index: Document, path: str, *, suffixes: tuple[str, ...]) -> dict[str, str]:
-    """The file of each tensor. Raises `CheckpointError` for an index that can't be followed.
+    """Return the file of each tensor; raises `CheckpointError` for an index that can't be followed.
 
-    `suffixes` are those of the files that it may name: one kind of file is read by one kind of reader.
+    Every file must end in one of `suffixes`, since one reader reads one kind of file.
     """
     weights = index.content.get("weight_map")
     if not isinstance(weights, dict) or not all(isinstance(file, str) for file in weights.values()):
         raise CheckpointError(path, "the index has no weight_map from tensors to files")
     if isinstance(weights, Doubled):
-        raise CheckpointError(path, "the index places it twice", key=weights.twice)
+        raise CheckpointError(path, "the index lists it twice", key=weights.twice)
     index.strict(path)
     if not weights:
-        raise CheckpointError(path, "the index places no tensor in any file")
+        raise CheckpointError(path, "the index lists no tensor")
     for file, tensor in {file: tensor for tensor, file in weights.items()}.items():
         if not plain_name(file):
             raise CheckpointError(path, f"names a file outside the folder: {quoted(file)}", key=tensor)
         if not file.endswith(suffixes):
-            reason = f"the index places it in {quoted(file)}, which is no {' or '.join(suffixes)} file"
+            reason = f"the index places it in {quoted(file)}, which is not a {' or '.join(suffixes)} file"
             raise CheckpointError(path, reason, key=tensor)
     return weights
 
 
 def plain_name(file: str) -> bool:
-    """Whether this names a file in a folder, and on no system a path out of it."""
+    """Return whether a name stays inside its folder on every operating system."""
     return file not in (".", "..") and _NAME.fullmatch(file) is not None
 
 
 def elsewhere(weights: Mapping[str, str], found: Mapping[str, str]) -> tuple[str, ...]:
-    """Remarks on tensors that lie in other files than the index says, or that it does not know."""
+    """Return remarks on tensors in other files than the index says, and on tensors that it does not list."""
     remarks = []
     moved = sorted(tensor for tensor, file in found.items() if weights.get(tensor, file) != file)
     if moved:
         first = f"{quoted(moved[0])} is in {quoted(found[moved[0]])}, not in {quoted(weights[moved[0]])}"
-        remarks.append(f"{len(moved)} tensors lie in other files than the index says (first: {first}).")
+        remarks.append(f"{len(moved)} tensors are in other files than the index says (first: {first}).")
     unknown = sorted(found.keys() - weights.keys()) if weights else []
     if unknown:
         first = f"{quoted(unknown[0])} in {quoted(found[unknown[0]])}"
-        remarks.append(f"{len(unknown)} tensors are stored that the index does not list (first: {first}).")
+        remarks.append(f"{len(unknown)} stored tensors are not in the index (first: {first}).")
     return tuple(remarks)
 
 
 def counting(
     found: Mapping[str, Mapping[str, tuple[int, ...]]], weights: Mapping[str, str], *, source: str
 ) -> tuple[dict[str, str], dict[str, tuple[str, int]]]:
-    """The file that counts of each tensor, given those of each file; and of second copies why, and elements.
+    """Return the file to read each tensor from, and the copies to skip: why, and their elements.
 
-    Raises `CheckpointError` for a tensor in two files where no index says which is meant.
+    `found` has the tensors of each file with their shapes. Raises `CheckpointError` for a tensor in two
+    files if no index says which to read.
     """
     where: dict[str, str] = {}
     copies: dict[str, list[str]] = {}
@@ -154,10 +149,19 @@ def counting(
     for tensor, files in sorted(copies.items()):
         named = weights.get(tensor)
         if named not in files:
-            reason = f"stored in {' and '.join(map(quoted, files[:2]))}, and no index says which counts"
+            reason = f"stored in {' and '.join(map(quoted, files[:2]))}, and no index says which to read"
             raise CheckpointError(source, reason, key=tensor)
         where[tensor] = named
-        why = "a second copy, in a file where the index does not place it"
+        why = "a second copy, in another file than the index says"
         others = [file for file in files if file != named]
         skipped |= {f"{tensor} in {file}": (why, math.prod(found[file][tensor])) for file in others}
     return where, skipped
+
+
+def _deeper(content: Any, most: int) -> bool:
+    """Return whether a value is nested deeper than `most` levels: comparing it could overflow the stack."""
+    level = [content]
+    for _ in range(most):
+        items = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [inner for inside in items for inner in inside if isinstance(inner, dict | list)]
+    return bool(level)

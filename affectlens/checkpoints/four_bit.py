@@ -1,10 +1,10 @@
-"""4-bit weights as they lie on disk: found by the names beside them, checked, and unpacked to float32.
+"""4-bit weights, found by the tensors beside them, checked, and unpacked to float32.
 
     quantized ── tensor ──▶ mxfp4 | four_bit ──▶ Found(name, parts, Packed or the reason why not)
 
-Two numbers share a byte, and a block of numbers shares a scale. Here are the two formats whose meaning is
-written down in full: MXFP4 (the OCP microscaling specification, as gpt-oss lays it out) and the NF4 and FP4
-of bitsandbytes (Dettmers et al. 2023, QLoRA, section 3), with or without double quantisation.
+Two numbers share a byte, and a block of numbers shares a scale. Two fully specified formats are supported:
+MXFP4 (the OCP microscaling specification, in the layout of gpt-oss), and NF4 and FP4 of bitsandbytes
+(Dettmers et al. 2023, QLoRA, section 3), with or without double quantisation.
 """
 
 import json
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
-_PIECE = 2**20  # numbers unpacked at a time: what bounds the memory beside the result's own
+_PIECE = 2**20  # numbers unpacked at a time, which bounds the memory beyond that of the result
 _JSON_LIMIT = 2**16  # bytes; a quantisation state has about 200
-_LOOK = 2**20  # bytes; scales beyond this are not looked through on opening
-_WIDTHS = {"uint8": 1, "int8": 1, "bfloat16": 2, "float16": 2, "float32": 4}  # what 4-bit bytes are stored as
-# The exponent bits, all set in what is infinite or not a number.
+_LOOK = 2**20  # bytes; opening does not check larger scales
+# Bytes of the dtypes that 4-bit data are stored as.
+_WIDTHS = {"uint8": 1, "int8": 1, "bfloat16": 2, "float16": 2, "float32": 4}
+# The exponent bits, all set in infinity and NaN.
 _EXPONENTS = {
     "float32": ("<u4", 0x7F800000),
     "float16": ("<u2", 0x7C00),
@@ -36,7 +37,7 @@ _EXPONENTS = {
 
 
 class Packed(Protocol):
-    """A weight whose stored form is known."""
+    """A weight in a known packed form."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -45,7 +46,7 @@ class Packed(Protocol):
 
     @property
     def dtype(self) -> str:
-        """The stored form, for people."""
+        """The name of the packed form, for people."""
         ...
 
     def read(self, store: Store, *, first: int, last: int) -> "Tensor":
@@ -54,15 +55,50 @@ class Packed(Protocol):
 
 
 class Found(NamedTuple):
-    """A quantised weight, the stored tensors it is made of, and how to unpack it or why that can't be."""
+    """A quantised weight, its stored tensors, and how to unpack it, or the reason why it can't be."""
 
     name: str
     parts: tuple[str, ...]
     packed: Packed | str
 
 
+def mxfp4(store: Store, tensor: str) -> Found | None:
+    """Find the MXFP4 weight whose `_blocks` a tensor is; None if it is not one."""
+    blocks = store.headers[tensor]
+    name = tensor.removesuffix("_blocks")
+    scales = f"{name}_scales"
+    if name == tensor or blocks.dtype != "uint8" or len(blocks.shape) != 4 or scales not in store.headers:
+        return None
+    experts, out, groups, size = blocks.shape
+    stored = store.headers[scales]
+    packed: Packed | str = _Mxfp4(tensor, scales, (experts, groups * 32, out))
+    if name in store.headers:
+        packed = f"MXFP4, but {name!r} is also stored unpacked"
+    elif size != 16 or stored.dtype != "uint8" or stored.shape != blocks.shape[:3]:
+        packed = f"MXFP4, but scales {stored.shape} of {stored.dtype} don't fit blocks {blocks.shape}"
+    elif not finite(store, scales):
+        packed = "MXFP4, but a scale is NaN"
+    return Found(name, (tensor, scales), packed)
+
+
+def four_bit(store: Store, tensor: str) -> Found | None:
+    """Find the bitsandbytes weight that a tensor packs; None if it is not one."""
+    states = [f"quant_state.bitsandbytes__{kind}" for kind in ("nf4", "fp4")]
+    beside = ["absmax", "quant_map", "nested_absmax", "nested_quant_map", *states]
+    parts = tuple(part for leaf in beside if (part := f"{tensor}.{leaf}") in store.headers)
+    state = [part for part in parts if ".quant_state." in part]
+    if not state and f"{tensor}.absmax" not in store.headers:
+        return None
+    packed: Packed | str = f"it has {len(state)} quantisation states instead of one"
+    if len(state) == 1:
+        kind = state[0][-3:]
+        packed = _four_bit(store, tensor, kind=kind, state=_state(store, state[0]))
+    prefix = "bitsandbytes 4-bit, but "
+    return Found(tensor, (tensor, *parts), prefix + packed if isinstance(packed, str) else packed)
+
+
 def raw(store: Store, tensor: str) -> bytes:
-    """The bytes of a small tensor; a file's are read without torch."""
+    """Return the bytes of a small tensor; from a file they are read without torch."""
     span = store.span(tensor)
     if span is not None:
         return bytes(span.read())
@@ -73,10 +109,9 @@ def raw(store: Store, tensor: str) -> bytes:
 
 
 def finite(store: Store, tensor: str) -> bool:
-    """Whether no scale is infinite or not a number, as far as opening can afford to know.
+    """Return whether all scales are finite; large or remote ones are not fetched and count as finite.
 
-    What is large or far away is not fetched for it; there, such a scale makes values that are not finite,
-    which a diff counts and reports.
+    If such a scale is not finite after all, its values are not finite, and a diff counts and reports them.
     """
     shape, dtype = store.headers[tensor]
     span = store.span(tensor)
@@ -93,16 +128,16 @@ def finite(store: Store, tensor: str) -> bool:
 
 
 def powers(stored: "Tensor") -> "Tensor":
-    """The scales that e8m0 bytes stand for, 2^(byte − 127), in float32; 255 is not a number."""
+    """Return the scales of e8m0 bytes, 2^(byte − 127), in float32; 255 is NaN."""
     import torch
 
     return stored.contiguous().view(torch.float8_e8m0fnu).float()
 
 
 def multiply(values: "Tensor", scales: "Tensor", *, width: int) -> None:
-    """Multiply values by scales that each hold for `width` columns, in place.
+    """Multiply values by scales for `width` columns each, in place.
 
-    Through a view: scales spread over the columns would need the memory of the weight again.
+    A view avoids spreading the scales over the columns, which would need the memory of the weight again.
     """
     full, rest = divmod(values.shape[-1], width)
     if full:
@@ -113,11 +148,11 @@ def multiply(values: "Tensor", scales: "Tensor", *, width: int) -> None:
 
 @dataclass(frozen=True)
 class _Mxfp4:
-    """Experts of gpt-oss: rows of groups of 32 numbers under one power of two, stored (out, in)."""
+    """Experts of gpt-oss: groups of 32 numbers share a power of two; stored (out, in)."""
 
     blocks: str
     scales: str
-    shape: tuple[int, ...]  # (experts, in, out), as the model holds them
+    shape: tuple[int, ...]  # (experts, in, out), as in the model
     dtype: str = "mxfp4"
 
     def read(self, store: Store, *, first: int, last: int) -> "Tensor":
@@ -127,7 +162,7 @@ class _Mxfp4:
         _, into, out = self.shape
         unpacked = torch.empty(last - first, out, into, dtype=torch.float32)
         for expert in range(first, last):
-            # One expert at a time: the packed bytes of all would stand beside the result otherwise.
+            # One expert at a time, so that the packed bytes of all are never in memory with the result.
             one = slice(expert, expert + 1)
             groups = store.read(self.blocks, one).cpu().reshape(-1, 16)
             scales = powers(store.read(self.scales, one).cpu().reshape(-1, 1))
@@ -138,35 +173,16 @@ class _Mxfp4:
         return unpacked.mT
 
 
-def mxfp4(store: Store, tensor: str) -> Found | None:
-    """Find the weight that a tensor is the `_blocks` of; None where it is none."""
-    blocks = store.headers[tensor]
-    name = tensor.removesuffix("_blocks")
-    scales = f"{name}_scales"
-    if name == tensor or blocks.dtype != "uint8" or len(blocks.shape) != 4 or scales not in store.headers:
-        return None
-    experts, out, groups, size = blocks.shape
-    stored = store.headers[scales]
-    packed: Packed | str = _Mxfp4(tensor, scales, (experts, groups * 32, out))
-    if name in store.headers:
-        packed = f"MXFP4, but {name!r} is also stored unpacked"
-    elif size != 16 or stored.dtype != "uint8" or stored.shape != blocks.shape[:3]:
-        packed = f"MXFP4, but scales {stored.shape} of {stored.dtype} don't fit blocks {blocks.shape}"
-    elif not finite(store, scales):
-        packed = "MXFP4, but a scale is not a number"
-    return Found(name, (tensor, scales), packed)
-
-
 @dataclass(frozen=True)
 class _FourBit:
-    """A weight of bitsandbytes: its numbers in one run, an index into a map of 16 each, an absmax a block."""
+    """A bitsandbytes weight: 4-bit indices into a map of 16 values, and one absmax for each block."""
 
     tensor: str
     shape: tuple[int, ...]
     dtype: str
     width: int  # bytes of an element of the stored tensor
     block: int
-    nested: tuple[int, float] | None  # block and offset of the absmax where those are quantised too
+    nested: tuple[int, float] | None  # block size and offset if the absmax are quantised too
 
     def read(self, store: Store, *, first: int, last: int) -> "Tensor":
         import torch
@@ -204,29 +220,13 @@ class _FourBit:
         return levels * outer[torch.arange(begin, end) // block - begin // block] + offset
 
 
-def four_bit(store: Store, tensor: str) -> Found | None:
-    """Find the bitsandbytes weight that a tensor is the packed form of; None where it is none."""
-    states = [f"quant_state.bitsandbytes__{kind}" for kind in ("nf4", "fp4")]
-    beside = ["absmax", "quant_map", "nested_absmax", "nested_quant_map", *states]
-    parts = tuple(part for leaf in beside if (part := f"{tensor}.{leaf}") in store.headers)
-    state = [part for part in parts if ".quant_state." in part]
-    if not state and f"{tensor}.absmax" not in store.headers:
-        return None
-    packed: Packed | str = "not one quantisation state beside it"
-    if len(state) == 1:
-        kind = state[0][-3:]
-        packed = _four_bit(store, tensor, kind=kind, state=_state(store, state[0]))
-    prefix = "bitsandbytes 4-bit, but "
-    return Found(tensor, (tensor, *parts), prefix + packed if isinstance(packed, str) else packed)
-
-
 def _state(store: Store, tensor: str) -> dict[str, Any]:
     shape, dtype = store.headers[tensor]
     if dtype != "uint8" or math.prod(shape) > _JSON_LIMIT:
         return {}
     try:
         found = json.loads(raw(store, tensor))
-    except (ValueError, RecursionError):  # what is not UTF-8 is a ValueError too
+    except (ValueError, RecursionError):  # bytes that are not UTF-8 raise ValueError
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -237,7 +237,7 @@ def _four_bit(store: Store, tensor: str, *, kind: str, state: dict[str, Any]) ->
         return "its quantisation state has no shape and blocksize"
     assert isinstance(block, int)
     if state.get("quant_type") != kind:
-        return "its quantisation state is of another type"
+        return f"its quantisation state is not of type {kind}"
     size, held = math.prod(shape), store.headers[tensor]
     width = _WIDTHS.get(held.dtype, 0)
     if held.shape[:1] != (math.prod(held.shape),) or math.prod(held.shape) * width != -(-size // 2):
@@ -275,7 +275,7 @@ def _counts(value: object) -> bool:
 
 
 def _pairs(levels: "Tensor", *, low_first: bool) -> "Tensor":
-    """The two numbers of every byte, (256, 2)."""
+    """Return the two numbers of every possible byte, (256, 2)."""
     import torch
 
     byte = torch.arange(256)

@@ -1,4 +1,4 @@
-"""The store over safetensors files: one, or shards listed by an index."""
+"""The store over safetensors files, one or shards: every header is checked before a tensor is read."""
 
 import hashlib
 import math
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
-HASHED = 64_000_000  # bytes; hashing more would cost as much as the diff
-_LIMIT = 100_000_000  # bytes, the format's own
-MOST = 200_000  # tensors; no model has so many, and a diff of them takes a minute
-_DIMENSIONS = 64  # what torch can have
-_ELEMENTS = 2**63  # the same
+HASHED = 64_000_000  # bytes; to hash more would cost as much as the diff
+_LIMIT = 100_000_000  # bytes of a header; the limit of the format
+MOST = 200_000  # tensors; no model has as many, and a diff of them takes a minute
+_DIMENSIONS = 64  # torch's limit
+_ELEMENTS = 2**63  # torch's limit
 DTYPES = {
     "F64": ("float64", 64), "F32": ("float32", 32), "F16": ("float16", 16), "BF16": ("bfloat16", 16),
     "F8_E4M3": ("float8_e4m3fn", 8), "F8_E5M2": ("float8_e5m2", 8), "F8_E8M0": ("float8_e8m0fnu", 8),
@@ -36,13 +36,13 @@ _IMPOSTORS = (
     (rb"\x80[\x02-\x05]", "this is a pickle", "Convert it to safetensors"),
     (rb"[\t\n\r -~]{8}", "this is text, probably an error message", DOWNLOAD_AGAIN),
 )
-_PACKED = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}  # bits; torch has no dtype of less than a byte
+_PACKED = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}  # bits; torch has no dtypes below one byte
 
 
 class SafetensorsStore:
-    """Read tensors from safetensors files, here or on a hub; opening reads their headers only.
+    """Read tensors from safetensors files, on disk or on a hub; opening reads their headers only.
 
-    `weights` is the index: the file of each tensor, which decides where two files hold one.
+    `weights` is the index, the file of each tensor: it decides if two files hold the same tensor.
     """
 
     format = "safetensors"
@@ -72,9 +72,17 @@ class SafetensorsStore:
             reason = "holds no tensor that can be read" if self.skipped else "holds no tensor"
             raise CheckpointError(self.files[0].name if len(self.files) == 1 else source, reason)
 
+    def by_rows(self, tensor: str) -> bool:
+        """Return whether a tensor has rows; each can be read alone."""
+        return bool(self.headers[tensor].shape)
+
     def span(self, tensor: str) -> Span:
-        """Where the bytes of a tensor are."""
+        """Return where the bytes of a tensor are."""
         return self._spans[tensor]
+
+    def origin(self, tensor: str) -> Span:
+        """Return the span: this store has no edits."""
+        return self.span(tensor)
 
     def read(self, tensor: str, rows: slice | None = None) -> "Tensor":
         """Return a tensor as stored, or some of its rows."""
@@ -91,8 +99,8 @@ class SafetensorsStore:
     def facts(self) -> dict[str, Any]:
         """Hashes, bytes and number of files.
 
-        The header hash covers names, shapes, dtypes and offsets, so base and tuned often share it;
-        small checkpoints on this machine get a hash of their content too.
+        The header hash covers names, shapes, dtypes and offsets, so base and tuned often share it.
+        Small checkpoints on this machine also get a hash of their content.
         """
         size = sum(file.size for file in self.files)
         found = {
@@ -108,20 +116,8 @@ class SafetensorsStore:
         return found
 
 
-def _sha256(parts: Iterable[bytes | bytearray]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _name(file: Bytes) -> str:
-    name = Path(file.name).name
-    return unquote(name) if file.remote else name
-
-
 class FileHeader(NamedTuple):
-    """The tensors of one file and where they lie in it, those that can't be read, and its header's hash."""
+    """The tensors of one file, where each is stored, those that can't be read, and the hash of the header."""
 
     tensors: dict[str, Header]
     spans: dict[str, Span]
@@ -129,34 +125,11 @@ class FileHeader(NamedTuple):
     digest: str
 
 
-def _sorted_out(
-    found: Mapping[str, FileHeader], weights: Mapping[str, str], source: str
-) -> tuple[dict[str, str], dict[str, tuple[str, int]]]:
-    """The file that counts of each tensor, and what is not read: why, and its elements."""
-    shapes = {file: {name: h.shape for name, h in header.tensors.items()} for file, header in found.items()}
-    where, copies = counting(shapes, weights, source=source)
-    skipped = {name: why for header in found.values() for name, why in header.skipped.items()}
-    return where, skipped | copies
-
-
-class Entry(NamedTuple):
-    """What a header says of a tensor."""
-
-    header: Header
-    start: int
-    stop: int
-
-    @property
-    def packed(self) -> bool:
-        """Whether it has a dtype that can't be read."""
-        return self.header.dtype in _PACKED
-
-
 def read_header(file: Bytes) -> FileHeader:
     """Parse and check the header of a safetensors file; nothing beyond it is read.
 
-    Raises `CheckpointError`, naming file and tensor, for what is no safetensors file, is cut short,
-    names a tensor twice, or whose tensors overlap, leave holes or do not fit their shapes.
+    Raises `CheckpointError`, naming file and tensor, for a file of another format or cut short, for a tensor
+    named twice, and for tensors that overlap, leave holes or do not fit their shapes.
     """
     path, size = file.name, file.size
     raw = _raw(file)
@@ -174,12 +147,47 @@ def read_header(file: Bytes) -> FileHeader:
     )
 
 
+class Entry(NamedTuple):
+    """The entry of a tensor in a header: its shape and dtype, and the range of its bytes."""
+
+    header: Header
+    start: int
+    stop: int
+
+    @property
+    def packed(self) -> bool:
+        """Whether its dtype can't be read."""
+        return self.header.dtype in _PACKED
+
+
+def _sha256(parts: Iterable[bytes | bytearray]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _name(file: Bytes) -> str:
+    name = Path(file.name).name
+    return unquote(name) if file.remote else name
+
+
+def _sorted_out(
+    found: Mapping[str, FileHeader], weights: Mapping[str, str], source: str
+) -> tuple[dict[str, str], dict[str, tuple[str, int]]]:
+    """Return the file to read each tensor from, and the tensors to skip: why, and their elements."""
+    shapes = {file: {name: h.shape for name, h in header.tensors.items()} for file, header in found.items()}
+    where, copies = counting(shapes, weights, source=source)
+    skipped = {name: why for header in found.values() for name, why in header.skipped.items()}
+    return where, skipped | copies
+
+
 def _raw(file: Bytes) -> bytes:
-    """The bytes of the header, if there is one."""
+    """Return the bytes of the header; raises `CheckpointError` if there is none."""
     path, size = file.name, file.size
     first = bytes(Span(file, 0, min(FIRST, size)).read())
     length = struct.unpack("<Q", first[:8])[0] if len(first) >= 8 else 0
-    # A length may happen to be the mark of another format: that of pickles is 640.
+    # The first bytes of a valid length can equal the mark of another format: 640 is that of pickles.
     if length > size - 8 or first[8:9] != b"{":
         refuse_impostors(path, first, others=_IMPOSTORS)
     if len(first) < 8:
@@ -204,13 +212,13 @@ def _entries(path: str, raw: bytes) -> dict[str, Any]:
     if isinstance(about, Doubled):
         raise CheckpointError(path, f"the header's __metadata__ has the key {quoted(about.twice)} twice")
     if not isinstance(about, dict) or not all(isinstance(value, str) for value in about.values()):
-        raise CheckpointError(path, "the header's __metadata__ is not of strings")
+        raise CheckpointError(path, "the header's __metadata__ must map strings to strings")
     return entries
 
 
 def _entry(path: str, name: str, entry: Any) -> Entry:
     try:
-        name.encode()  # half a surrogate pair is no text, and can't be printed
+        name.encode()  # half a surrogate pair is not text, and printing it fails
         kind, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except UnicodeEncodeError:
         raise CheckpointError(path, "its name is not valid Unicode", key=name) from None
@@ -224,8 +232,8 @@ def _entry(path: str, name: str, entry: Any) -> Entry:
     integers = [*shape, start, stop] if isinstance(shape, list) else [None]
     if not all(type(value) is int and 0 <= value < 2**63 for value in integers):
         raise CheckpointError(path, "shape and offsets must be whole numbers ≥ 0", key=name)
-    # Counted before they are multiplied: a million dimensions would take minutes. Zeros are left out, since
-    # others multiply in the order of the dimensions, and overflow before they come to one.
+    # Dimensions are counted before they are multiplied: a million of them would take minutes. Zeros are left
+    # out, since torch multiplies in order and can overflow before it reaches a zero.
     if len(shape) > _DIMENSIONS or math.prod(filter(None, shape)) >= _ELEMENTS:
         raise CheckpointError(path, "more dimensions or elements than a tensor can have", key=name)
     dtype, bits = DTYPES.get(kind) or (kind, _PACKED[kind])
@@ -236,7 +244,7 @@ def _entry(path: str, name: str, entry: Any) -> Entry:
 
 
 def _unread(header: Header) -> tuple[str, int]:
-    reason = f"its dtype {header.dtype} has less than a byte for an element, and is not read"
+    reason = f"its dtype {header.dtype} has less than a byte per element, which is not supported"
     return reason, math.prod(header.shape)
 
 

@@ -1,4 +1,4 @@
-"""Take a site out of the tensor it is stored in, and put it back: experts, slices, transposes."""
+"""Take a site out of its stored tensor and put it back: experts, slices, transposes, heads and neurons."""
 
 import math
 
@@ -10,11 +10,11 @@ from affectlens.checkpoints.bytes import Span
 from affectlens.checkpoints.store import Header, Store
 from affectlens.sites import Cut, Storage
 
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # integer dtypes by bytes
 
 
 def tensor_of(span: Span, header: Header, *, rows: slice | None = None) -> Tensor:
-    """The tensor that some bytes hold, or some of its rows, in memory of its own."""
+    """Read a tensor from its bytes, or some of its rows, into new memory."""
     shape = header.shape
     if rows is not None:
         first, last, _ = rows.indices(shape[0])
@@ -30,7 +30,7 @@ def tensor_of(span: Span, header: Header, *, rows: slice | None = None) -> Tenso
 
 
 def some(store: Store, where: Storage, *, wanted: slice) -> Tensor:
-    """Some rows of a site; no more is fetched than they need, where they lie together."""
+    """Read some rows of a site; only their bytes are fetched, if they are stored in one run."""
     cut = where.cut
     if where.transposed or where.expert is not None or where.unit is not None:
         return take(store.read(where.tensor, rows(where)), where)[wanted]
@@ -46,7 +46,7 @@ def some(store: Store, where: Storage, *, wanted: slice) -> Tensor:
 
 
 def contiguous(where: Storage, header: Header) -> tuple[int, int] | None:
-    """The elements of the stored tensor, from and to, that a site is made of, where they are one run."""
+    """Return the first and last + 1 element of the stored tensor that a site is; None if not one run."""
     shape, cut = header.shape, where.cut
     start, stop = 0, math.prod(shape)
     if where.expert is not None:
@@ -62,33 +62,23 @@ def contiguous(where: Storage, header: Header) -> tuple[int, int] | None:
 
 
 def rows(where: Storage) -> slice | None:
-    """The rows of the stored tensor that a reader has to fetch; None for all."""
+    """Return the rows of the stored tensor that hold a site; None for all rows."""
     if where.expert is not None:
         return slice(where.expert, where.expert + 1)
     cut = where.cut
-    # Only a slice of what is laid end to end is one run of rows.
+    # A cut that repeats with a period takes rows from every period, so it is not one run.
     return slice(cut.start, cut.stop) if cut and cut.dim == 0 and cut.period is None else None
 
 
 def take(fetched: Tensor, where: Storage) -> Tensor:
-    """The values of a site, given the rows that `rows` asked for; a view where there can be one."""
+    """Return the values of a site, given the rows that `rows` names; a view if possible."""
     whole = _whole(fetched, where)
     unit = where.unit
     return whole if unit is None else whole.narrow(unit.dim, unit.start, unit.stop - unit.start)
 
 
-def _whole(fetched: Tensor, where: Storage) -> Tensor:
-    if where.expert is not None:
-        fetched = fetched[0]
-    elif rows(where) is not None:
-        return _turned(fetched, where)
-    if where.cut:
-        fetched = _joined(_parts(fetched, _below_expert(where)), _below_expert(where).dim)
-    return _turned(fetched, where)
-
-
 def put(stored: Tensor, where: Storage, *, value: Tensor) -> None:
-    """Write a site's values into the tensor it is stored in."""
+    """Write the values of a site into its stored tensor, in place."""
     target = stored if where.expert is None else stored[where.expert]
     if where.unit is not None:
         whole = _whole(_fetched(stored, where), where).clone()
@@ -103,6 +93,24 @@ def put(stored: Tensor, where: Storage, *, value: Tensor) -> None:
     _parts(target, cut).copy_(
         rearrange(value.movedim(cut.dim, 0), "(group part) ... -> group part ...", part=part)
     )
+
+
+def same_bits(one: Tensor, two: Tensor) -> bool:
+    """Return whether two tensors are equal bit for bit, so that NaN equals NaN and 0.0 is not −0.0."""
+    if one.dtype != two.dtype or one.shape != two.shape:
+        return False
+    kind = _BITS[one.element_size()]
+    return torch.equal(one.contiguous().view(kind), two.contiguous().view(kind))
+
+
+def _whole(fetched: Tensor, where: Storage) -> Tensor:
+    if where.expert is not None:
+        fetched = fetched[0]
+    elif rows(where) is not None:
+        return _turned(fetched, where)
+    if where.cut:
+        fetched = _joined(_parts(fetched, _below_expert(where)), _below_expert(where).dim)
+    return _turned(fetched, where)
 
 
 def _fetched(stored: Tensor, where: Storage) -> Tensor:
@@ -130,11 +138,3 @@ def _joined(parts: Tensor, dim: int) -> Tensor:
 
 def _turned(values: Tensor, where: Storage) -> Tensor:
     return values.mT if where.transposed and values.ndim >= 2 else values
-
-
-def same_bits(one: Tensor, two: Tensor) -> bool:
-    """Whether two tensors are equal bit for bit, so that NaN equals NaN and 0.0 is not −0.0."""
-    if one.dtype != two.dtype or one.shape != two.shape:
-        return False
-    kind = _BITS[one.element_size()]
-    return torch.equal(one.contiguous().view(kind), two.contiguous().view(kind))

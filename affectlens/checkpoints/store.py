@@ -1,4 +1,4 @@
-"""Store: the bytes of named tensors, whatever the format; and several stores joined."""
+"""A store reads named tensors from anywhere: files of one format, a live module, or several stores joined."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -11,38 +11,55 @@ if TYPE_CHECKING:
 
 
 class Header(NamedTuple):
-    """What is known of a tensor before it is read."""
+    """The shape and dtype of a tensor, known before it is read."""
 
     shape: tuple[int, ...]
     dtype: str  # as torch names it, e.g. "bfloat16"
 
 
 class Store(Protocol):
-    """Named tensors somewhere: in safetensors files, in a live module, in a mapping."""
+    """Named tensors from any source: what every reader of a checkpoint goes by.
 
-    name: str  # how a person would call it; never an absolute path
-    source: str  # what opens it again: a path or hub id, empty for what is only in memory
+    The stores are `SafetensorsStore`, `PickleStore` and `MemoryStore`; `QuantizedStore`, `JoinedStore` and
+    the `EditedStore` of `affectlens.writing` stand over others.
+
+    >>> import affectlens as al
+    >>> store = al.load_demo().base.store
+    >>> store.headers["language_model.model.layers.0.mlp.up_proj.weight"]
+    Header(shape=(352, 128), dtype='bfloat16')
+    """
+
+    name: str  # for people; never an absolute path
+    source: str  # the path or hub id that opens it again; empty for tensors that are only in memory
     format: str
     headers: Mapping[str, Header]
     config: Mapping[str, Any]
-    notes: tuple[str, ...]  # what was found beside the weights, in sentences
+    notes: tuple[str, ...]  # sentences on what else was found with the weights
 
     @property
     def skipped(self) -> Mapping[str, tuple[str, int]]:
-        """What is stored but not to be had: why, and its elements."""
+        """Stored tensors that can't be read: the reason, and the number of elements."""
         ...
 
     @property
     def aliases(self) -> Mapping[str, str]:
-        """Names that are stored as another's bytes."""
+        """Names that share the bytes of another name."""
         ...
 
     def read(self, tensor: str, rows: slice | None = None) -> "Tensor":
-        """Return a tensor, or some of its rows: as stored, or in float32 where that was packed."""
+        """Return a tensor, or some of its rows: as stored, or in float32 if it is stored packed."""
+        ...
+
+    def by_rows(self, tensor: str) -> bool:
+        """Return whether some rows of a tensor can be read without reading all of them."""
         ...
 
     def span(self, tensor: str) -> Span | None:
-        """Where the bytes of a tensor are; None where they are not its values, or are not to be had."""
+        """Return where the values of a tensor are stored; None if they must be computed or gathered."""
+        ...
+
+    def origin(self, tensor: str) -> Span | None:
+        """Return where the opened files store a tensor: its span, unless it has been edited."""
         ...
 
     def check(self) -> None:
@@ -51,12 +68,12 @@ class Store(Protocol):
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What identifies the content: header hash, bytes, files, revision."""
+        """Facts that identify the content: header hash, bytes, files, revision."""
         ...
 
 
 class JoinedStore:
-    """Serve each key from the store and the tensor that it stands for; `main` lends its name and facts."""
+    """Serve each key from a tensor of one of several stores; name and facts are those of `main`."""
 
     def __init__(
         self,
@@ -76,7 +93,7 @@ class JoinedStore:
             name: why for store in self._stores for name, why in store.skipped.items()
         }
         self.aliases: Mapping[str, str] = {}
-        # Both parts of one file would tell of what else lies in it.
+        # Stores over the same file repeat its notes; each is kept once.
         found = dict.fromkeys(note for store in self._stores for note in store.notes)
         self.notes: tuple[str, ...] = (*notes, *found)
 
@@ -85,10 +102,20 @@ class JoinedStore:
         store, name = self._parts[tensor]
         return store.read(name, rows)
 
+    def by_rows(self, tensor: str) -> bool:
+        """Return whether its store can read some rows of a tensor alone."""
+        store, name = self._parts[tensor]
+        return store.by_rows(name)
+
     def span(self, tensor: str) -> Span | None:
-        """Where the bytes of a tensor are, if its store says so."""
+        """Return where its store keeps the values of a tensor."""
         store, name = self._parts[tensor]
         return store.span(name)
+
+    def origin(self, tensor: str) -> Span | None:
+        """Return where the files of its store keep a tensor."""
+        store, name = self._parts[tensor]
+        return store.origin(name)
 
     def check(self) -> None:
         """Raise `CheckpointError` if a file changed since it was opened."""
@@ -97,12 +124,12 @@ class JoinedStore:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """Those of the main store."""
+        """The facts of the main store."""
         return self._main.facts
 
 
 def together(first: Store, second: Store) -> JoinedStore:
-    """Two stores that hold different tensors; raises `CheckpointError` for one that both hold."""
+    """Join two stores; raises `CheckpointError` for a tensor that both hold."""
     for name in sorted(first.headers.keys() & second.headers.keys()):
         raise CheckpointError(second.source, f"also stored in {first.name}", key=name)
     parts = {name: (store, name) for store in (first, second) for name in store.headers}

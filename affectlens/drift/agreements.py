@@ -20,11 +20,11 @@ from affectlens.printable import plain
 from affectlens.stats.ranks import (
     FEWEST,
     SEED,
-    _spearman,
     chance,
     kendall_w,
     median_interval,
     sign_test,
+    spearman,
 )
 from affectlens.table import Table, provenance
 from affectlens.table_formats import records
@@ -203,7 +203,7 @@ def _common(each: Sequence[pd.DataFrame]) -> tuple[pd.Index, list[str]]:
 def _tested(values: pd.DataFrame, noise: pd.DataFrame) -> dict[str, Any]:
     ranks, others = values.to_numpy(dtype=float).T, noise.to_numpy(dtype=float).T
     p, smallest, draws = chance(ranks)
-    between = [_spearman(one, two) for one, two in combinations(ranks, 2)]
+    between = [spearman(one, two) for one, two in combinations(ranks, 2)]
     found = {
         "kendall_w": kendall_w(ranks),
         "p": p,
@@ -212,7 +212,7 @@ def _tested(values: pd.DataFrame, noise: pd.DataFrame) -> dict[str, Any]:
         "spearman_mean": float(np.mean(between)),
         "spearman_min": float(np.min(between)),
         "noise_w": kendall_w(others) if np.isfinite(others).all() else np.nan,
-        "noise_spearman": float(np.mean([_spearman(*pair) for pair in zip(ranks, others, strict=True)])),
+        "noise_spearman": float(np.mean([spearman(*pair) for pair in zip(ranks, others, strict=True)])),
     }
     return {name: None if value != value else value for name, value in found.items()}
 

@@ -244,7 +244,8 @@ def _scales(base: Mlp, tuned: Mlp, permutation: Tensor) -> Tensor:
         chosen = permutation[rows]
         sign = (_features(base, rows)[1] * _features(tuned, chosen)[1]).sum(dim=1)
         (up_b, down_b), (up_t, down_t) = _norms(base, rows), _norms(tuned, chosen)
-        size = ((up_b / down_b) * (down_t / up_t)).sqrt()
+        # In this order equal norms give exactly 1: x/x is 1 in floating point, (x/y)·(y/x) need not be.
+        size = ((up_b / up_t) * (down_t / down_b)).sqrt()
         known = size.isfinite() & (size > 0)
         scales[rows] = torch.where(known, torch.where(sign < 0, -size, size), 1.0)
     return scales
@@ -252,7 +253,8 @@ def _scales(base: Mlp, tuned: Mlp, permutation: Tensor) -> Tensor:
 
 def _norms(mlp: Mlp, neurons: Tensor) -> tuple[Tensor, Tensor]:
     neurons = neurons.to(mlp.up.device)
-    up, down = mlp.up[neurons], mlp.down[:, neurons]
+    # In one layout, so that equal neurons are summed in one order and have equal norms.
+    up, down = mlp.up[neurons].contiguous(), mlp.down[:, neurons].contiguous()
     return up.detach().cpu().double().norm(dim=1), down.detach().cpu().double().norm(dim=0)
 
 

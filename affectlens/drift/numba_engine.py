@@ -1,7 +1,7 @@
 """The compiled engine: every sum of a pair of blocks in one pass over their raw words.
 
-Sums run in float32 lanes that are emptied into float64 every few hundred words, so no digit is lost
-however long the block. A chunk whose bits are equal costs one comparison and the base's norm. `blocked`
+Sums run in float32 lanes that are emptied into float64 every `_CHUNK` words, so their rounding does not
+grow with the block. A chunk whose bits are equal costs one comparison and the base's norm. `blocked`
 does the same in torch, without a compiler; `sums` says what the sums are.
 """
 
@@ -16,7 +16,9 @@ from numba.extending import intrinsic
 
 from affectlens.drift.measures import TINY
 
-_CHUNK = 1024  # words: a chunk stays in the nearest cache, and float32 lanes keep their digits
+# Words: a chunk stays in the nearest cache, and float32 lanes keep their digits. Half as many halve the
+# error of a cosine near zero, from 4e-7 at most, and cost 2 to 3 % of the time.
+_CHUNK = 1024
 # NaN and infinity must show in the sums, so the flags that assume them away are left out.
 _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
 _ZERO, _NONE = np.float32(0), np.uint32(0)

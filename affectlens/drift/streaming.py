@@ -5,6 +5,7 @@ of parts are merged in their order, whichever thread was first.
 """
 
 import itertools
+import platform
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,14 +31,29 @@ Show = Callable[[Sequence[Any], str], Iterable[Any]]  # goes over things, under 
 
 
 def engine() -> Any:
-    """The compiled engine, or torch's where numba or a compiler is missing."""
+    """Return the compiled engine, or torch's where numba or what it needs of the processor is missing."""
+    from affectlens.drift import torch_engine
+
     try:
         from affectlens.drift import numba_engine
     except ImportError:
-        from affectlens.drift import torch_engine
-
         return torch_engine
-    return numba_engine
+    return numba_engine if _converts_halves() else torch_engine
+
+
+def _converts_halves() -> bool:
+    """Whether the processor that is compiled for converts float16 itself.
+
+    Where it does not, LLVM calls a function that need not exist, and ends the process over it.
+    """
+    from llvmlite import binding
+    from numba.core import config
+
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    if config.CPU_FEATURES is not None:
+        return "+f16c" in config.CPU_FEATURES.split(",")
+    return bool(binding.get_host_cpu_features().get("f16c"))
 
 
 def stream(strips: Sequence[Strip], sums_of: Callable[[Part], Sums], *, tell: Tell) -> dict[Strip, Sums]:

@@ -36,7 +36,10 @@ def discard(path: str | Path) -> None:
 
 
 class Journal:
-    """Log-probabilities by key in one file, each written whole or not at all. Raises `JournalError`."""
+    """Log-probabilities by key in one file, each written whole or not at all. Close it after use.
+
+    Raises `JournalError` for a file that is not a journal, is broken or can't be written.
+    """
 
     def __init__(self, path: str | Path) -> None:
         given = Path(path)
@@ -46,10 +49,14 @@ class Journal:
             if self.path.exists() and not self.path.is_file():
                 raise JournalError(f"{self.path}: this is not an ordinary file")
             self._rows = sqlite3.connect(self.path, isolation_level=None, timeout=60)
-            self._rows.execute("PRAGMA trusted_schema = OFF")
-            self._rows.execute("PRAGMA journal_mode = WAL")
-            self._rows.execute("PRAGMA synchronous = FULL")
-            self._claim()
+            try:
+                self._rows.execute("PRAGMA trusted_schema = OFF")
+                self._rows.execute("PRAGMA journal_mode = WAL")
+                self._rows.execute("PRAGMA synchronous = FULL")
+                self._claim()
+            except BaseException:
+                self._rows.close()
+                raise
 
     def _claim(self) -> None:
         (mark,) = self._rows.execute("PRAGMA application_id").fetchone()

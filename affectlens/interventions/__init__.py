@@ -1,8 +1,11 @@
 """WHAT IF: values that say which sites get which weights, and which points which activations.
 
-on weights      Transplant Randomise Shuffle        ┐
-on either       Zero Scale                          ├─▶ a lens applies them and undoes them exactly
-on activations  Mean Resample Patch Steer Knockout  ┘
+on weights      Transplant (transplant), Randomise Shuffle (on_weights)              ┐
+on either       Zero Scale (on_weights)                                              ├─▶ lens.intervene, write
+on activations  Mean Resample Knockout Steer (on_activations), Patch (patch)         ┘
+
+A lens applies them for the length of a block and then restores every bit; `write` puts those on weights into
+files. `edits` has what they share; `as_json` writes them down and reads them again.
 """
 
 from affectlens.interventions.as_json import from_json, to_json

@@ -1,4 +1,8 @@
-"""Edits: what an intervention makes of sites, computed one at a time when asked for."""
+"""What all interventions share: the selection they are given, and the new values they make of it.
+
+sites or points, in any form ── selected ──▶ Sites or Points     once, when the intervention is made
+Sites ── Edits ──▶ {site: new values}                            one site at a time, when it is looked up
+"""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,20 +18,82 @@ from affectlens.sites import Point, Points, Site, Sites
 Places = Site | Point | Iterable[Site] | Iterable[Point]
 
 
+def selected(places: Places) -> Sites | Points:
+    """Return a selection of sites or of points. Raises `NoSuchSite` if it is empty, or mixes the two.
+
+    Interventions keep this and not what they were given: an iterator would be empty the second time, and
+    the intervention would silently change nothing.
+    """
+    if isinstance(places, Sites | Points) and len(places):
+        return places
+    found = [places] if isinstance(places, Site | Point) else list(places)
+    if not found:
+        raise NoSuchSite("an empty selection would change nothing; select at least one site or point")
+    sites = [place for place in found if isinstance(place, Site)]
+    points = [place for place in found if isinstance(place, Point)]
+    if len(sites) == len(found):
+        return Sites(sites)
+    if len(points) == len(found):
+        return Points(points)
+    kinds = ", ".join(sorted({type(place).__name__ for place in found}))
+    raise NoSuchSite(f"an intervention takes either sites or points, got {kinds}")
+
+
+def only_sites(places: Places, what: str) -> Sites:
+    """Return a selection of sites; raise `NoSuchSite` for points, since `what` changes weights."""
+    found = selected(places)
+    if isinstance(found, Sites):
+        return found
+    raise NoSuchSite(f"{what} changes weights and takes sites, got the point {found[0]}")
+
+
+def only_points(places: Places, what: str) -> Points:
+    """Return a selection of points; raise `NoSuchSite` for sites, since `what` changes activations."""
+    found = selected(places)
+    if isinstance(found, Points):
+        return found
+    raise NoSuchSite(
+        f"{what} changes activations and takes points such as sites.at('output'), got the site {found[0]}"
+    )
+
+
+def sites_of(places: Sites | Points) -> Sites:
+    """Return a selection of sites as it is; for points, an empty one."""
+    return places if isinstance(places, Sites) else Sites(())
+
+
+def points_of(places: Sites | Points) -> Points:
+    """Return a selection of points as it is; for sites, an empty one."""
+    return places if isinstance(places, Points) else Points(())
+
+
+def set_fields(intervention: object, **values: object) -> None:
+    """Set the fields of a frozen intervention, from its own `__init__`."""
+    for name, value in values.items():
+        object.__setattr__(intervention, name, value)
+
+
+def finite(what: str, value: float) -> float:
+    """Return a factor; raise `LensError` if it is NaN, infinite or no number."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise LensError(f"{what} must be finite, got {value}")
+    return value
+
+
 @runtime_checkable
 class Edit(Protocol):
-    """The new values of a site, or of some of its rows."""
+    """A function that makes the new values of a site, or of some of its rows."""
 
     def __call__(self, site: Site, wanted: slice | None = None) -> Tensor:
-        """Shape and order of rows as the site's."""
+        """Return values in the site's shape and order of rows."""
         ...
 
 
 class Edits(Mapping[Site, Tensor]):
-    """New values by site, made when they are looked up: of a whole model only one site is in memory.
+    """New values by site, made when they are looked up, so that memory holds one site and not a model.
 
-    `rowwise` says that rows can be had without the others, so that a writer need not hold even one site.
-    `lying` says where the new bytes of a site lie already, if they do: they need not be read to be copied.
+    `rowwise` says that `edit` can make some rows without the others: a writer then holds a block of rows.
+    `stored` says in which file the new values of a site are stored, if they are: a writer then copies bytes.
     """
 
     def __init__(
@@ -36,9 +102,9 @@ class Edits(Mapping[Site, Tensor]):
         edit: Edit,
         *,
         rowwise: bool = True,
-        lying: Callable[[Site], Span | None] = lambda _: None,
+        stored: Callable[[Site], Span | None] = lambda _: None,
     ) -> None:
-        self.sites, self.edit, self.rowwise, self.lying = sites, edit, rowwise, lying
+        self.sites, self.edit, self.rowwise, self.stored = sites, edit, rowwise, stored
         self._known = frozenset(sites)
 
     def __getitem__(self, site: Site) -> Tensor:
@@ -54,50 +120,9 @@ class Edits(Mapping[Site, Tensor]):
 
 
 def elementwise(live: Checkpoint, function: Callable[[Tensor], Tensor]) -> Edit:
-    """The edit that makes of each value what a function makes of it alone."""
+    """Return the edit that applies a function to the live values, each by itself."""
 
     def edit(site: Site, wanted: slice | None = None) -> Tensor:
         return function(live.read(site, wanted))
 
     return edit
-
-
-def finite(what: str, value: float) -> None:
-    """Raise `LensError` for a factor that is no number: everything it touches would be none either."""
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise LensError(f"{what} is {value}, which is no number that weights or activations could be given")
-
-
-def selected(places: Places) -> Sites | Points:
-    """Make what was given a selection: of sites, or of points. Raises `NoSuchSite` for none, or for both.
-
-    An iterator would be empty the second time, and the intervention silently do nothing.
-    """
-    if isinstance(places, Sites | Points) and len(places):
-        return places
-    found = [places] if isinstance(places, Site | Point) else list(places)
-    if not found:
-        raise NoSuchSite("an intervention on no site would change nothing; select some sites")
-    sites = [place for place in found if isinstance(place, Site)]
-    points = [place for place in found if isinstance(place, Point)]
-    if len(sites) == len(found):
-        return Sites(sites)
-    if len(points) == len(found):
-        return Points(points)
-    raise NoSuchSite("an intervention takes sites or points, all of one kind")
-
-
-def only_sites(places: Places, what: str) -> Sites:
-    """Sites alone; raises `NoSuchSite` for points, whose activations `what` does not change."""
-    found = selected(places)
-    if isinstance(found, Sites):
-        return found
-    raise NoSuchSite(f"{what} changes weights, so it takes sites; {found[0]} is an activation")
-
-
-def only_points(places: Places, what: str) -> Points:
-    """Points alone; raises `NoSuchSite` for sites, whose weights `what` does not change."""
-    found = selected(places)
-    if isinstance(found, Points):
-        return found
-    raise NoSuchSite(f"{what} changes activations, so it takes points: sites.at('output'), not {found[0]}")

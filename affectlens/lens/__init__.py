@@ -12,10 +12,11 @@ from affectlens.lens.hooks.activations import Activations, Statistics, spread
 from affectlens.lens.hooks.hooking import Rewrite, without
 from affectlens.lens.hooks.places import module_name
 from affectlens.lens.hooks.positions import Moment
-from affectlens.lens.hooks.recording import Recording
+from affectlens.lens.hooks.recording import Recording, record
 from affectlens.lens.inputs.rendering import spans
 from affectlens.lens.intervening import ActivationIntervention, Intervention
 from affectlens.lens.lens import Lens
+from affectlens.lens.live import Live
 from affectlens.lens.loading import load
 from affectlens.lens.paired import Paired
 from affectlens.lens.running import told
@@ -27,6 +28,7 @@ __all__ = [
     "Claim",
     "Intervention",
     "Lens",
+    "Live",
     "Moment",
     "Paired",
     "Recording",
@@ -35,6 +37,7 @@ __all__ = [
     "Verification",
     "load",
     "module_name",
+    "record",
     "spans",
     "spread",
     "told",

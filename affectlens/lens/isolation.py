@@ -1,9 +1,10 @@
-"""A folder of copies that hold no code, no path and no address: all that transformers gets to see of a model.
+"""Copy a model's files without code, paths and addresses, for transformers to read instead of the originals.
 
-    a stranger's folder ── short, ordinary, known files ──▶ cleaned ──▶ a folder of its own, gone afterwards
+    a stranger's folder ── short, ordinary, known files ──▶ cleaned ──▶ temporary folder
 
-What transformers does follows from files: an `adapter_config.json` beside a model makes it fetch another
-one, an `attn_implementation` can name code on a hub, a `tokenizer_file` any path. What is not copied can't.
+Files decide what transformers does: an `adapter_config.json` beside a model makes it fetch another model, an
+`attn_implementation` can name code on a hub, a `tokenizer_file` any path. A setting that is not copied can do
+nothing.
 """
 
 import hashlib
@@ -14,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 
@@ -24,30 +24,30 @@ from affectlens.errors import CheckpointError, LensError, quoted
 from affectlens.files import opened
 
 _CONFIG = re.compile(r".*config\.json")
-_LARGEST = 128_000_000  # bytes; the longest tokenizer.json there is has a fourth of it
+_LARGEST = 128_000_000  # bytes; four times the largest tokenizer.json known
 _CODE = {"auto_map", "custom_generate", "init_inputs"}
+# Paths and repositories that transformers would open or fetch.
 _ADDRESSES = {
     "_name_or_path", "name_or_path", "audio_tokenizer", "transformers_weights", "configuration_files",
     "fast_tokenizer_files", "use_pretrained_backbone",
 }  # fmt: skip
-# What exchanges modules for others, from a hub or from packages; weights are unpacked by us.
+# These replace modules, by code from a hub or from other packages. Quantised weights are unpacked here.
 _MACHINERY = {
     "_experts_implementation", "experts_implementation", "quantization_config", "use_kernels",
     "kernel_config", "fusion_config", "distributed_config",
 }  # fmt: skip
 _ATTENTION = {"attn_implementation", "_attn_implementation", "_attn_implementation_internal"}
-_TUPLES = {"return_dict", "use_return_dict"}  # a model that answers in tuples could not be read
+_TUPLES = {"return_dict", "use_return_dict"}  # without them a model returns tuples, which have no `.logits`
 _FILE = re.compile(r".*_files?")
-_ALLOW = (
-    "load(…, trust_remote_code=True) runs it, once you have read it; looking, comparing and writing need none"
-)
+_ALLOW = "Read the code, then load(…, trust_remote_code=True). To inspect, compare and write, no code runs"
 
 
 @contextmanager
 def isolated(folder: Path, *, code: bool) -> Iterator[Path]:
-    """Copy what transformers may see of a folder, its Python files only with `code`; gone after the block.
+    """Copy the files of a folder that transformers may see to a temporary folder for the block.
 
-    Raises `CheckpointError` for what is no ordinary file, lies elsewhere or is no JSON.
+    Python files are copied only with `code`. Raises `CheckpointError` for a file that is too large, not an
+    ordinary file, outside the folder, or not valid JSON.
     """
     with TemporaryDirectory(prefix="affectlens-") as root:
         room = Path(root) / (folder.resolve().name or "model")
@@ -55,31 +55,16 @@ def isolated(folder: Path, *, code: bool) -> Iterator[Path]:
             path = inside(folder / Path(name).parent, Path(name).name)
             copy = room / name
             copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(_cleaned(_content(path), path, code=code))
+            copy.write_bytes(_cleaned_bytes(_content_of(path), path, code=code))
         yield room
 
 
-def _content(path: Path) -> bytes:
-    with os.fdopen(opened(path), "rb") as stream:
-        found = stream.read(_LARGEST + 1)
-    if len(found) > _LARGEST:
-        raise CheckpointError(path, f"larger than {_LARGEST:,} bytes")
-    return found
+def cleaned(config: object, *, code: bool = False) -> object:
+    """Return a config without the settings that name code, files, repositories or modules, at any depth.
 
-
-def _cleaned(content: bytes, path: Path, *, code: bool) -> bytes:
-    if not _CONFIG.fullmatch(path.name):
-        return content
-    found = parse(content, path).content
-    try:
-        clean = cleaned({k: v for k, v in found.items() if not _FILE.fullmatch(k)}, code=code)
-        return json.dumps(clean).encode()
-    except RecursionError:
-        raise CheckpointError(path, "is nested too deep") from None
-
-
-def cleaned(config: Any, *, code: bool = False) -> Any:
-    """A config without what names code, files, repositories or other modules, at any depth."""
+    >>> cleaned({"model_type": "llama", "auto_map": {"AutoModel": "code.Model"}})
+    {'model_type': 'llama'}
+    """
     if isinstance(config, list):
         return [cleaned(value, code=code) for value in config]
     if not isinstance(config, Mapping):
@@ -90,35 +75,40 @@ def cleaned(config: Any, *, code: bool = False) -> Any:
         for key, value in config.items()
         if key not in dropped
         and (key not in _ATTENTION or value in ("eager", "sdpa"))
-        and (key not in ("dtype", "torch_dtype") or isinstance(kind(value), torch.dtype))
+        and (key not in ("dtype", "torch_dtype") or isinstance(torch_dtype(value), torch.dtype))
     }
 
 
-def kind(name: object) -> torch.dtype | None:
-    """The torch dtype of that name, if there is one that a model can compute in."""
+def torch_dtype(name: object) -> torch.dtype | None:
+    """Return the torch dtype with this name; None unless a model can compute in it.
+
+    >>> torch_dtype("bfloat16"), torch_dtype("int8"), torch_dtype("load")
+    (torch.bfloat16, None, None)
+    """
     found = getattr(torch, name.removeprefix("torch."), None) if isinstance(name, str) else None
+    # 8-bit floats are for storage: torch has hardly any operations on them.
     wide = isinstance(found, torch.dtype) and found.is_floating_point and found.itemsize > 1
     return found if wide else None
 
 
-def refuse_untold(name: str, config: Mapping[str, Any]) -> None:
-    """Raise `LensError` for a model that can't be built without code of its own."""
+def refuse_own_code(name: str, config: Mapping[str, object]) -> None:
+    """Raise `LensError` for a model that transformers can't build without the model's own code."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     model_type = config.get("model_type")
     if "auto_map" in config and not (isinstance(model_type, str) and model_type in CONFIG_MAPPING):
         files = sorted({f"{ref.split('.')[0]}.py" for ref in _references(config["auto_map"])})
         raise LensError(
-            f"{name}: a model of type {quoted(model_type)} is built by code of its own "
-            f"({', '.join(map(quoted, files[:3]))}), which is not run. {_ALLOW}"
+            f"{name}: a model of type {quoted(model_type)} needs code of its own "
+            f"({', '.join(map(quoted, files[:3]))}), which is not run by default. {_ALLOW}"
         )
 
 
-def remote_code(room: Path, *, name: str, commit: str, asked: str) -> dict[str, Any] | None:
-    """What code a folder of copies names: `revision` and `files`; None where it names none.
+def remote_code(room: Path, *, name: str, commit: str, asked: str) -> dict[str, str | list[str]] | None:
+    """Return the `revision` and `files` of the code that a folder of copies names; None if it names none.
 
-    The revision is the commit, or the SHA-256 of the files where there is none. Raises `LensError` where
-    that is not what was `asked` for, or where the code is another repository's: no revision pins that.
+    The revision is the commit, or without one the SHA-256 of the files. Raises `LensError` where it is not
+    the revision that was `asked` for, and where the code is in another repository, which no revision pins.
     """
     found = [ref for file in sorted(room.glob("*config.json")) for ref in _named(file)]
     if not found:
@@ -126,8 +116,8 @@ def remote_code(room: Path, *, name: str, commit: str, asked: str) -> dict[str, 
     for reference in found:
         if "--" in reference:
             raise LensError(
-                f"{name}: its code is in another repository ({quoted(reference)}), which the revision asked "
-                "for does not pin, so it is not run. Download it, and put it beside the model"
+                f"{name}: its code is in another repository ({quoted(reference)}), which the revision does "
+                "not pin, so it is not run. Download the code, and put it beside the model"
             )
     files = sorted(room.rglob("*.py"))
     digest = hashlib.sha256()
@@ -136,21 +126,40 @@ def remote_code(room: Path, *, name: str, commit: str, asked: str) -> dict[str, 
         digest.update(f"{file.relative_to(room).as_posix()} {len(content)}\0".encode() + content)
     revision = commit or f"sha256:{digest.hexdigest()}"
     if asked and not commit and asked != revision:
-        raise LensError(f"{name}: the code is not that of {quoted(asked)}, but {revision}")
+        raise LensError(f"{name}: expected the code of {quoted(asked)}, found {revision}")
     return {"revision": revision, "files": [file.relative_to(room).as_posix() for file in files]}
+
+
+def _content_of(path: Path) -> bytes:
+    with os.fdopen(opened(path), "rb") as stream:
+        found = stream.read(_LARGEST + 1)
+    if len(found) > _LARGEST:
+        raise CheckpointError(path, f"larger than {_LARGEST:,} bytes")
+    return found
+
+
+def _cleaned_bytes(content: bytes, path: Path, *, code: bool) -> bytes:
+    if not _CONFIG.fullmatch(path.name):
+        return content
+    found = parse(content, path).content
+    try:
+        clean = cleaned({k: v for k, v in found.items() if not _FILE.fullmatch(k)}, code=code)
+        return json.dumps(clean).encode()
+    except RecursionError:
+        raise CheckpointError(path, "is nested too deeply") from None
 
 
 def _named(file: Path) -> Iterator[str]:
     yield from _maps(parse(file.read_bytes(), file).content)
 
 
-def _maps(config: Any) -> Iterator[str]:
-    """What every `auto_map` in a config names, at any depth."""
+def _maps(config: object) -> Iterator[str]:
+    """Yield what every `auto_map` in a config names, at any depth."""
     for key, value in config.items() if isinstance(config, Mapping) else ():
         yield from _references(value) if key == "auto_map" else _maps(value)
 
 
-def _references(found: Any) -> Iterator[str]:
+def _references(found: object) -> Iterator[str]:
     if isinstance(found, str):
         yield found
     values = found.values() if isinstance(found, Mapping) else found if isinstance(found, list) else ()

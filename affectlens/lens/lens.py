@@ -12,7 +12,7 @@ from affectlens.checkpoints import Checkpoint, Source, open_checkpoint
 from affectlens.checkpoints.memory import saved_tensors
 from affectlens.errors import LensError
 from affectlens.lens.hooks.places import module_name
-from affectlens.lens.hooks.recording import Metric, Recording, recorded
+from affectlens.lens.hooks.recording import Metric, Recording, record
 from affectlens.lens.inputs.preparing import prepare, refuse_longer
 from affectlens.lens.intervening import ActivationIntervention, Intervening, Intervention
 from affectlens.lens.live import config_of, device_of
@@ -121,9 +121,7 @@ class Lens:
             raise LensError("where= is for sites; points have their span: sites.at(point, span=…)")
         points = places.at("output", span=where) if isinstance(places, Sites) else places
         recording = Recording(self, points, keep=keep, gradients=metric is not None)
-        return recorded(
-            self, recording, examples=examples, prompt=prompt, metric=metric, batch_size=batch_size
-        )
+        return record(recording, self, examples=examples, prompt=prompt, metric=metric, batch_size=batch_size)
 
     def paired(self, tuned: Source) -> Paired:
         """Keep a second model beside this one: only what differs, or the factors of an adapter.
@@ -198,12 +196,13 @@ class Lens:
         The last `answer` tokens of the batch are an answer that is given: to interventions they are
         `"generated"`, and the prompt ends before them. Raises `LensError` where the model can't.
         """
-        return forward(self, batch, last=last, answer=answer)
+        return forward(self.model, batch, last=last, answer=answer)
 
     @torch.no_grad()
     def generate(self, *examples: Example, prompt: str = "{text}", max_new_tokens: int = 8) -> list[str]:
         """Answer examples greedily; returns the new text of each. Raises `LensError` where it can't."""
-        return generated(self, self.prepare(*examples, prompt=prompt), max_new_tokens=max_new_tokens)
+        batch = self.prepare(*examples, prompt=prompt)
+        return generated(self.model, batch, tokenizer=self.tokenizer, max_new_tokens=max_new_tokens)
 
     @property
     def tokenizer(self) -> Any:

@@ -1,18 +1,79 @@
-"""The live model as interventions and hooks meet it: which part of it answers, and what is refused."""
+"""Live: a running model as hooks, swaps and interventions see it; `Lens` is one.
 
+The parts of the lens and every intervention name this protocol, so that none of them imports the lens.
+Below it: which part of a model answers, where its input goes, and which models can't be changed.
+"""
+
+import copy
+import sys
+import warnings
+from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from affectlens.errors import LensError
+from affectlens.checkpoints import Checkpoint
+from affectlens.errors import LensError, Remark
 from affectlens.sites import Site
+from affectlens.tasks import Example
 
-if TYPE_CHECKING:
-    pass
-
+_OURS = ("affectlens", "contextlib")  # frames that a user did not write
 ANSWER: ContextVar[int] = ContextVar("ANSWER", default=0)  # how many last tokens of an input are its answer
+
+
+@runtime_checkable
+class Live(Protocol):
+    """A model in memory with its processor, its parameters by name, and the same parameters by site."""
+
+    model: nn.Module
+    processor: Any
+    source: Checkpoint | None  # the checkpoint on disk that the model was loaded from
+    told: set[str]  # remarks made so far; each is made once
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The live parameters, seen as a checkpoint."""
+        ...
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """The live parameters and persistent buffers, by the model's own names; tied ones once."""
+        ...
+
+    def prepare(self, *examples: Example, prompt: str = "{text}") -> dict[str, Tensor]:
+        """Turn examples into one batch of model input."""
+        ...
+
+
+def over(live: Live, model: nn.Module, *, processor: Any) -> Live:
+    """Return `live` over another model, e.g. a copy of its own; the two share the remarks made so far."""
+    found = copy.copy(live)
+    found.model, found.processor, found.source = model, processor, None
+    forget(found)
+    return found
+
+
+def forget(live: Live) -> None:
+    """Drop what was looked up of the model, so that it is looked up again."""
+    for cached in ("parameters", "checkpoint"):
+        vars(live).pop(cached, None)
+
+
+def remark(live: Live, words: str) -> None:
+    """Warn with a `Remark`, once for each live model, at the user's line."""
+    if words not in live.told:
+        live.told.add(words)
+        warn(words)
+
+
+def warn(words: str) -> None:
+    """Warn with a `Remark` at the innermost line that is outside affectlens and `contextlib`."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _OURS:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(words, Remark, stacklevel=level)
 
 
 def refuse_compiled(model: nn.Module) -> None:

@@ -1,9 +1,10 @@
-"""Load a model and its processor; a parameter the files do not hold is an error, not a random weight.
+"""Load a model and its processor as a lens.
 
-    source ──▶ Checkpoint ── building ──▶ model ┐
-       └── isolating: clean copies of the rest ─┴─▶ Lens
+    source ──▶ Checkpoint ── building ──────▶ model ┐
+       └── isolation: clean copies ──▶ processor ───┴─▶ Lens
 
-Whatever the files of a stranger say, nothing is executed, fetched or read elsewhere, unless asked for.
+A parameter that the files lack is an error, not a random weight. Files of a stranger can't make transformers
+run code, download or read anything else, unless the user allows it.
 """
 
 import importlib.util
@@ -18,7 +19,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from threading import RLock
-from typing import Any
 
 import torch
 from torch import nn
@@ -31,12 +31,12 @@ from affectlens.checkpoints.quantized import unpacked
 from affectlens.errors import AffectlensError, CheckpointError, LensError, MissingExtra, near, quoted
 from affectlens.lens.building import build, refuse_unreasonable
 from affectlens.lens.inputs.processors import load_processor
-from affectlens.lens.isolation import isolated, kind, refuse_untold, remote_code
+from affectlens.lens.isolation import isolated, refuse_own_code, remote_code, torch_dtype
 from affectlens.lens.lens import Lens
 from affectlens.lens.running import broken, line
 
-_ONE_AT_A_TIME = RLock()  # what is set while a model is loaded is set for the whole process
-_WAYS = ("auto", "balanced", "balanced_low_0", "sequential")
+_ONE_AT_A_TIME = RLock()  # loading changes settings of the whole process
+_DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def load(
@@ -44,46 +44,53 @@ def load(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "auto",
-    device_map: str | Mapping[str, Any] | None = None,
+    device_map: str | Mapping[str, str | int | torch.device] | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> Lens:
-    """Load a checkpoint (a folder, a hub id, or one already open) as a lens.
+    """Load a checkpoint (a folder, a hub id, or an open checkpoint) as a lens.
 
-    `dtype` is a torch dtype, its name, or `"auto"`: the stored one. Quantised weights are unpacked.
-    `device_map` spreads a model over devices with accelerate: `"auto"`, or a mapping from the names of
-    modules to devices, `"cpu"` or `"disk"`. What is offloaded runs all the same, and its weights can't be
-    changed; what goes to disk is written to the temporary folder, and is gone with the model.
-    `revision` is a branch, tag or commit of a hub id.
+    `dtype` is a torch dtype, its name, or `"auto"` for the stored one. Quantised weights are unpacked.
+    `device_map` spreads the model over devices with accelerate: `"auto"`, or a mapping from module names to
+    devices, `"cpu"` or `"disk"`. Offloaded modules run, but their weights can't be changed; those on disk
+    are kept in the temporary folder and deleted with the model. `revision` is a branch, tag or commit of a
+    hub id.
 
-    Code that comes with a model is run only with `trust_remote_code`. A branch is then a commit before
-    any of it is seen, and `lens.remote_code` says which; of a folder it says the hash of the code, and as
-    `revision` that hash makes sure that the code is still the same. Code of other repositories is refused.
+    Code that comes with a model runs only with `trust_remote_code`, and is pinned: a branch is resolved to
+    a commit first, and `lens.remote_code` records it. For a folder it records the hash of the code; given as
+    `revision`, the hash ensures that the code has not changed. Code from another repository is refused.
 
-    Raises `CheckpointError` where nothing can be loaded, `MissingExtra` for a `device_map` without
-    accelerate, and `LensError` where the files lack a parameter of the model that is not tied to another, or
-    hold what transformers can't make a model of.
+    Raises `CheckpointError` where the files can't be read, `MissingExtra` for a `device_map` without
+    accelerate, and `LensError` where the files lack an untied parameter of the model, or where transformers
+    can't build the model.
+
+    >>> import affectlens as al
+    >>> lens = al.load(al.load_demo().base)
+    >>> lens
+    Lens(LlavaForConditionalGeneration: 3,081,568 parameters, bfloat16, cpu)
+    >>> lens.logits(al.Example("1", "happy", text="what a lovely day")).shape
+    torch.Size([1, 5420])
     """
     wanted = _dtype(dtype)
-    refuse_unplaceable(device, device_map)
+    _refuse_unplaceable(device, device_map)
     folder, checkpoint, commit = _found(source, revision, code=trust_remote_code)
     name = checkpoint.store.name
     if checkpoint.change is not None:
-        raise LensError(f"{name} is an adapter; load its base, and put it on with Transplant(…, donor=…)")
+        raise LensError(f"{name} is an adapter. Load its base, and apply it with Transplant(…, donor=…)")
     if not (folder / "config.json").exists():
-        raise CheckpointError(folder, "no config.json here, so no model can be built")
+        raise CheckpointError(folder, "no config.json here, so the model can't be built")
     refuse_unreasonable(checkpoint)
     with isolated(folder, code=trust_remote_code) as room, _alone(online=trust_remote_code):
         ran = None
         if trust_remote_code:
             ran = remote_code(room, name=name, commit=commit, asked=revision or "")
         else:
-            refuse_untold(name, checkpoint.config)
+            refuse_own_code(name, checkpoint.config)
         own = ran is not None
         make = partial(build, room, checkpoint, dtype=wanted, code=own)
-        model = _built(lambda: placed(make, device=device, device_map=device_map), checkpoint, room)
+        model = _built(lambda: _placed(make, device=device, device_map=device_map), checkpoint, room)
         processor, unread = load_processor(room, name=name, code=own)
-    # What others go by who are given the model; the folder of copies is gone.
+    # PEFT and others save this name; the folder of copies that transformers saw is deleted by now.
     for one in (getattr(model, "config", None), getattr(processor, "tokenizer", processor)):
         if one is not None:
             one.name_or_path = str(folder)
@@ -91,16 +98,36 @@ def load(
 
 
 def _dtype(asked: str | torch.dtype) -> torch.dtype | None:
-    found = kind(asked) if isinstance(asked, str) else asked
+    """Return the dtype to load in; None for "auto". Raises `LensError` for another name."""
+    found = torch_dtype(asked) if isinstance(asked, str) else asked
     if asked == "auto" or isinstance(found, torch.dtype):
         return found
-    raise LensError(f"torch has no dtype {asked!r} that a model could be run in")
+    raise LensError(f"unknown dtype {asked!r}: give a floating-point dtype of torch, its name, or 'auto'")
+
+
+def _refuse_unplaceable(
+    device: str | torch.device | None, device_map: str | Mapping[str, str | int | torch.device] | None
+) -> None:
+    """Raise `LensError` for an unknown or ambiguous placement, `MissingExtra` without accelerate."""
+    if device_map is None:
+        return
+    if device is not None:
+        raise LensError("give device or device_map, not both")
+    if isinstance(device_map, str) and device_map not in _DEVICE_MAPS:
+        raise LensError(
+            f"unknown device_map {device_map!r}. Known: {near(device_map, _DEVICE_MAPS)}; or give a mapping "
+            "from modules to devices, or device="
+        )
+    if importlib.util.find_spec("accelerate") is None:
+        raise MissingExtra(
+            'device_map needs accelerate, which isn\'t installed. Try: pip install "affectlens[tune]"'
+        )
 
 
 def _found(
     source: str | Path | Checkpoint, revision: str | None, *, code: bool
 ) -> tuple[Path, Checkpoint, str]:
-    """The folder of a source, what is in it, and its commit where that is a hub's."""
+    """Return the folder of a source, its checkpoint, and the commit if it comes from a hub."""
     opened = source if isinstance(source, Checkpoint) else None
     name = opened.store.source if opened else str(source)
     if not name:
@@ -108,20 +135,22 @@ def _found(
     if os.path.exists(name):  # noqa: PTH110  for any string, where Path.exists raises
         path = Path(name)
         if revision and not code:
-            raise LensError(f"{path.name} is no hub id, so it has no revision {quoted(revision)}")
+            raise LensError(
+                f"{path.name} is a local path, so it has no revision {quoted(revision)}; leave revision out"
+            )
         return path if path.is_dir() else path.parent, opened or open_checkpoint(path), ""
     repository, _, asked = named_on_hub(name).partition("@")
     asked = revision or (str(opened.store.facts.get("revision", "")) if opened else "") or asked
     hub_id = f"{repository}@{asked}" if asked else repository
     folder = fetched(hub_id, BESIDE_CODE if code else KNOWN)
     store = open_store(folder, f"{repository}@{folder.name}")
-    store.name = opened.store.name if opened else name  # the commit stands beside it, as the revision
+    store.name = opened.store.name if opened else name  # without the commit, which `identity` has too
     return folder, Checkpoint(unpacked(store)), folder.name
 
 
 @contextmanager
 def _alone(*, online: bool) -> Iterator[None]:
-    """Let transformers neither ask a hub nor write on the terminal: the error is ours to tell."""
+    """Keep transformers from using the network and from printing in the block; one block at a time."""
     from huggingface_hub import constants
     from transformers.utils import logging
 
@@ -140,15 +169,15 @@ def _alone(*, online: bool) -> Iterator[None]:
 
 
 def _built(make: Callable[[], nn.Module], checkpoint: Checkpoint, room: Path) -> nn.Module:
-    """The model, or a `LensError` of one line that holds on to nothing.
+    """Build the model; turn any failure into a `LensError` of one line without a traceback.
 
-    The frames that something broke in hold the model: where errors are kept, as a notebook does, it would
-    fill the memory. Raised inside a handler the error would know them as its context.
+    The frames of a traceback hold the half-built model, and a notebook keeps the last error: the model would
+    stay in memory. So the error is raised outside the handler, where it gets no context either.
     """
     failure: AffectlensError
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what transformers finds odd is told where it matters
+            warnings.simplefilter("ignore")  # what matters of it becomes an error here
             return make()
     except AffectlensError as error:
         failure = error.with_traceback(None)
@@ -161,44 +190,27 @@ def _built(make: Callable[[], nn.Module], checkpoint: Checkpoint, room: Path) ->
     raise failure
 
 
-def refuse_unplaceable(device: str | torch.device | None, device_map: str | Mapping[str, Any] | None) -> None:
-    """Raise `LensError` where it is not clear where a model goes, `MissingExtra` without accelerate."""
-    if device_map is None:
-        return
-    if device is not None:
-        raise LensError("device and device_map both say where the model goes; give one of them")
-    if isinstance(device_map, str) and device_map not in _WAYS:
-        raise LensError(
-            f"no device_map is called {device_map!r}. Known: {near(device_map, _WAYS)}; or map modules to "
-            "devices, or give device="
-        )
-    if importlib.util.find_spec("accelerate") is None:
-        raise MissingExtra(
-            "a device_map is carried out by accelerate, which isn't installed. "
-            'Try: pip install "affectlens[tune]"'
-        )
-
-
-def placed(
+def _placed(
     build: Callable[..., nn.Module],
     *,
     device: str | torch.device | None,
-    device_map: str | Mapping[str, Any] | None,
+    device_map: str | Mapping[str, str | int | torch.device] | None,
 ) -> nn.Module:
-    """A model that is built with what transformers is told of its places, and put where it belongs."""
+    """Build a model and put it on its device or devices."""
     if device_map is None:
         model = build(places={})
         return model.to(device) if device is not None else model
     folder = tempfile.mkdtemp(prefix="affectlens-offloaded-")
     asked = device_map if isinstance(device_map, str) else dict(device_map)
-    says, level = logging.getLogger("accelerate"), logging.getLogger("accelerate").level
-    says.setLevel(logging.ERROR)  # that parameters are offloaded is what was asked for
+    logger = logging.getLogger("accelerate")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns that parameters are offloaded, as the user asked
     try:
         model = build(places={"device_map": asked, "offload_folder": folder})
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     finally:
-        says.setLevel(level)
+        logger.setLevel(level)
     weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
     return model

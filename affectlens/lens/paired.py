@@ -1,8 +1,5 @@
 """A second model beside the first, in the memory of what differs: its tensors, or its adapter's factors."""
 
-import warnings
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
@@ -11,14 +8,12 @@ from affectlens.checkpoints.checkpoint import AdapterChange
 from affectlens.checkpoints.memory import HELD, MemoryStore
 from affectlens.checkpoints.pairing import pair
 from affectlens.checkpoints.store import JoinedStore
-from affectlens.errors import LensError, Remark
+from affectlens.errors import LensError
 from affectlens.lens.hooks.places import parameter_name
+from affectlens.lens.live import Live, remark
 from affectlens.lens.restoring import Swaps, atomic, interruptible, raise_waiting
 from affectlens.lens.swapping import Beside, Swap, beside, fits_beside, swapped
 from affectlens.sites import Site, Sites
-
-if TYPE_CHECKING:
-    from affectlens.lens.lens import Lens
 
 
 class Paired:
@@ -33,7 +28,7 @@ class Paired:
     parameters that this one has no place for.
     """
 
-    def __init__(self, lens: "Lens", tuned: Source) -> None:
+    def __init__(self, lens: Live, tuned: Source) -> None:
         self._lens = lens
         self.source: Checkpoint = open_checkpoint(tuned, base=lens.checkpoint.untouched)
         pairing = pair(lens.checkpoint.untouched, self.source)
@@ -119,7 +114,7 @@ class Paired:
         tensors = self._lens.parameters.values()
         whole = sum(t.numel() * t.element_size() for t in tensors)
         kind = "the factors of an adapter" if self._factors else "what differs"
-        count = f"{len(self.differing)} of {len(self._lens.sites)} sites differ"
+        count = f"{len(self.differing)} of {len(self._lens.checkpoint.sites)} sites differ"
         lines = [f"Paired({count}: {kind} takes {_size(self.bytes)} beside {_size(whole)})", *self.unlike]
         return "\n".join(lines)
 
@@ -163,9 +158,7 @@ class Switched:
     @interruptible
     def _ready(self) -> None:
         for words in self._paired.unlike:
-            if words not in self._paired._lens.told:
-                self._paired._lens.told.add(words)
-                warnings.warn(words, Remark, stacklevel=4)
+            remark(self._paired._lens, words)
         self._paired._load()
 
 

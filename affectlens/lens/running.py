@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -16,9 +16,6 @@ from torch import Tensor, nn
 
 from affectlens.errors import AffectlensError, LensError
 from affectlens.lens.live import ANSWER, answering, config_of, encodes, inner
-
-if TYPE_CHECKING:
-    from affectlens.lens.lens import Lens
 
 _NOTES = ("token_type_ids", "mm_token_type_ids")  # of a tokenizer, for models that ask for them
 # A checkpoint's own generation settings may sample, search or punish repetition.
@@ -93,45 +90,47 @@ def continued(batch: Mapping[str, Tensor], answer: Int[Tensor, " token"]) -> dic
 
 
 def forward(
-    lens: "Lens", batch: Mapping[str, Tensor], *, last: int = 1, answer: int = 0
+    model: nn.Module, batch: Mapping[str, Tensor], *, last: int = 1, answer: int = 0
 ) -> Float[Tensor, "batch last vocabulary"]:
     """The logits of the last positions, in float32. Raises `LensError` where the model can't run.
 
     To interventions the last `answer` tokens are no part of the prompt, but generated.
     """
-    takes = _takes(lens.model)
-    given = typed(lens.model, started(lens.model, batch))
+    takes = _takes(model)
+    given = typed(model, started(model, batch))
     # Where a model can, it computes the logits of the last positions alone.
     settings: dict[str, Any] = {"logits_to_keep": last} if "logits_to_keep" in takes else {}
     if (
         "position_ids" in takes
         and {"position_ids", "attention_mask"} & given.keys() == {"attention_mask"}
-        and _numbers(lens.model)
+        and _numbers(model)
     ):
         given["position_ids"] = (given["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     asked = ANSWER.set(answer)
     try:
         with told("the model can't run these examples"):
-            out = answering(lens.model)(**given, use_cache=False, **settings)
+            out = answering(model)(**given, use_cache=False, **settings)
             logits: Tensor = out.logits
     finally:
         ANSWER.reset(asked)
     return logits[:, -last:].float()
 
 
-def generated(lens: "Lens", batch: Mapping[str, Tensor], *, max_new_tokens: int) -> list[str]:
+def generated(
+    model: nn.Module, batch: Mapping[str, Tensor], *, tokenizer: Any, max_new_tokens: int
+) -> list[str]:
     """The new text of each greedy answer. Raises `LensError` where the model can't give one."""
-    given = typed(lens.model, started(lens.model, batch))
+    given = typed(model, started(model, batch))
     settings = {
         **_GREEDY,
         **_SEEN,
         "max_new_tokens": max_new_tokens,
-        "pad_token_id": lens.tokenizer.pad_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
     }
     with told("the model can't answer these examples"):
-        out = _generate(answering(lens.model))(**given, **settings)
-    before = given["decoder_input_ids" if encodes(lens.model) else "input_ids"]
-    texts: Sequence[str] = lens.tokenizer.batch_decode(out[:, before.shape[1] :], skip_special_tokens=True)
+        out = _generate(answering(model))(**given, **settings)
+    before = given["decoder_input_ids" if encodes(model) else "input_ids"]
+    texts: Sequence[str] = tokenizer.batch_decode(out[:, before.shape[1] :], skip_special_tokens=True)
     return list(texts)
 
 

@@ -8,7 +8,7 @@ factors are set to zero, and the module is told to leave them out: then it compu
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +19,13 @@ from affectlens.checkpoints.memory import saved_tensors
 from affectlens.checkpoints.slicing import put
 from affectlens.errors import LensError
 from affectlens.lens.hooks.places import module_name, parameter_name, place_of
-from affectlens.lens.live import refuse_unlike
+from affectlens.lens.live import Live, forget, refuse_unlike
 from affectlens.sites import Point, Site
-
-if TYPE_CHECKING:
-    from affectlens.lens.lens import Lens
 
 Swap = tuple[Any, str, Any]  # owner, attribute, new value
 
 
-def swapped(lens: "Lens", edits: Mapping[Site, Tensor]) -> list[Swap]:
+def swapped(lens: Live, edits: Mapping[Site, Tensor]) -> list[Swap]:
     """The attributes to set so that sites have their new values. Raises `LensError`, and sets none."""
     _refresh(lens)
     live, parameters = lens.checkpoint, lens.parameters
@@ -56,15 +53,14 @@ def swapped(lens: "Lens", edits: Mapping[Site, Tensor]) -> list[Swap]:
     return found + _silenced(lens, adapted)
 
 
-def _refresh(lens: "Lens") -> None:
+def _refresh(lens: Live) -> None:
     """Look the tensors up anew where the model has others since: `model.to(…)` makes new buffers."""
     known = {id(tensor) for tensor in lens.parameters.values()}
     if not known.issuperset(id(tensor) for tensor in saved_tensors(lens.model).values()):
-        for cached in ("parameters", "checkpoint"):
-            vars(lens).pop(cached, None)
+        forget(lens)
 
 
-def _adapted(lens: "Lens", edits: Mapping[Site, Tensor]) -> dict[str, nn.Module]:
+def _adapted(lens: Live, edits: Mapping[Site, Tensor]) -> dict[str, nn.Module]:
     """The adapted modules that hold a site to be changed, by the name of the parameter."""
     live, found = lens.checkpoint, {}
     for site in edits:
@@ -83,7 +79,7 @@ def _adapted(lens: "Lens", edits: Mapping[Site, Tensor]) -> dict[str, nn.Module]
     return found
 
 
-def _merged(lens: "Lens", adapted: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
+def _merged(lens: Live, adapted: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
     """What adapted parameters are in effect: the parts of them that are not changed stay as they are."""
     live = lens.checkpoint
     for name in adapted:
@@ -94,7 +90,7 @@ def _merged(lens: "Lens", adapted: Mapping[str, nn.Module]) -> Iterator[tuple[st
         yield name, whole
 
 
-def _silenced(lens: "Lens", adapted: Mapping[str, nn.Module]) -> list[Swap]:
+def _silenced(lens: Live, adapted: Mapping[str, nn.Module]) -> list[Swap]:
     """Leave the factors of adapted modules out: PEFT's are set to zero for who reads them, ours forgotten."""
     found: list[Swap] = []
     hooks = {n: [h for h in m._forward_hooks.values() if isinstance(h, Beside)] for n, m in adapted.items()}
@@ -138,7 +134,7 @@ class Beside:
         return new
 
 
-def beside(lens: "Lens", site: Site, *, factors: LowRank) -> tuple[nn.Module, Beside]:
+def beside(lens: Live, site: Site, *, factors: LowRank) -> tuple[nn.Module, Beside]:
     """The hook of a site, and the module that it belongs to."""
     place = place_of(Point(site), model=lens.model, live=lens.checkpoint)
     like = lens.parameters[parameter_name(lens.checkpoint.at(site))]
@@ -150,7 +146,7 @@ def beside(lens: "Lens", site: Site, *, factors: LowRank) -> tuple[nn.Module, Be
     return lens.model.get_submodule(place.module), found
 
 
-def fits_beside(lens: "Lens", site: Site, *, factors: LowRank) -> bool:
+def fits_beside(lens: Live, site: Site, *, factors: LowRank) -> bool:
     """Whether a change of low rank can be computed beside its matrix: of a plain one, on its rows."""
     if factors.decomposed or factors.pair.embedding or factors.scale is None:
         return False

@@ -1,5 +1,6 @@
-"""What a matrix does, asked of the forward pass: a small module copied, called again, one weight changed.
+"""DO THE NAMES TELL THE TRUTH: copy a small module, call it again with one weight changed, see what moves.
 
-guessing inputs ─▶ feeding (what inner modules were called with) ─▶ bench (a copy, and that call)
-                ─▶ probing MLPs, attending (attentions), answering: what one unit passes on
+made_up_inputs ─▶ calls (what inner modules were called with) ─▶ bench (a copied module and its call)
+  ─▶ feed_forward, attention (the probes; responses reads what one unit of an MLP passes on)
+  ─▶ verifying (every group of sites to its probe) ─▶ claims (confirmed, refuted or unverified)
 """

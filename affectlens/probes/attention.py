@@ -1,7 +1,7 @@
-"""Probe an attention: what a channel of q, k or v moves when it changes at one token alone.
+"""Probe an attention: change a channel of q, k or v at one token, and see which tokens' outputs move.
 
-Only that token's output moves: q. Other tokens' outputs move: v where they all follow one and the same
-curve, each by its own attention weight, and k where they don't, since every softmax bends differently.
+q moves only that token's output. v moves other tokens' outputs too, all on one curve, each by its attention
+weight. k moves other tokens' outputs on different curves, since each query has a softmax of its own.
 """
 
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ from affectlens.probes.responses import Seen
 from affectlens.sites import Storage
 
 _STEPS = (-1.0, 1.0, 2.0)
-# In units of the usual size of what the projection gives.
+# Sizes of the change, in units of the root mean square of the projection's output.
 _SIZES, _FAR = (3.0, 100.0), (1e4, 1e7)
-_MANY = 5  # as many channels as have to agree where each alone could be an accident
-_TOKEN = 1  # under a causal mask the first token sees only itself
+_MANY = 5  # channels that have to agree where a single one could be an accident
+_TOKEN = 1  # the token to change; under a causal mask the first one sees only itself
 
 
 class _Look(NamedTuple):
-    """Where to look: into which module, and how its input is laid out."""
+    """Where to read effects: the input of a module (None: the whole output), and its layout."""
 
     module: str | None
     shape: tuple[int, ...] | None
@@ -32,7 +32,7 @@ class _Look(NamedTuple):
 
 
 class _Channel(NamedTuple):
-    """Where one channel of one token lies in what a projection gives, and how large that usually is."""
+    """The position of one channel in a projection's output, and the output's usual size."""
 
     axis: int
     along: int
@@ -41,14 +41,14 @@ class _Channel(NamedTuple):
 
 
 class _Before(NamedTuple):
-    """What is seen when nothing is changed, and where."""
+    """The values before any change, and where they are read."""
 
     base: Tensor
     look: _Look
 
 
 def probe_attention(bench: Bench, parts: Mapping[str, Storage]) -> dict[str, Seen]:
-    """Probe the roles of `parts`; raises `Unprobed` where nothing can be said."""
+    """Probe the roles of `parts`; raise `Unprobed` where the module does not run alone."""
     out = parts.get("o_proj")
     seen: dict[str, Seen] = {}
     kinds: dict[str, dict[int, str]] = {}
@@ -61,14 +61,13 @@ def probe_attention(bench: Bench, parts: Mapping[str, Storage]) -> dict[str, See
     for role in kinds:
         seen[role] = _verdict(bench, role, kinds)
         if seen[role].verdict == "confirmed" and not _row_is_whole(bench, parts[role]):
-            seen[role] = Seen(
-                "refuted", "its rows are no rows of the projection: it lies the other way round"
-            )
+            seen[role] = Seen("refuted", "its rows are not rows of the projection: it is stored transposed")
     if out is not None:
         seen["o_proj"] = _output(bench, out, [one.verdict for one in seen.values()])
     return seen
 
 
+# How a channel acts: `d` moves all channels of its head, as both k and v do in some attentions.
 _ACTS = {"q": "as q does", "k": "as k does", "v": "as v does", "g": "as an output gate does",
          "d": "on all channels of its head, on one curve"}  # fmt: skip
 
@@ -82,24 +81,25 @@ def _verdict(bench: Bench, role: str, kinds: Mapping[str, Mapping[int, str]]) ->
     alive = {channel: kind for channel, kind in kinds[role].items() if kind}
     everywhere = {kind for found in kinds.values() for kind in found.values()}
     if not alive:
-        return Seen("unverified", "no channel that was tried has an effect")
+        return Seen("unverified", "no tried channel has an effect")
     if not everywhere & {"k", "v", "d"}:
         return Seen("unverified", "no token attends to another on this input")
     wrong = {channel: kind for channel, kind in alive.items() if kind not in (claimed, "?", "d")}
-    # A head may look at its own token alone: then its values move no other, so that some such channels
-    # say nothing. That a query moves others has no such excuse.
+    # A head may attend to its own token alone. Its values then move no other token, so a few channels of v
+    # may act like q. No channel of q may act like v.
     own = [channel for channel, kind in wrong.items() if kind in "qg"]
     if (claimed == "v" and (len(own) < len(alive) or len(own) < _MANY)) or bench.recurs:
         wrong = {channel: kind for channel, kind in wrong.items() if channel not in own}
     if wrong and bench.mixes:
         return Seen("unverified", "a convolution mixes tokens here")
     if wrong and not {name[0] for name in kinds} >= {"k", "v"}:
-        return Seen("unverified", "an attention without k or without v does not tell")
+        return Seen("unverified", "without k and v beside it, its effect is ambiguous")
     if wrong:
         channel, kind = next(iter(wrong.items()))
-        what = f"acts {_ACTS[kind]} ({len(wrong)} of the {len(alive)} that were tried)"
+        what = f"acts {_ACTS[kind]} ({len(wrong)} of {len(alive)} tried channels)"
         return Seen("refuted", f"channel {channel} of {role} {what}")
-    # Without a softmax keys are on one curve too, and so are values that a norm mixes; not both can be.
+    # Without a softmax keys are on one curve too, as values are; a norm spreads values over channels. Only
+    # if the other of k and v is clear can this one be told from it.
     other = {"k": "v", "v": "k"}.get(claimed, "")
     clear = other in everywhere and "d" not in {
         kind for name, found in kinds.items() if name[0] == other for kind in found.values()
@@ -107,12 +107,12 @@ def _verdict(bench: Bench, role: str, kinds: Mapping[str, Mapping[int, str]]) ->
     if "d" in alive.values() and not clear:
         return Seen("unverified", "k and v act alike here")
     if not {claimed, "d"} & set(alive.values()):
-        return Seen("unverified", "its effect is not clear")
+        return Seen("unverified", "its effect is unclear")
     return Seen("confirmed", _BECAUSE[claimed])
 
 
 def _looks(bench: Bench, parts: Mapping[str, Storage], out: Storage | None) -> list[_Look]:
-    """Where to look for effects: before a norm that comes before o, into o, or at what comes out."""
+    """Return where to read effects: before a norm that precedes o, else before o, else the whole output."""
     looks: list[_Look] = []
     shape: tuple[int, ...] | None = None
     if out is not None and bench.owner(out) in bench.modules and bench.owner(out):
@@ -144,15 +144,15 @@ def _owners(bench: Bench, parts: Mapping[str, Storage]) -> set[str]:
 
 
 def _channels(bench: Bench, role: str, where: Storage, looks: list[_Look]) -> dict[int, str]:
-    """What each of some channels of a projection acts as."""
+    """Return how each of some channels of a projection acts."""
     owner = bench.owner(where)
     if not owner or owner not in bench.modules:
-        raise Unprobed("its weights are used without a module of their own")
+        raise Unprobed("its weights have no module of their own")
     out = bench.run(owner, side="output")
     index, _ = place(where, where.shape[0] - 1)
     axis, along = _axes(bench.modules[owner], out)
     if index >= out.shape[axis]:
-        raise Unprobed(f"{owner} gives {out.shape[axis]} channels, fewer than its rows")
+        raise Unprobed(f"{owner} gives only {out.shape[axis]} channels, and the site is row {index} there")
     if out.shape[along] < 2:
         raise Unprobed("there is only one token")
     look = looks[0]
@@ -169,7 +169,7 @@ def _channels(bench: Bench, role: str, where: Storage, looks: list[_Look]) -> di
     for channel in _spread(where):
         found[channel] = kind(channel)
         if found[channel] not in ("", "?", "d", role[0]):
-            # A slice cut in the wrong place is wrong by more than one channel; a single one is an accident.
+            # A slice cut in the wrong place is off by more than one channel; a single odd one is an accident.
             beside = channel + 1 if channel + 1 < where.shape[0] else channel - 1
             if kind(beside) != found[channel]:
                 found[channel] = "?"
@@ -177,16 +177,16 @@ def _channels(bench: Bench, role: str, where: Storage, looks: list[_Look]) -> di
 
 
 def _acts_as(bench: Bench, owner: str, where: _Channel, seen: _Before, claimed: str) -> str:
-    """What a channel acts as; nothing for a dead one, `?` for what is unclear."""
+    """Return how a channel acts: a key of `_ACTS`, `?` where that is unclear, nothing for a dead one."""
     kind = ""
-    # A key that meets tiny queries bends nothing unless it is moved far.
+    # A key that meets tiny queries needs a large change before a softmax shows it.
     for amount in (*_SIZES, *(_FAR if claimed == "k" else ())):
         changes = []
         for step in _STEPS:
             shift = partial(_shift, where, step * amount * where.size)
             changes.append(_by_token(bench.run(seen.look.module, edit=(owner, shift)), seen.look) - seen.base)
         kind = _kind(torch.stack(changes), float(seen.base.abs().max())) or kind
-        # A head that looks at one token alone hides a key until it is moved far.
+        # In a head that attends to one token alone, a key looks like q until its change is large.
         if kind == "k" or (kind in ("q", "g") and claimed != "k"):
             break
     return kind
@@ -197,7 +197,7 @@ def _shift(where: _Channel, by: float, out: Tensor) -> None:
 
 
 def _kind(change: Tensor, scale: float) -> str:
-    """Judge changes of steps × tokens × channels."""
+    """Return how a channel acts by the changes that it makes: steps × tokens × channels."""
     if not torch.isfinite(change).all():
         return ""
     tokens = change.abs().amax((0, 2))
@@ -210,21 +210,21 @@ def _kind(change: Tensor, scale: float) -> str:
     channels = strong > 1e-3 * strong.max()
     if int(moved.sum()) == 1:
         if float(tokens.topk(2).values[1]) > max(1e-6 * most, floor / 10):
-            return "?"  # a key far from all queries moves other tokens too, but hardly
+            return "?"  # a key far from all queries moves other tokens only a little
         return "q" if int(channels.sum()) > 1 else "g"
     some = strong.topk(min(16, change.shape[2])).indices
     values = torch.linalg.svdvals(change[:, moved][:, :, some].permute(2, 0, 1).double())
     ratio = float((values[:, 1:].square().sum() / values.square().sum()).sqrt())
     noise = 1e-6 * scale / most
     if ratio < max(STRAIGHT, 10 * noise):
-        # A value moves its own channel of each head that reads it, and never the one beside it.
+        # A value moves its own channel in each head that reads it, and never the channel beside it.
         beside = int((channels[1:] & channels[:-1]).sum())
         return "v" if 2 * beside < int(channels.sum()) else "d"
     return "k" if ratio > max(BENT, 100 * noise) else "?"
 
 
 def _by_token(seen: Tensor, look: _Look) -> Tensor:
-    """Lay what was seen out as tokens × the rest."""
+    """Lay out what was read as tokens × the rest."""
     if look.shape is not None and tuple(seen.shape) != look.shape:
         seen = seen.reshape(look.shape)
     if look.module is None or seen.ndim < 2:
@@ -234,23 +234,23 @@ def _by_token(seen: Tensor, look: _Look) -> Tensor:
 
 
 def _tokens(seen: Tensor) -> int:
-    """The axis of the tokens: the last but one, unless that is a batch of one."""
+    """Return the axis of the tokens: the last but one, unless that is a batch of one."""
     if seen.ndim == 3 and seen.shape[1] == 1 and seen.shape[0] > 1:
         return 0
     return seen.ndim - 2
 
 
 def _axes(module: nn.Module, out: Tensor) -> tuple[int, int]:
-    """The axis of the channels, and that of the tokens once the channels are gone."""
+    """Return the axis of the channels, and the axis of the tokens once the channels are selected."""
     if isinstance(module, nn.Conv1d) and out.ndim == 3:
         return 1, 1
     if isinstance(module, (nn.Conv2d, nn.Conv3d)):
-        raise Unprobed("a convolution gives it")
+        raise Unprobed("it is a convolution over space")
     return out.ndim - 1, _tokens(out)
 
 
 def _spread(where: Storage) -> list[int]:
-    """Channels at both ends of a slice and of its parts, and between."""
+    """Return channels at both ends of a slice and of its parts, and between."""
     count = where.shape[0]
     part = where.cut.stop - where.cut.start if where.cut else count
     wanted = {0, 1, part - 1, part, count // 3, count // 2, 2 * count // 3 + 1, count - 2, count - 1}
@@ -258,7 +258,7 @@ def _spread(where: Storage) -> list[int]:
 
 
 def _row_is_whole(bench: Bench, where: Storage) -> bool:
-    """Whether setting a row of the site to zero changes that channel of its module and no other."""
+    """Return whether zeros in a row of the site change that channel of its module and no other."""
     owner = bench.owner(where)
     index, _ = place(where, 0)
     before = bench.run(owner, side="output")
@@ -272,12 +272,12 @@ def _row_is_whole(bench: Bench, where: Storage) -> bool:
 def _output(bench: Bench, where: Storage, verdicts: list[str]) -> Seen:
     owner = bench.owner(where)
     if "confirmed" not in verdicts:
-        return Seen("unverified", "none of q, k and v could be followed to it")
+        return Seen("unverified", "none of q, k and v is confirmed")
     if not owner or owner not in bench.modules:
-        return Seen("unverified", "its weights are used without a module of their own")
+        return Seen("unverified", "its weights have no module of their own")
     goes_in, before = bench.run(owner), bench.run(owner, side="output")
     if goes_in.shape[-1] != where.shape[1] or before.shape[-1] != where.shape[0] or len(where.shape) != 2:
-        return Seen("unverified", "it is no plain product")
+        return Seen("unverified", "it is not a plain matrix product")
     weights = bench.values(where)
     for unit in sorted({0, where.shape[1] // 2, where.shape[1] - 1}):
         with bench.scaled(bench.column(where, unit), 0.0):
@@ -286,6 +286,6 @@ def _output(bench: Bench, where: Storage, verdicts: list[str]) -> Seen:
         gap = float((change - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
         if gap > 1e-2 and float(expected.abs().max()) > 1e-3 * float(before.abs().max()):
             if type(bench.modules[owner]).__name__ in ("Linear", "Conv1D"):
-                return Seen("refuted", f"its column {unit} does not carry channel {unit} of what goes in")
-            return Seen("unverified", "it is no plain product")
-    return Seen("confirmed", "what q, k and v give goes in, and comes out by its columns")
+                return Seen("refuted", f"its column {unit} does not carry channel {unit} of its input")
+            return Seen("unverified", "it is not a plain matrix product")
+    return Seen("confirmed", "its columns take the heads that q, k and v make")

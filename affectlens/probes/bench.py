@@ -1,7 +1,7 @@
-"""The bench: a copy of one small module and the call it got, run again and again with a weight changed.
+"""Bench: a copy of one small module and a recorded call, to run again and again with a weight changed.
 
-The model itself is never touched. The copy is in float32, so that what an activation bends stands out
-from rounding also where the model is in bfloat16.
+The model itself is never touched. The copy is in float32, so that the curve of an activation stands out from
+rounding in a bfloat16 model too.
 """
 
 import copy
@@ -17,15 +17,15 @@ from affectlens.checkpoints.slicing import rows, take
 from affectlens.probes.calls import Call
 from affectlens.sites import Storage
 
-Change = Callable[[Tensor], None]
+Change = Callable[[Tensor], None]  # in place
 
 
 class Unprobed(Exception):
-    """A probe can't run, and why; the claim stays unverified."""
+    """A probe can't decide, for the reason given; the claim stays unverified."""
 
 
 class Bench:
-    """Replay `module`, which hangs in its model at `name`."""
+    """A float32 copy of the module `name` of a model, and the call that `run` replays."""
 
     def __init__(self, name: str, module: nn.Module, *, call: Call) -> None:
         if any(p.device.type == "meta" for p in module.parameters()):
@@ -39,33 +39,36 @@ class Bench:
         self.mixes = _still(self.module)
 
     def below(self, name: str) -> str:
-        """A name of the model, as seen from the module; raises where it is not within."""
+        """Return a name of the model relative to the module; raise `Unprobed` for one outside."""
         if self.name and name != self.name and not name.startswith(f"{self.name}."):
-            raise Unprobed(f"{name} lies outside {self.name}")
+            raise Unprobed(f"{name} is outside {self.name}")
         return name[len(self.name) :].removeprefix(".") if self.name else name
 
     def tensor(self, where: Storage) -> Tensor:
-        """The copy of a stored tensor."""
+        """Return the copy of a stored tensor."""
         try:
             return self.tensors[self.below(where.tensor)].data
         except KeyError:
-            raise Unprobed(f"{where.tensor} is no parameter of {self.name}") from None
+            raise Unprobed(f"{where.tensor} is not a parameter of {self.name}") from None
 
     def values(self, where: Storage) -> Tensor:
-        """The values of a site."""
+        """Return the values of a site."""
         stored = self.tensor(where)
         some = rows(where)
         return take(stored if some is None else stored[some], where)
 
     def owner(self, where: Storage) -> str:
-        """The module that holds a tensor, as seen from here."""
+        """Return the module that holds a tensor, relative to this one."""
         return owner(self.below(where.tensor))
 
     @torch.no_grad()
-    def run(self, watch: str | None = None, *, side: str = "input", edit: Any = None) -> Tensor:
-        """Run; returns what goes into or comes out of a module within, or the output of the whole.
+    def run(
+        self, watch: str | None = None, *, side: str = "input", edit: tuple[str, Change] | None = None
+    ) -> Tensor:
+        """Run the module; return its output, or what goes into or comes out of the inner module `watch`.
 
-        `edit` is a module's name and a function of its output that changes it in place.
+        `edit` is the name of an inner module and a function that changes its output in place. Raises
+        `Unprobed` where the module does not run alone.
         """
         seen: list[Tensor] = []
         handles = []
@@ -78,13 +81,13 @@ class Bench:
                 )
             elif watch is not None:
                 handles.append(self.modules[watch].register_forward_hook(partial(_look_out, seen)))
-            # Cloned each time: some modules write into what they are given.
+            # Cloned each time, since some modules write into their arguments.
             output = self.module(*_float(self.call.args), **_float(self.call.kwargs))
         except Unprobed:
             raise
         except Exception as problem:
             raise Unprobed(
-                f"{self.name} did not run alone: {type(problem).__name__}: {problem}"[:200]
+                f"{self.name} does not run alone: {type(problem).__name__}: {problem}"[:200]
             ) from None
         finally:
             for handle in handles:
@@ -97,7 +100,7 @@ class Bench:
 
     @torch.no_grad()
     def order(self) -> list[tuple[str, tuple[int, ...]]]:
-        """The innermost modules in the order in which they are called, and the shape that goes in."""
+        """Return the innermost modules in the order of their calls, each with its input's shape."""
         found: list[tuple[str, tuple[int, ...]]] = []
         handles = []
         try:
@@ -114,7 +117,7 @@ class Bench:
 
     @contextmanager
     def scaled(self, rows: Sequence[Tensor], factor: float) -> Iterator[None]:
-        """Scale views of the copy's weights inside a block."""
+        """Scale views of the copy's weights for the length of a block."""
         before = [row.clone() for row in rows]
         try:
             for row in rows:
@@ -125,7 +128,7 @@ class Bench:
                 row.copy_(values)
 
     def row(self, where: Storage, unit: int) -> list[Tensor]:
-        """The views that hold a unit's row of a site, and its bias if there is one."""
+        """Return views of a unit's row of a site, and of its bias if there is one."""
         stored = self.tensor(where)
         index, dim = place(where, unit)
         found = [_narrowed(stored, where, dim).select(dim, index)]
@@ -139,39 +142,20 @@ class Bench:
         return found
 
     def column(self, where: Storage, unit: int) -> list[Tensor]:
-        """The view that holds a unit's column of a site."""
+        """Return the view of a unit's column of a site."""
         stored = self.tensor(where)
         stored = stored if where.expert is None else stored[where.expert]
         return [stored.select(stored.ndim - 2 if where.transposed else 1, unit)]
 
 
-def _look_in(seen: list[Tensor], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    seen.append(_tensor((*args, *kwargs.values())).clone())
-
-
-def _look_out(seen: list[Tensor], _: nn.Module, args: Any, output: Any) -> None:
-    seen.append(_tensor(output).clone())
-
-
-def _change(edit: Change, _: nn.Module, args: Any, output: Any) -> None:
-    edit(_tensor(output))
-
-
-def _note(
-    found: list[tuple[str, tuple[int, ...]]], name: str, _: nn.Module, args: Any, kwargs: dict[str, Any]
-) -> None:
-    tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-    found.append((name, tuple(tensors[0].shape) if tensors else ()))
-
-
 def owner(tensor: str) -> str:
-    """The module that a parameter belongs to."""
+    """Return the module that a parameter belongs to."""
     module = tensor.rpartition(".")[0]
     return module.removesuffix(".parametrizations.weight")
 
 
 def place(where: Storage, unit: int) -> tuple[int, int]:
-    """Where a site's row lies in the stored tensor (of its expert): index and dimension."""
+    """Return the index and dimension of a site's row in the stored tensor (of its expert)."""
     ndim = len(where.shape)
     dim = ndim - 1 if where.transposed else 0
     cut = where.cut
@@ -179,6 +163,29 @@ def place(where: Storage, unit: int) -> tuple[int, int]:
         return unit, dim
     part = cut.stop - cut.start
     return unit // part * (cut.period or 0) + cut.start + unit % part, dim
+
+
+def _look_in(seen: list[Tensor], _: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+    seen.append(_tensor((*args, *kwargs.values())).clone())
+
+
+def _look_out(seen: list[Tensor], _: nn.Module, args: object, output: object) -> None:
+    seen.append(_tensor(output).clone())
+
+
+def _change(edit: Change, _: nn.Module, args: object, output: object) -> None:
+    edit(_tensor(output))
+
+
+def _note(
+    found: list[tuple[str, tuple[int, ...]]],
+    name: str,
+    _: nn.Module,
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+) -> None:
+    tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+    found.append((name, tuple(tensors[0].shape) if tensors else ()))
 
 
 def _narrowed(stored: Tensor, where: Storage, dim: int) -> Tensor:
@@ -190,8 +197,8 @@ def _narrowed(stored: Tensor, where: Storage, dim: int) -> Tensor:
     return own
 
 
-def _tensor(value: Any) -> Tensor:
-    """The first tensor of real numbers in a module's input or output."""
+def _tensor(value: object) -> Tensor:
+    """Return the first floating-point tensor of a module's input or output; raise `Unprobed` without one."""
     if isinstance(value, Tensor) and value.is_floating_point():
         return value
     if isinstance(value, dict):
@@ -200,7 +207,7 @@ def _tensor(value: Any) -> Tensor:
         for one in value:
             if isinstance(one, Tensor) and one.is_floating_point():
                 return one
-    raise Unprobed("no tensor comes out")
+    raise Unprobed("it passes no floating-point tensor")
 
 
 def _float(value: Any) -> Any:
@@ -212,17 +219,20 @@ def _float(value: Any) -> Any:
 
 
 def _still(module: nn.Module) -> bool:
-    """Make short convolutions over time pass each token as it is; whether another kind is left."""
+    """Let causal convolutions over time pass each token unchanged; return whether other ones mix tokens.
+
+    Else the probe of an attention would take the convolution's mixing of tokens for attention.
+    """
     left = False
     for inner in module.modules():
         if isinstance(inner, nn.Conv1d) and inner.groups == inner.in_channels == inner.out_channels:
-            # The last tap of a causal convolution is the token itself.
+            # The last tap of a causal convolution sees the token itself.
             causal = inner.padding[0] == inner.kernel_size[0] - 1
             if inner.kernel_size[0] > 1 and causal:
                 inner.weight.data.zero_()
                 inner.weight.data[..., -1] = 1
                 continue
         if isinstance(inner, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            # One that takes no more than single tokens, but channels first, lays heads out its own way.
+            # A Conv1d that sees single tokens mixes none, but lays channels and heads out differently.
             left |= any(size > 1 for size in inner.kernel_size) or isinstance(inner, nn.Conv1d)
     return left

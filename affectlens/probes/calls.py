@@ -1,7 +1,7 @@
-"""Find inputs that a model's towers accept, and write down what its inner modules were called with.
+"""Run a model and its towers on inputs that they accept, and record what inner modules were called with.
 
-Which inputs a tower takes is not written anywhere in one form, so several guesses are tried, the text
-model's first. What no guess reaches is simply not recorded: its claims stay unverified.
+No config says in one form which inputs a tower takes, so several are tried, those of the text model first. A
+module that no input reaches has no call, and its claims stay unverified.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ _CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params", "c
 
 
 class Call(NamedTuple):
-    """What a module was called with, apart from caches."""
+    """The arguments that a module was called with, without caches."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -27,13 +27,16 @@ class Call(NamedTuple):
 def recorded(
     model: nn.Module, names: Sequence[str], *, batch: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Call], str]:
-    """Run the model and its towers; returns the call of each named module, and what failed last."""
+    """Run a model and its towers; return the calls of the named modules, and the last failure in words.
+
+    With `batch`, run the model alone on it. The model's modes and the random numbers that come next stay.
+    """
     calls: dict[str, Call] = {}
     failure = ""
     was_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        # A generator of its own: a check must not change what the user draws next.
+        # In a forked generator: a check must not change the random numbers that the user draws next.
         with torch.no_grad(), torch.random.fork_rng(devices=[]), _recording(model, names, calls):
             torch.manual_seed(0)
             for prefix, tower in _towers(model):
@@ -43,7 +46,7 @@ def recorded(
                         break
                     try:
                         tower(**guess)
-                    except Exception as problem:  # anything may go wrong in a model on made-up input
+                    except Exception as problem:  # a model may raise anything on made-up input
                         failure = f"{type(tower).__name__}: {type(problem).__name__}: {problem}"[:200]
                 if batch is not None:
                     break
@@ -73,6 +76,7 @@ def _keep(
     calls: dict[str, Call], name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     call = Call(*_cut_off((args, kwargs)))
+    # The first call, unless it has fewer than three tokens: a probe needs tokens beside the changed one.
     if name not in calls or _length(calls[name]) < 3 <= _length(call):
         calls[name] = call
 
@@ -83,7 +87,7 @@ def _length(call: Call) -> int:
 
 
 def _cut_off(value: Any) -> Any:
-    """Copy nested inputs without their history, and without caches, which a replay would fill again."""
+    """Copy nested inputs without gradients, and without caches, which a replay would fill a second time."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, dict):
@@ -100,7 +104,7 @@ def _without_cache(key: str, value: Any) -> Any:
 
 
 def _towers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The model, then each part of it that takes an input of its own."""
+    """Yield the model, then each part of it that takes an input of its own, with the prefix of its names."""
     yield "", model
     for name, module in model.named_modules():
         if name and hasattr(module, "main_input_name") and hasattr(module, "config"):

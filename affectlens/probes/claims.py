@@ -1,4 +1,7 @@
-"""Claim and Verification: what a probe says of a role, and the table of all of them."""
+"""Claim and Verification: a role that names assign, the verdict on it, and the table of all verdicts.
+
+Probes decide the claims on a live model; `beside` adds where a file disagrees with the model loaded from it.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -15,38 +18,9 @@ PROBED = (*MLP, *ATTENTION, "fc1", "fc2", "k_nope")
 VERDICTS = ("confirmed", "refuted", "unverified")
 
 
-def astray(file: Checkpoint, live: Checkpoint) -> Iterator[tuple[Site, str]]:
-    """The sites of a file whose values the live model has elsewhere, each with what is wrong.
-
-    Probes test the live model. That the slices and names of the file mean the same is what loading
-    shows: transformers has put each tensor where it belongs.
-    """
-    for site in file.sites:
-        if site.role not in PROBED or site.param != "weight":
-            continue
-        if site not in live.storage:
-            yield site, "the loaded model has no such parameter"
-        elif file.shape(site) != live.shape(site):
-            yield (
-                site,
-                f"it has shape {file.shape(site)} in the file and {live.shape(site)} in the loaded model",
-            )
-        elif not _equal(file, live, site):
-            yield site, "the loaded model has other values there"
-
-
-def _equal(file: Checkpoint, live: Checkpoint, site: Site) -> bool:
-    here = live.read(site)
-    if here.device.type == "meta":
-        return True
-    there, here = file.read(site).to(here.dtype), here.cpu()
-    # A NaN that was cast need not have the same bits, and is the same value all the same.
-    return torch.equal(there, here) or bool(((there == here) | (there.isnan() & here.isnan())).all())
-
-
 @dataclass(frozen=True)
 class Claim:
-    """What the names say of one tensor, and what the model says of that."""
+    """The roles that names give one tensor, and the verdict of the live model on them."""
 
     tensor: str
     parameter: str
@@ -59,13 +33,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verification:
-    """Every claim of a role, tested."""
+    """All claims of a model's roles, each with its verdict."""
 
     claims: tuple[Claim, ...]
 
     @property
     def confirmed(self) -> tuple[Claim, ...]:
-        """The claims that the model bears out."""
+        """The claims that the model confirms."""
         return self._where("confirmed")
 
     @property
@@ -75,7 +49,7 @@ class Verification:
 
     @property
     def unverified(self) -> tuple[Claim, ...]:
-        """The claims that no probe could decide."""
+        """The claims that no probe could decide, each with the reason."""
         return self._where("unverified")
 
     def check(self) -> "Verification":
@@ -89,10 +63,10 @@ class Verification:
         return self
 
     def beside(self, file: Checkpoint, live: Checkpoint) -> "Verification":
-        """Add what a file claims otherwise than the model that was loaded from it."""
+        """Return the claims and those that a file makes differently from the model loaded from it."""
         found = tuple(
             Claim(file.at(site).tensor, site.parameter, site.tower, site.layer, (site.role,), "refuted", why)
-            for site, why in astray(file, live)
+            for site, why in _disagreeing(file, live)
         )
         return Verification(self.claims + found)
 
@@ -120,3 +94,30 @@ class Verification:
             rows = [(c.tensor, " + ".join(c.roles), c.reason) for c in self._where(verdict)]
             drawn += html.table(("tensor", "claimed", "seen"), rows, caption=verdict) if rows else ""
         return drawn
+
+
+def _disagreeing(file: Checkpoint, live: Checkpoint) -> Iterator[tuple[Site, str]]:
+    """Yield the sites of a file that the live model does not have there, each with the reason.
+
+    Probes test the live model alone. Its values show whether the file's names and slices mean the same, since
+    transformers has put each stored tensor in its place.
+    """
+    for site in file.sites:
+        if site.role not in PROBED or site.param != "weight":
+            continue
+        if site not in live.storage:
+            yield site, "the loaded model has no such parameter"
+        elif file.shape(site) != live.shape(site):
+            here, there = live.shape(site), file.shape(site)
+            yield site, f"it has shape {there} in the file and {here} in the loaded model"
+        elif not _equal(file, live, site):
+            yield site, "the loaded model has other values there"
+
+
+def _equal(file: Checkpoint, live: Checkpoint, site: Site) -> bool:
+    here = live.read(site)
+    if here.device.type == "meta":
+        return True  # its values are on disk, so nothing contradicts the file
+    there, here = file.read(site).to(here.dtype), here.cpu()
+    # `torch.equal` takes no NaN for equal; two NaNs in one place are no disagreement.
+    return torch.equal(there, here) or bool(((there == here) | (there.isnan() & here.isnan())).all())

@@ -1,8 +1,8 @@
-"""Probe an MLP: the path through its activation bends, the other one is straight.
+"""Probe an MLP: the path through its activation is curved, the other one is straight.
 
-One unit's row is scaled by -c, 0, c and 2c. What the unit passes on is an affine function of that for
-up, and is not for gate. Three points don't suffice: a sigmoid is antisymmetric. Setting rows to zero
-can't tell the two apart at all.
+The probe scales one unit's row by -c, 0, c and 2c. What the unit passes on is an affine function of the scale
+for up, and is not for gate. Three points are too few: a sigmoid is antisymmetric around 0. Rows set to zero
+can't tell gate from up at all.
 """
 
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ from affectlens.probes.bench import Bench, Unprobed, place
 from affectlens.probes.responses import Answer, Seen, answer_of, spread
 from affectlens.sites import Storage
 
-BENT, STRAIGHT = 1e-3, 1e-4  # second differences over first ones
+BENT, STRAIGHT = 1e-3, 1e-4  # second differences over first differences
 _STEPS = (-1.0, 0.0, 1.0, 2.0)
-# What the largest pre-activation becomes, small first: large ones meet the clamps that some models put
-# on both paths.
+# The sizes that the largest pre-activation is scaled to, small ones first: large ones reach the clamps that
+# some models put on both paths.
 _SCALES = (0.125, 1.0, 8.0, 64.0)
 
 
 class Path(NamedTuple):
-    """How a unit answers to its row being scaled: by how much, how bent, and in which other column."""
+    """A unit's response to its scaled row: its size, its curvature and, in words, another column it moves."""
 
     size: float
     bend: float
@@ -31,7 +31,7 @@ class Path(NamedTuple):
 
 
 def probe_gated(bench: Bench, parts: Mapping[str, Storage]) -> dict[str, Seen]:
-    """Probe `gate_proj`, `up_proj` and `down_proj`; raises `Unprobed` where nothing can be said."""
+    """Probe `gate_proj`, `up_proj` and `down_proj`; raise `Unprobed` if no unit responds."""
     answer = answer_of(bench, parts)
     count = min(parts[role].shape[0] for role in ("gate_proj", "up_proj"))
     found: list[dict[str, Seen]] = []
@@ -40,20 +40,20 @@ def probe_gated(bench: Bench, parts: Mapping[str, Storage]) -> dict[str, Seen]:
         if seen:
             found.append(seen)
     if not found:
-        raise Unprobed("no unit that was tried has an effect")
+        raise Unprobed("no tried unit has an effect")
     return {role: worst([seen[role] for seen in found if role in seen]) for role in parts}
 
 
 def probe_plain(bench: Bench, parts: Mapping[str, Storage]) -> dict[str, Seen]:
-    """Probe `fc1` and `fc2`: an activation follows, unit by unit."""
+    """Probe `fc1` and `fc2`, which have an activation between them; raise `Unprobed` if no unit responds."""
     answer = answer_of(bench, parts)
     wide, inner = parts["fc1"].shape[0], parts["fc2"].shape[1]
     if wide != inner:
         if wide == 2 * inner:
-            return {"fc1": Seen("refuted", f"is twice as wide as what goes on ({inner}): it holds a gate")}
-        raise Unprobed(f"fc1 gives {wide} channels, fc2 takes {inner}")
+            return {"fc1": Seen("refuted", f"is twice as wide as fc2's input ({inner}): it holds a gate too")}
+        raise Unprobed(f"fc1 gives {wide} channels and fc2 takes {inner}")
     found: list[Seen] = []
-    last = Seen("unverified", "no unit that was tried goes into it")
+    last = Seen("unverified", "no tried unit goes into it")
     for unit in spread(wide):
         paths = [_path(bench, parts["fc1"], answer, unit, scale) for scale in _SCALES]
         alive = [path for path in paths if path is not None]
@@ -68,21 +68,21 @@ def probe_plain(bench: Bench, parts: Mapping[str, Storage]) -> dict[str, Seen]:
         elif all(path.bend < STRAIGHT for path in alive) and not answer.through:
             found.append(Seen("refuted", f"no activation follows unit {unit}: its path is affine"))
     if not found:
-        raise Unprobed("no unit that was tried has an effect")
+        raise Unprobed("no tried unit has an effect")
     return {"fc1": worst(found), "fc2": last}
 
 
 def worst(seen: list[Seen]) -> Seen:
-    """One refutation decides; else one confirmation does."""
+    """Return the first refutation; without one, the first confirmation; without that, the first of all."""
     for verdict in ("refuted", "confirmed"):
         for one in seen:
             if one.verdict == verdict:
                 return one
-    return seen[0] if seen else Seen("unverified", "no unit that was tried has an effect")
+    return seen[0] if seen else Seen("unverified", "no tried unit has an effect")
 
 
 def _path(bench: Bench, where: Storage, answer: Answer, unit: int, scale: float) -> Path | None:
-    """Scale a unit's row and follow it; None where the unit is dead."""
+    """Scale a unit's row and return its response; None where the unit is dead."""
     rows, out = bench.row(where, unit), []
     scale = scale / _usual(bench, where, unit, rows)
     for step in _STEPS:
@@ -101,12 +101,12 @@ def _path(bench: Bench, where: Storage, answer: Answer, unit: int, scale: float)
         return None
     low, zero, one, two = changes
     bend = max(float((low - 2 * zero + one).abs().max()), float((zero - 2 * one + two).abs().max())) / first
-    # What rounding bends is no bend.
+    # Curvature of the size of rounding is none.
     return Path(first, bend if bend > 10 * floor / first else 0.0, "")
 
 
 def _usual(bench: Bench, where: Storage, unit: int, rows: list[Tensor]) -> float:
-    """How large the unit's pre-activation is; by its weights where that can't be seen."""
+    """Return the size of a unit's pre-activation; the norm of its weights where that can't be read."""
     index, _ = place(where, unit)
     owner = bench.owner(where)
     size = float(torch.cat([row.flatten() for row in rows]).norm())
@@ -121,7 +121,7 @@ def _usual(bench: Bench, where: Storage, unit: int, rows: list[Tensor]) -> float
 
 
 def _unit(bench: Bench, parts: Mapping[str, Storage], answer: Answer, unit: int) -> dict[str, Seen]:
-    """What one unit says; empty where it says nothing."""
+    """Return the verdicts that one unit gives; none where it is dead or unclear."""
     for scale in _SCALES:
         gate = _path(bench, parts["gate_proj"], answer, unit, scale)
         up = _path(bench, parts["up_proj"], answer, unit, scale)
@@ -132,26 +132,26 @@ def _unit(bench: Bench, parts: Mapping[str, Storage], answer: Answer, unit: int)
             return {r: Seen("refuted", f"its unit {unit} {what}") for r, what in strays.items() if what}
         if gate.bend > BENT and up.bend < max(STRAIGHT, gate.bend / 100):
             if not _together(bench, parts, answer, unit):
-                reason = f"its unit {unit} is not multiplied with that of the other"
+                reason = f"its unit {unit} is not multiplied by the other matrix's"
                 return {role: Seen("refuted", reason) for role in ("gate_proj", "up_proj")}
             return {
-                "gate_proj": Seen("confirmed", "its path bends: the activation is on it"),
+                "gate_proj": Seen("confirmed", "its path is curved: the activation is on it"),
                 "up_proj": Seen("confirmed", "its path is affine"),
                 "down_proj": answer.check(parts["down_proj"], unit),
             }
         if up.bend > BENT and gate.bend < max(STRAIGHT, up.bend / 100):
             return {
-                "gate_proj": Seen("refuted", f"unit {unit}: its path is affine, and that of up bends"),
-                "up_proj": Seen("refuted", f"unit {unit}: its path bends, and that of gate is affine"),
+                "gate_proj": Seen("refuted", f"unit {unit}: its path is affine, and up's path is curved"),
+                "up_proj": Seen("refuted", f"unit {unit}: its path is curved, and gate's path is affine"),
                 "down_proj": answer.check(parts["down_proj"], unit),
             }
         if up.bend > BENT and gate.bend > BENT and not _together(bench, parts, answer, unit):
-            return {"up_proj": Seen("refuted", f"unit {unit}: its path bends, as that of a plain MLP does")}
+            return {"up_proj": Seen("refuted", f"unit {unit}: its path is curved, as in a plain MLP")}
     return {}
 
 
 def _together(bench: Bench, parts: Mapping[str, Storage], answer: Answer, unit: int) -> bool:
-    """Whether gate and up act on each other, as factors do and summands don't."""
+    """Return whether gate and up act on each other, as factors do and summands don't."""
     rows = {role: bench.row(parts[role], unit) for role in ("gate_proj", "up_proj")}
     out = {}
     for gate in (0.0, 1.0):

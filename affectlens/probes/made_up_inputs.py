@@ -1,4 +1,4 @@
-"""Guess what a tower may take for an input: words, a picture, a sound, by what its config says of sizes."""
+"""Make up inputs that a tower may accept: words, pictures, sounds, in the sizes that its config names."""
 
 import inspect
 from collections.abc import Iterator
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 _TOKENS = 8
+Inputs = dict[str, Tensor]  # by the names of a forward method's arguments
 
 
-def guesses(tower: nn.Module) -> Iterator[dict[str, Any]]:
-    """Make up inputs that a tower may take, the likeliest first."""
+def guesses(tower: nn.Module) -> Iterator[dict[str, Tensor | bool]]:
+    """Yield made-up inputs for a tower, the likeliest first; many of them it will not accept."""
     try:
         wanted = inspect.signature(tower.forward).parameters
     except (TypeError, ValueError):
@@ -23,14 +24,14 @@ def guesses(tower: nn.Module) -> Iterator[dict[str, Any]]:
     first = str(getattr(tower, "main_input_name", "input_ids"))
     for make in dict.fromkeys((_text, _MAKERS.get(first, _picture), *_MAKERS.values(), _embedded)):
         for guess in _until_it_fails(make(tower, config)):
-            # What a tower does not name it may hand on, to where it is in the way.
+            # Only named arguments: a tower may pass on what it does not name, to a module that breaks on it.
             given = {k: v for k, v in guess.items() if k in wanted and v is not None}
             if given and needed <= given.keys() and (make is not _text or "input_ids" in given):
-                yield given | quiet
+                yield {**given, **quiet}
 
 
-def _until_it_fails(guesses: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Configs say the strangest things; a guess that can't be made out of one is no guess."""
+def _until_it_fails(guesses: Iterator[Inputs]) -> Iterator[Inputs]:
+    """Yield guesses up to the first that a strange config makes impossible."""
     try:
         yield from guesses
     except Exception:
@@ -56,14 +57,15 @@ def _whole(tower: nn.Module, values: Any) -> Tensor:
     return torch.tensor(values, device=next(iter(tower.parameters())).device)
 
 
-def _text(tower: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
+def _text(tower: nn.Module, config: Any) -> Iterator[Inputs]:
     rows = [p.shape[0] for m in tower.modules() if isinstance(m, nn.Embedding) for p in m.parameters()]
     size = _first(config, "vocab_size", "n_vocab", default=None)
     try:
         size = tower.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    except Exception:  # not every model has one
+    except Exception:  # some models have no input embeddings
         size = size if isinstance(size, int) else max(rows, default=64)
     media = _special(config.to_dict()) if hasattr(config, "to_dict") else set()
+    # Ids that stand for media would ask for the media.
     plain = [n for n in range(3, size) if n not in media] or [0]
     ids = _whole(tower, [[plain[n] for n in torch.randint(len(plain), (_TOKENS,)).tolist()]])
     ones = torch.ones_like(ids)
@@ -78,12 +80,12 @@ def _text(tower: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
     }
     for picture in _picture(tower, config):
         yield {"input_ids": ids, "attention_mask": ones, **picture}
-    for length in (16, 32, 64):  # some attend in blocks
+    for length in (16, 32, 64):  # some models attend in blocks of this length
         yield {"input_ids": ids.repeat(1, length // _TOKENS)}
 
 
 def _special(config: Any) -> set[int]:
-    """Ids that stand for media or end a text, anywhere in a config."""
+    """Return the ids of media and of ends of texts, from anywhere in a config."""
     if not isinstance(config, dict):
         return set()
     found: set[int] = set()
@@ -95,7 +97,7 @@ def _special(config: Any) -> set[int]:
     return found
 
 
-def _embedded(tower: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
+def _embedded(tower: nn.Module, config: Any) -> Iterator[Inputs]:
     width = _first(config, "hidden_size", "d_model", "n_embd")
     if isinstance(width, int):
         states = _random(tower, 1, _TOKENS, width)
@@ -106,7 +108,7 @@ def _embedded(tower: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
         yield {"hidden_states": states, "encoder_hidden_states": states}
 
 
-def _picture(tower: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
+def _picture(tower: nn.Module, config: Any) -> Iterator[Inputs]:
     config = _first(config, "vision_config", default=config)
     channels = _first(config, "num_channels", "in_channels", "in_chans", default=3)
     patch = _first(config, "patch_size", "spatial_patch_size", default=16)
@@ -118,7 +120,7 @@ def _picture(tower: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
         return
     sizes += [(4 * patch, 4 * patch), (224, 224)]
     for high, wide in dict.fromkeys(sizes):
-        if max(high, wide) > 640:
+        if max(high, wide) > 640:  # slow, and smaller ones serve as well
             continue
         picture = _random(tower, 1, channels, high, wide)
         yield {"pixel_values": picture, "hidden_states": picture}
@@ -130,7 +132,7 @@ def _picture(tower: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
     yield from _patches(tower, config, channels * patch * patch)
 
 
-def _tiled(tower: nn.Module, config: Any, picture: Tensor) -> dict[str, Any]:
+def _tiled(tower: nn.Module, config: Any, picture: Tensor) -> Inputs:
     tiles = _first(config, "max_num_tiles", default=1)
     return {
         "pixel_values": picture[None, :, None].repeat(1, 1, tiles, 1, 1, 1),
@@ -139,8 +141,8 @@ def _tiled(tower: nn.Module, config: Any, picture: Tensor) -> dict[str, Any]:
     }
 
 
-def _patches(tower: nn.Module, config: Any, per_frame: int) -> Iterator[dict[str, Any]]:
-    """A picture as a list of flat patches, and how many of them it is high and wide."""
+def _patches(tower: nn.Module, config: Any, per_frame: int) -> Iterator[Inputs]:
+    """Yield a picture as flat patches, with its height and width in patches."""
     frames = _first(config, "temporal_patch_size", default=1)
     side = (
         2 * int(_first(config, "spatial_merge_size", "merge_kernel_size", default=2))
@@ -162,7 +164,7 @@ def _patches(tower: nn.Module, config: Any, per_frame: int) -> Iterator[dict[str
         yield {"pixel_values": flat.unsqueeze(0), "pixel_position_ids": spots, "image_position_ids": spots}
 
 
-def _sound(tower: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
+def _sound(tower: nn.Module, config: Any) -> Iterator[Inputs]:
     config = _first(config, "audio_config", "encoder_config", "speech_config", default=config)
     bins = _first(
         config,
@@ -195,7 +197,7 @@ def _sound(tower: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
         yield {"input_features": sound[0], "hidden_states": sound[0], **lengths}
 
 
-def _wave(tower: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
+def _wave(tower: nn.Module, config: Any) -> Iterator[Inputs]:
     for count in (2000, 16000):
         wave, words = _random(tower, 1, count), {"decoder_input_ids": _whole(tower, [[3, 4, 5, 6, 7]])}
         mask = torch.ones(1, count, dtype=torch.long)

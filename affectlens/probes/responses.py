@@ -1,4 +1,7 @@
-"""Read off what one unit of an MLP passes on: from what goes into down, or from what comes out."""
+"""Read what one unit of an MLP passes on: in what goes into down, or in the module's output.
+
+answer_of ─▶ Answer.read (run the bench) ─▶ Answer.column (the unit's share of a change)
+"""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -10,35 +13,27 @@ from affectlens.sites import Storage
 
 
 class Seen(NamedTuple):
-    """What a probe says of one role."""
+    """A probe's verdict on one role, and the reason."""
 
     verdict: str
     reason: str
 
 
 class Answer(NamedTuple):
-    """How to read off what a unit passes on: the change of its column, and what strays elsewhere."""
+    """Functions that read what a unit passes on.
+
+    `read` runs the bench. `column` takes a change of what was read and returns the unit's share of it and, in
+    words, what it moves instead (`?` where that is unclear). `check` tests the unit's column of down.
+    """
 
     read: Callable[[], Tensor]
     column: Callable[[Tensor, int], tuple[Tensor, str]]
     check: Callable[[Storage, int], Seen]
-    through: bool = False  # a norm comes between here and down
-
-
-def _mixed(bench: Bench, where: Storage, answer: Answer) -> bool:
-    """Whether a unit moves more than its own column."""
-    for unit in spread(where.shape[0]):
-        with bench.scaled(bench.row(where, unit), 2.0):
-            more = answer.read()
-        change = more - answer.read()
-        size = change.abs().flatten(0, -2).amax(0)
-        if float(size.max()) > 1e-6 * float(more.abs().max()):
-            return int((size > 0.01 * size.max()).sum()) > 2
-    return False
+    through: bool = False  # what was read passes a norm before down
 
 
 def answer_of(bench: Bench, parts: Mapping[str, Storage]) -> Answer:
-    """Look at what goes into down, or at the module's output where down is no module of its own."""
+    """Read what goes into down, or the module's output where down is not a module of its own."""
     first = next(parts[role] for role in ("gate_proj", "fc1") if role in parts)
     down = next(parts[role] for role in ("down_proj", "fc2") if role in parts)
     inner, owner = down.shape[1], bench.owner(down)
@@ -51,15 +46,34 @@ def answer_of(bench: Bench, parts: Mapping[str, Storage]) -> Answer:
         axis = _axis(bench, owner, inner)
         if axis is not None:
             direct = _before_down(bench, owner, owner, axis)
-            # A norm before down mixes the units: then what goes into that norm is looked at.
+            # A norm before down mixes the units, so read what goes into that norm.
             if not norms or not _mixed(bench, first, direct) or _axis(bench, norms[-1], inner) is None:
                 return direct
             return _before_down(bench, owner, norms[-1], axis)._replace(through=True)
     return _at_the_end(bench, down)
 
 
+def spread(count: int) -> list[int]:
+    """Return units at both ends and between, where a slice cut in the wrong place shows."""
+    return sorted(
+        {0, 1, count // 3, count // 2 - 1, count // 2, 2 * count // 3, count - 1} & set(range(count))
+    )
+
+
+def _mixed(bench: Bench, where: Storage, answer: Answer) -> bool:
+    """Return whether a unit moves more than two columns, as it does where a norm mixes them."""
+    for unit in spread(where.shape[0]):
+        with bench.scaled(bench.row(where, unit), 2.0):
+            more = answer.read()
+        change = more - answer.read()
+        size = change.abs().flatten(0, -2).amax(0)
+        if float(size.max()) > 1e-6 * float(more.abs().max()):
+            return int((size > 0.01 * size.max()).sum()) > 2
+    return False
+
+
 def _axis(bench: Bench, watch: str, inner: int) -> int | None:
-    """The axis of the channels in what goes into a module."""
+    """Return the axis of the `inner` channels in a module's input; None if it has no such axis."""
     try:
         shape = bench.run(watch).shape
     except Unprobed:
@@ -82,7 +96,7 @@ def _before_down(bench: Bench, owner: str, watch: str, axis: int) -> Answer:
         if best != unit and size[best] > 30 * size[unit]:
             many = int((size > 0.01 * size[best]).sum())
             if many <= 2:
-                return own, f"moves column {best} of what goes into down, not its own"
+                return own, f"moves column {best} of what goes into down instead of its own"
             return own, "?"
         return own, "?" if (size > 0.01 * size[unit]).sum() > 1 else ""
 
@@ -99,14 +113,14 @@ def _before_down(bench: Bench, owner: str, watch: str, axis: int) -> Answer:
         rows = change.abs().amax(-1) > 1e-6 * change.abs().max()
         if change.shape != expected.shape or not expected.abs().max() > 1e-4 * before.abs().max():
             return Seen("unverified", f"its column {unit} has no effect")
-        # Only the tokens of an expert pass through its down.
+        # Only the tokens that chose an expert pass through its down.
         gap = (change - expected)[rows].abs().max() / expected[rows].abs().max().clamp_min(1e-30)
         if gap < 1e-2:
-            return Seen("confirmed", "its columns take the units that gate and up give")
+            return Seen("confirmed", "its columns take the units that the matrices before it give")
         kind = type(bench.modules[owner]).__name__
         if kind in ("Linear", "Conv1D"):
             return Seen("refuted", f"column {unit} does not carry unit {unit}")
-        return Seen("unverified", f"{kind} is no plain product")
+        return Seen("unverified", f"{kind} is not a plain matrix product")
 
     return Answer(read, column, check)
 
@@ -121,12 +135,12 @@ def _last(bench: Bench, owner: str) -> int:
 
 
 def _at_the_end(bench: Bench, down: Storage) -> Answer:
-    """In the output, a unit moves every token along its column of down."""
+    """Read the module's output, in which a unit moves every token along its column of down."""
     weights = bench.values(down)
     weights = weights / weights.norm(dim=0).clamp_min(1e-30)
     base = bench.run()
     if weights.ndim != 2 or weights.shape[0] != base.shape[-1]:
-        raise Unprobed("what comes out has not the width of down")
+        raise Unprobed("the output differs from down in width")
 
     def column(change: Tensor, unit: int) -> tuple[Tensor, str]:
         flat = change.flatten(0, -2)
@@ -138,17 +152,11 @@ def _at_the_end(bench: Bench, down: Storage) -> Answer:
         match = (strongest @ weights).abs() / strongest.norm()
         best = int(match.argmax())
         if best != unit and match[best] > 0.9999:
-            return along, f"belongs to column {best} of down, not to its own"
+            return along, f"belongs to column {best} of down instead of its own"
         return along, "?"
 
     def check(_: Storage, unit: int) -> Seen:
-        return Seen("confirmed", "what a unit gives moves the output along its column")
+        # `column` has compared the output's direction with that column already.
+        return Seen("confirmed", "its units move the output along its columns")
 
     return Answer(bench.run, column, check)
-
-
-def spread(count: int) -> list[int]:
-    """Units at both ends and between, where a slice cut in the wrong place would be off."""
-    return sorted(
-        {0, 1, count // 3, count // 2 - 1, count // 2, 2 * count // 3, count - 1} & set(range(count))
-    )

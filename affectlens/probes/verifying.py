@@ -1,13 +1,15 @@
 """Names propose, a forward pass disposes: test the roles of a live model's parameters by what they do.
 
-A checkpoint's sites say which slice of which tensor is a gate, a query or the like. Every such claim is
-tested on copies of the modules concerned, with inputs recorded from the model (or made up where no input
-of ours reaches it): a claim is confirmed, refuted, or left unverified with the reason.
+    storage ── groups (one MLP, expert or attention) ── a probe on a bench ──▶ verdicts by tensor ──▶ claims
+
+A checkpoint's sites say which slice of which tensor is a gate, a query or another role. Each claim is tested
+on copies of the modules, with inputs recorded from the model: it is confirmed, refuted, or unverified with a
+reason.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ _FAMILIES = (
     ("fc1", "fc2"),
     ("q_proj", "k_proj", "k_nope", "v_proj", "o_proj"),
 )
-_ALIVE = 2  # as many experts of a stacked tensor as have to answer
+_ALIVE = 2  # experts of a stacked tensor that have to respond; the rest are cut out by the same rule
 
 
 class _Group(NamedTuple):
@@ -43,10 +45,10 @@ class _Group(NamedTuple):
 def verify(
     model: nn.Module, checkpoint: Checkpoint, *, batch: Mapping[str, Tensor] | None = None
 ) -> Verification:
-    """Test what `checkpoint` says of the parameters of `model` by what they do in it.
+    """Test the roles that `checkpoint` gives the parameters of `model` by what they do in it.
 
-    `batch` is an input of the model; without one, made-up inputs are tried for the model and each of
-    its towers. The model is left as it is, bit for bit: only copies of single modules are changed.
+    `batch` is an input of the model; without one, made-up inputs are tried for the model and each of its
+    towers. The model keeps every bit: only copies of single modules are changed.
     """
     groups = _groups(checkpoint.storage, dict(model.named_modules(remove_duplicate=False)))
     chains = {name for group in groups for name in _chain(group.home)}
@@ -75,7 +77,10 @@ def _claims(
         if any(site.role in family for family in _FAMILIES) and _is_matrix(site, where):
             by_tensor[where.tensor].setdefault(site.role, site)
     for tensor, sites in by_tensor.items():
-        found = {r: worst(seen.get((tensor, r), [Seen("unverified", "it has no partners")])) for r in sites}
+        found = {
+            r: worst(seen.get((tensor, r), [Seen("unverified", "its partner matrices are missing")]))
+            for r in sites
+        }
         worst_first = sorted(
             found.items(), key=lambda item: ("refuted", "unverified", "confirmed").index(item[1].verdict)
         )
@@ -88,10 +93,10 @@ def _claims(
 def _probe(
     group: _Group, modules: Mapping[str, nn.Module], calls: Mapping[str, Call], failure: str
 ) -> dict[str, Seen]:
-    """Probe a group on the innermost module that was called; say why where that fails."""
+    """Probe a group on the innermost module that was called; where no probe decides, give the reason."""
     probe, needs = _probe_for(group)
     if missing := needs - group.sites.keys():
-        why = f"there is no {' and no '.join(sorted(missing))} beside it"
+        why = f"{' and '.join(sorted(missing))} not found beside it"
         return dict.fromkeys(group.sites, Seen("unverified", why))
     why, best = "", dict[str, Seen]()
     for name, call in _candidates(group, modules, calls):
@@ -99,7 +104,7 @@ def _probe(
             seen = probe(Bench(name, modules[name], call=call), group.storage)
         except Unprobed as problem:
             why = why or str(problem)
-        except Exception as problem:  # a model may do anything; a check of it may not crash
+        except Exception as problem:  # a model may raise anything, and its check must not crash
             why = why or f"{type(problem).__name__}: {problem}"[:200]
         else:
             best = {role: worst([best.get(role, one), one]) for role, one in seen.items()}
@@ -124,7 +129,7 @@ def _candidates(
 ) -> Iterable[tuple[str, Call]]:
     chain = [name for name in _chain(group.home) if name in modules]
     yield from [(name, calls[name]) for name in chain if name in calls][:2]
-    # An expert that no token chose, a layer that was skipped: what its like was called with will do.
+    # For an expert that no token chose or a layer that was skipped, the call of a module of its kind serves.
     home = modules.get(group.home)
     if home is None:
         return
@@ -137,6 +142,7 @@ def _candidates(
         (w.shape[1] for r, (_, w) in group.sites.items() if r in ("gate_proj", "fc1") and len(w.shape) == 2),
         0,
     )
+    # An MLP takes any states of its width; an attention needs masks and positions, which can't be made up.
     if width and "q_proj" not in group.sites:
         parameter = next(home.parameters())
         states = torch.randn(1, 8, width, device=parameter.device)
@@ -148,10 +154,10 @@ def _shapes(module: nn.Module) -> list[tuple[int, ...]]:
 
 
 def _groups(storage: Mapping[Site, Storage], modules: Mapping[str, nn.Module]) -> list[_Group]:
-    """Bring together what works together: by layer and expert, then by how much of the path is shared."""
+    """Group the sites that work together: by layer and expert, then by the length of the shared path."""
     found: list[_Group] = []
     for family in _FAMILIES:
-        parts: dict[tuple[Any, ...], dict[str, list[tuple[Site, Storage]]]] = defaultdict(
+        parts: dict[tuple[object, ...], dict[str, list[tuple[Site, Storage]]]] = defaultdict(
             lambda: defaultdict(list)
         )
         for site, where in storage.items():
@@ -167,7 +173,7 @@ def _is_matrix(site: Site, where: Storage) -> bool:
 
 
 def _clusters(family: tuple[str, ...], roles: Mapping[str, list[tuple[Site, Storage]]]) -> Iterable[_Group]:
-    """Around each site of the last role there is; every other one joins the nearest."""
+    """Yield a group around each site of the last role; every other site joins the nearest group."""
     last = next(role for role in reversed(family) if role in roles)
     groups: list[dict[str, tuple[Site, Storage]]] = [{last: one} for one in roles[last]]
     for role in family:
@@ -199,6 +205,6 @@ def _common(names: list[str]) -> str:
 
 
 def _chain(home: str) -> list[str]:
-    """A module and those it hangs in, up to the layer."""
+    """Return a module and the two around it, which usually ends at the layer."""
     parts = home.split(".") if home else []
     return [".".join(parts[: len(parts) - up]) for up in range(3) if len(parts) - up > 0] or [""]

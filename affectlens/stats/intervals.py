@@ -5,7 +5,6 @@ Wilson (1927) and Tango (1998, Stat. Med. 17) keep their coverage there. `benchm
 """
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
 from statistics import NormalDist
 from typing import NamedTuple
@@ -17,6 +16,7 @@ _NORMAL = NormalDist()
 Z = _NORMAL.inv_cdf(0.975)
 DRAWS = 2000
 FEWEST = 4  # clusters; below that there is no interval
+_BESIDE = 1e-9  # from the value to where the search for an end starts
 
 
 class Interval(NamedTuple):
@@ -72,30 +72,29 @@ def tango(gained: int | float, lost: int | float, *, n: int | float) -> Interval
     Of `n` pairs, `gained` went from wrong to right and `lost` from right to wrong; for clustered pairs, give
     effective numbers.
     """
+    from scipy.optimize import brentq
+
     value = (gained - lost) / n
 
-    def score(delta: float) -> float:
+    def excess(delta: float, level: float) -> float:
+        """Return how far the score is above a level, times its standard error, which may be zero."""
         # Under the difference delta, the likelihood of q = P(right → wrong) is largest at a root of a
         # quadratic.
         b = -gained - lost + (2 * n - gained + lost) * delta
         c = -lost * delta * (1 - delta)
-        q = (np.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
-        variance = n * (2 * q + delta * (1 - delta))
-        gap = gained - lost - n * delta
-        return float(gap / np.sqrt(variance)) if variance > 1e-12 else np.inf * np.sign(gap or 1.0)
+        q = (math.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
+        variance = max(n * (2 * q + delta * (1 - delta)), 0.0)
+        return gained - lost - n * delta - level * math.sqrt(variance)
 
-    # The score falls as delta grows: bisect for where it crosses ±z.
-    return Interval(value, _crossing(score, -1.0, value, Z), _crossing(score, value, 1.0, -Z))
+    def crossing(end: float, level: float) -> float:
+        # At the value itself gap and error may both be zero, which is no crossing: start beside it.
+        beside = value + math.copysign(_BESIDE, end - value)
+        if abs(end - value) <= _BESIDE:
+            return end
+        return float(brentq(excess, beside, end, args=(level,)))
 
-
-def _crossing(score: Callable[[float], float], low: float, high: float, level: float) -> float:
-    for _ in range(60):
-        middle = (low + high) / 2
-        if score(middle) > level:
-            low = middle
-        else:
-            high = middle
-    return float((low + high) / 2)
+    # The score falls as delta grows: it crosses ±z once on either side of the value.
+    return Interval(value, crossing(-1.0, Z), crossing(1.0, -Z))
 
 
 def bootstrap(
@@ -129,15 +128,10 @@ def bootstrap(
 
 
 def _student(freedom: int) -> float:
-    """Return the 97.5 % quantile of Student's t by Hill's expansion (error < 0.5 % from 3 degrees on)."""
-    z, n = Z, float(freedom)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / n**power for power, term in enumerate(terms, 1))
+    """Return the 97.5 % quantile of Student's t."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 0.975))
 
 
 @lru_cache(maxsize=8)

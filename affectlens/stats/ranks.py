@@ -1,7 +1,7 @@
 """Agreement of rankings: Kendall's W with its permutation test, the sign test, median intervals."""
 
 from itertools import permutations
-from math import comb, factorial
+from math import factorial
 
 import numpy as np
 from jaxtyping import Float
@@ -12,7 +12,7 @@ FEWEST = 6  # runs: with five that all agree, a two-sided sign test still gives 
 
 
 def kendall_w(ranks: Float[np.ndarray, "runs groups"]) -> float:
-    """Kendall's coefficient of concordance, corrected for ties; NaN where every run ties all groups."""
+    """Return Kendall's W, corrected for ties; NaN where every run ties all groups."""
     runs, groups = ranks.shape
     counts = (np.unique(row, return_counts=True)[1] for row in ranks)
     ties = sum(int((count**3 - count).sum()) for count in counts)
@@ -25,7 +25,7 @@ def chance(ranks: Float[np.ndarray, "runs groups"], *, seed: int = SEED) -> tupl
     """Test W by permuting within runs: p, the smallest p possible, and the draws (None: enumerated)."""
     runs, groups = ranks.shape
     # Sums of squared rank sums order arrangements as W does, and being multiples of 1/4 they compare
-    # without rounding. When enumerating, one run may stay as it is: only how the others lie to it matters.
+    # without rounding. When enumerating, one run may stay fixed: only the others relative to it matter.
     observed = float((ranks.sum(axis=0) ** 2).sum())
     if factorial(groups) ** (runs - 1) <= EXACT:
         sums = ranks[:1]
@@ -42,21 +42,26 @@ def chance(ranks: Float[np.ndarray, "runs groups"], *, seed: int = SEED) -> tupl
 
 
 def sign_test(larger: int, smaller: int) -> float:
-    """The p of the exact two-sided sign test; NaN below six runs, where none can reach .05."""
+    """Return p of the exact two-sided sign test; NaN below six runs, where none can reach .05."""
+    from scipy.stats import binomtest
+
     runs = larger + smaller
-    tail = sum(comb(runs, k) for k in range(min(larger, smaller) + 1)) / 2**runs
-    return min(1.0, 2 * tail) if runs >= FEWEST else np.nan
+    return float(binomtest(larger, runs).pvalue) if runs >= FEWEST else np.nan
 
 
 def median_interval(values: Float[np.ndarray, " runs"]) -> tuple[float, float]:
-    """The distribution-free interval of the median that covers in 95 % or more; NaN below six values."""
-    # From the k-th smallest to the k-th largest value covers the median with 1 − 2 P(Bin(n, ½) < k).
-    tails = np.cumsum([comb(len(values), k) for k in range(len(values))]) / 2 ** len(values)
-    k = int((2 * tails <= 0.05).sum())
-    ordered = np.sort(values).tolist()
-    return (ordered[k - 1], ordered[-k]) if k else (np.nan, np.nan)
+    """Return the distribution-free interval of the median, coverage ≥ 95 %; NaN below six values."""
+    from scipy.stats import quantile_test
+
+    if len(values) < FEWEST:
+        return np.nan, np.nan
+    low, high = quantile_test(values, p=0.5).confidence_interval(0.95)
+    return float(low), float(high)
 
 
-def _spearman(one: np.ndarray, two: np.ndarray) -> float:
-    one, two = one - one.mean(), two - two.mean()
-    return float(one @ two / size) if (size := np.sqrt((one @ one) * (two @ two))) else np.nan
+def spearman(one: Float[np.ndarray, " group"], two: Float[np.ndarray, " group"]) -> float:
+    """Return Spearman's rank correlation; NaN where a side is constant or not finite."""
+    from scipy.stats import spearmanr
+
+    known = np.isfinite(one).all() and np.isfinite(two).all() and np.ptp(one) and np.ptp(two)
+    return float(spearmanr(one, two).statistic) if known else np.nan  # scipy warns of a constant side

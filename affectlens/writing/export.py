@@ -1,10 +1,10 @@
-"""An adapter, or a file of trainables, in the form that PEFT loads: a folder, or a whole merged model.
+"""Export an adapter or a file of trainables as a folder that PEFT loads, or merge it into a whole model.
 
     .pth of trainables ┐                ┌─▶ adapter_model.safetensors + adapter_config.json   export
     a PEFT adapter     ┴─ over a base ──┴─▶ the base with the adapter's sites put in          merge
 
-A file of trainables says neither alpha nor, in words that PEFT reads, which modules are meant. Both are
-written out here, exactly: each module by its whole name.
+A file of trainables states neither alpha nor, in a form that PEFT reads, its modules. The export states both,
+each module by its whole name.
 """
 
 import json
@@ -43,10 +43,10 @@ def export(
     preset: str | None = None,
     alpha: float | None = None,
 ) -> Mapping[str, Any]:
-    """Write an adapter as a new PEFT folder, and return what was done: `left_out` says what PEFT can't take.
+    """Write an adapter as a new PEFT folder and return its record; `left_out` lists what PEFT can't load.
 
-    `preset` and `alpha` are those of `open_checkpoint`. Raises `CheckpointError` where there are no factors,
-    or alpha is known to nobody, and `WriteError`.
+    `preset` and `alpha` are those of `open_checkpoint`. Raises `CheckpointError` if there are no factors or
+    alpha is unknown, and `WriteError` as `write` does.
     """
     before = open_checkpoint(base)
     adapter = open_checkpoint(source, base=before, preset=preset, alpha=alpha)
@@ -83,7 +83,7 @@ def merge(
     alpha: float | None = None,
     link: bool = False,
 ) -> Checkpoint:
-    """Write the base with all that an adapter, or a file of trainables, changes of it; as `write` does."""
+    """Write the base with all that an adapter or a file of trainables changes in it, as `write` does."""
     before = open_checkpoint(base)
     donor = open_checkpoint(source, base=before, preset=preset, alpha=alpha)
     if donor.change is not None:
@@ -96,7 +96,7 @@ def merge(
 
 @dataclass(frozen=True)
 class Parts:
-    """What of an adapter PEFT can load: weights by their new names, the rank and alpha of each module."""
+    """The part of an adapter that PEFT can load: weights by new names, each module's rank and alpha."""
 
     weights: JoinedStore
     targets: str
@@ -107,7 +107,7 @@ class Parts:
     settings: Mapping[str, Any]
 
     def config(self, *, base: str) -> dict[str, Any]:
-        """The adapter_config.json; what most modules have is the rule, the others are named."""
+        """Return the adapter_config.json: the commonest rank and alpha, and patterns for other modules."""
         rank, alpha = _most(self.ranks), _most(self.alphas)
         return {
             "peft_type": "LORA",
@@ -129,8 +129,8 @@ class Parts:
 def adapter_parts(adapter: Checkpoint, base: Checkpoint) -> Parts:
     """Sort an adapter into what PEFT can load over the live model of `base`, and what it can't.
 
-    Raises `CheckpointError` where there are no factors, where alpha is known to nobody, and where only some
-    of them are DoRA's, which PEFT has for all or none.
+    Raises `CheckpointError` if there are no factors, if alpha is unknown, and if only some modules are
+    DoRA's, since PEFT's config has one setting for all.
     """
     if adapter.change is None or not adapter.factors:
         raise CheckpointError(
@@ -141,18 +141,21 @@ def adapter_parts(adapter: Checkpoint, base: Checkpoint) -> Parts:
     if not modules:
         raise CheckpointError(
             adapter.store.name,
-            "no module of the live model has its factors",
+            "its factors fit no module of the live model",
             fix="Write the whole model: --merged",
         )
     store = next(iter(modules.values())).store
     decomposed = {low.decomposed for low in modules.values()}
     if len(decomposed) > 1:
         fix = "Write the whole model: --merged"
-        raise CheckpointError(store.name, "some of its modules are DoRA's and some are not", fix=fix)
+        raise CheckpointError(
+            store.name, "only some of its modules are DoRA's, and PEFT has one setting for all", fix=fix
+        )
     ranks = {module: store.headers[low.pair.a].shape[0] for module, low in modules.items()}
     tensors = {name: (store, t) for m, low in modules.items() for name, t in _named(m, low.pair)}
     saved = dict(_saved(adapter, base, modules, left_out))
     tensors |= {f"{_PREFIX}{parameter}": (store, tensor) for parameter, tensor in saved.items()}
+    # PEFT's name for matrices that are stored transposed, as those of GPT-2 are.
     turned = any(low.where.transposed for low in modules.values())
     settings = {"use_dora": decomposed == {True}, "use_rslora": False, "fan_in_fan_out": turned}
     return Parts(
@@ -169,7 +172,7 @@ def adapter_parts(adapter: Checkpoint, base: Checkpoint) -> Parts:
 
 
 def _modules(adapter: Checkpoint, left_out: dict[str, str]) -> Iterator[tuple[str, LowRank]]:
-    """The live module that each pair of factors belongs to; why a pair belongs to none."""
+    """Yield each pair of factors with its live module; put those without one into `left_out`."""
     found: dict[str, dict[str, LowRank]] = {}
     for site, low in adapter.factors.items():
         found.setdefault(low.pair.a, {})[site.parameter] = low
@@ -177,15 +180,15 @@ def _modules(adapter: Checkpoint, left_out: dict[str, str]) -> Iterator[tuple[st
     for tensor, parameters in found.items():
         (parameter, low), *others = parameters.items()
         if others or claims[parameter] > 1:
-            left_out[tensor] = "the live model has other parameters fused than the adapter"
+            left_out[tensor] = "the live model fuses other parameters than the adapter"
         elif not parameter.endswith(".weight"):
-            left_out[tensor] = f"{parameter} is a bare parameter of the live model, no module"
+            left_out[tensor] = f"{parameter} is a bare parameter of the live model, not a module"
         else:
             yield parameter.removesuffix(".weight"), low
 
 
 def _named(module: str, pair: Pair) -> Iterator[tuple[str, str]]:
-    """The tensors of a pair by PEFT's names."""
+    """Yield the tensors of a pair under PEFT's names."""
     for letter, tensor in (("A", pair.a), ("B", pair.b)):
         kind = f"lora_embedding_{letter}" if pair.embedding else f"lora_{letter}.weight"
         yield f"{_PREFIX}{module}.{kind}", tensor
@@ -196,7 +199,7 @@ def _named(module: str, pair: Pair) -> Iterator[tuple[str, str]]:
 def _saved(
     adapter: Checkpoint, base: Checkpoint, modules: Mapping[str, LowRank], left_out: dict[str, str]
 ) -> Iterator[tuple[str, str]]:
-    """The live parameters that were saved whole, each with its tensor; why one can't be."""
+    """Yield the live parameters saved whole, each with its tensor; put the others into `left_out`."""
     assert adapter.change is not None
     first = next(iter(modules.values()))
     sites: dict[str, list[Site]] = {}
@@ -212,27 +215,27 @@ def _saved(
 
 
 def _unsaved(tensor: str, sites: list[Site], adapter: Checkpoint, base: Checkpoint) -> str:
-    """Why PEFT can't put a whole tensor into the live model, or nothing."""
+    """Return why PEFT can't put a whole tensor into the live model; nothing if it can."""
     if ".base_layer." in tensor:
-        return "the base's own copy of what is adapted"
+        return "the base's own copy of an adapted weight"
     if any(site not in base.storage for site in sites):
         return "the base has no such parameter"
     if any(adapter.shape(site) != base.shape(site) for site in sites):
-        return "it has another shape in the base"
+        return "its shape in the base differs"
     if base.tied and any(site.role in ("embed_tokens", "lm_head") for site in sites):
-        return "input and output embedding are tied, and PEFT would train one of them alone"
+        return "input and output embedding are tied, and PEFT would train only one of them"
     if not sites[0].parameter.endswith((".weight", ".bias")):
-        return f"{sites[0].parameter} is a bare parameter of the live model, no module"
+        return f"{sites[0].parameter} is a bare parameter of the live model, not a module"
     return ""
 
 
 def _ambiguous(site: Site, names: set[str], modules: Mapping[str, LowRank]) -> str:
     module = _module(site)
     if module in modules:
-        return "its module has factors too, and PEFT saves a module whole or adapts it"
-    # PEFT takes every module whose name ends so.
+        return "its module has factors too, and PEFT either saves a module whole or adapts it"
+    # PEFT takes every module whose name ends like this one.
     others = sorted(name for name in names if name.endswith(module) and name != module)
-    return f"PEFT would take {others[0]} for it as well" if others else ""
+    return f"PEFT would also save {others[0]}, whose name ends alike" if others else ""
 
 
 def _module(site: Site) -> str:
@@ -257,7 +260,7 @@ def _most(values: Mapping[str, Any]) -> Any:
 
 
 def _exactly(module: str) -> str:
-    """A pattern for this module; PEFT would take one that is a mere name for an ending."""
+    """Return a pattern for this module alone; PEFT would match a bare name as an ending."""
     return f"^{re.escape(module)}"
 
 

@@ -1,8 +1,8 @@
-"""A new folder that is there when it is complete, and not before; an error, or Ctrl-C, leaves nothing.
+"""Write a folder whole or not at all: it gets its name when it is complete.
 
-It is filled beside its place under another name, and renamed. A process that is killed outright leaves
-that other one, `.affectlens-…`, which may be deleted. As with any copy, the system writes to the disk in its
-own time: after a power cut it has to be made again.
+It is filled beside its place under another name, and renamed. An error or Ctrl-C leaves nothing; a killed
+process leaves a folder `.affectlens-…`, which may be deleted. As after any copy, the system writes to the
+disk later: a power cut may lose the folder.
 """
 
 import os
@@ -25,25 +25,27 @@ _CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json", "pr
 
 @contextmanager
 def filled(out: str | Path, *, apart_from: Iterable[Path] = ()) -> Iterator[Path]:
-    """Give an empty folder that takes the place of `out` if the block succeeds.
+    """Yield an empty folder that becomes `out` if the block succeeds.
 
-    Raises `WriteError` where something stands there, where it lies in one of the folders `apart_from`, and
-    where the disk is full: nothing is touched, or left, then.
+    Raises `WriteError` if `out` is a file or a folder that is not empty, if it is inside one of the folders
+    `apart_from`, and if the disk is full. On error no output is left behind.
     """
     final = Path(os.path.realpath(out))
     _refuse_taken(out, final)
     for other in apart_from:
         if final.is_relative_to(os.path.realpath(other)):
             raise WriteError(
-                f"{out}: lies in {other}, which is read from and stays as it is; name another place"
+                f"{out}: is inside {other}, which is read and must not change; give another folder"
             )
-    lacking = [folder for folder in final.parents if not folder.exists()]  # the innermost first
+    # Parents that this call makes, innermost first: on error they go too.
+    lacking = [folder for folder in final.parents if not folder.exists()]
     room = final.parent / f".affectlens-{secrets.token_hex(8)}"
     done = False
     try:
         try:
             room.mkdir(parents=True)
             yield room
+            # Another process may have put something there in the meantime.
             _refuse_taken(out, final)
             os.replace(room, final)
             done = True
@@ -60,27 +62,30 @@ def filled(out: str | Path, *, apart_from: Iterable[Path] = ()) -> Iterator[Path
         raise WriteError(f"{out}: can't be written ({reason})") from error
 
 
-def _refuse_taken(out: str | Path, final: Path) -> None:
-    try:
-        if not any(final.iterdir()):
-            return
-        reason = "there are files in it"
-    except FileNotFoundError:
-        return
-    except NotADirectoryError:
-        reason = "this is no folder"
-    except OSError as error:
-        reason = f"can't be written ({error.strerror})"
-    raise WriteError(f"{out}: {reason}; name a folder that is new or empty")
+def copy_companions(folder: Path, room: Path) -> None:
+    """Copy what a model needs beside its weights: config, tokenizer, processor, licence, and named code.
 
-
-def accompany(folder: Path, room: Path) -> None:
-    """Copy what a model needs beside its weights; raises `CheckpointError` for what is no ordinary file."""
+    Raises `CheckpointError` for anything but an ordinary file.
+    """
     for name in sorted(set(_names(folder))):
         source, copy = inside(folder / Path(name).parent, Path(name).name), room / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(opened(source), "rb") as original, open(copy, "xb") as stream:
             shutil.copyfileobj(original, stream)
+
+
+def _refuse_taken(out: str | Path, final: Path) -> None:
+    try:
+        if not any(final.iterdir()):
+            return
+        reason = "the folder is not empty"
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        reason = "this is a file"
+    except OSError as error:
+        reason = f"can't be written ({error.strerror})"
+    raise WriteError(f"{out}: {reason}; give a new or empty folder")
 
 
 def _names(folder: Path) -> Iterator[str]:
@@ -93,6 +98,6 @@ def _names(folder: Path) -> Iterator[str]:
 
 
 def _brings_code(folder: Path) -> bool:
-    """Whether a config names classes in files beside it."""
+    """Return whether a config names classes in files beside it."""
     there = [name for name in _CONFIGS if os.path.lexists(folder / name)]
     return any("auto_map" in read_json(inside(folder, name)).content for name in there)

@@ -1,8 +1,8 @@
-"""Write an edited checkpoint: streamed from the files of its base, without building a model.
+"""Write an edited checkpoint: stream it from the files of its base, without building a model.
 
-base ── grounding ──▶ Ground ─┬─ edited ──▶ EditedStore ── sharding ──▶ weights ┐
-                              └─ accompanying ──▶ config, tokenizer, code ──────┼─ filling ──▶ a folder
-interventions ── edits ───────── recording ──▶ affectlens.json ────────────────┘
+base ── base_files ──▶ BaseFiles ─┬─ interventions ──▶ EditedStore ── shards ──▶ weights ┐
+                                  └─ copy_companions ──▶ config, tokenizer, code ────────┼─ filled ──▶ folder
+interventions, donors ─────────────── provenance ──▶ affectlens.json ────────────────────┘
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ from affectlens.interventions.transplant import Transplant
 from affectlens.lens import ActivationIntervention, Intervention
 from affectlens.sites import Sites
 from affectlens.writing.edited_store import EditedStore
-from affectlens.writing.folder import BESIDE, accompany, filled
+from affectlens.writing.folder import BESIDE, copy_companions, filled
 from affectlens.writing.provenance import AppliedIntervention, record, write_record
 from affectlens.writing.shards import SINGLE, rewrite, write_new
 
-Written = Intervention | ActivationIntervention  # the latter to be refused in words
+Written = Intervention | ActivationIntervention  # activations are refused with an explanation
 _UNQUANTISED = "Edit the unquantised checkpoint"
 
 
@@ -41,53 +41,120 @@ def write(
     *,
     link: bool = False,
 ) -> Checkpoint:
-    """Write `base` with weight interventions in it into a new folder, and return what is there.
+    """Write `base` with weight interventions in it into a new folder, and return that checkpoint.
 
-    Interventions are put in in order, each seeing what those before it left, as in `lens.intervene`. The
-    folder loads in transformers; `affectlens.json` in it says what was done. Files without an edit are copied
-    as they are; with `link` they are the base's own files under a second name, and a program that later
-    writes into them changes the base too. An adapter over its base is written merged.
+    Interventions apply in order, each to the values that the last one left, as in `lens.intervene`. The
+    folder loads in transformers; its `affectlens.json` says what was done. Files without an edit are copied;
+    with `link` they are the base's own files under a second name, and a program that later writes into them
+    changes the base too. An adapter over its base is written merged.
 
-    Raises `WriteError` where `out` is there already (an empty folder may be), lies in the base's folder, or
-    can't be written; `CheckpointError` for a base in memory or with edits where it is stored packed;
-    `LensError` for an intervention on activations. Nothing is left then.
+    Raises `WriteError` if `out` exists (an empty folder may), is inside the base's folder, or can't be
+    written; `CheckpointError` for a base in memory, and for edits of weights that are stored packed;
+    `LensError` for an intervention on activations. On error no output is left behind.
+
+    >>> import affectlens as al, tempfile
+    >>> base, tuned, *_ = al.load_demo()
+    >>> gates = base.sites.where(tower="language", role="gate_proj")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     edited = al.write(base, al.Transplant(gates, donor=tuned), f"{folder}/edited")
+    ...     edited.read(gates[0]).equal(tuned.read(gates[0]))
+    True
     """
     listed = interventions if isinstance(interventions, Iterable) else [interventions]
-    found = ground(base)
+    found = base_files(base)
     store, steps = _edited(found.live, [*found.first, *listed])
-    found.refuse(store.edited)
+    edited = frozenset(found.live.at(site).tensor for step in steps for site in step.sites)
+    found.refuse(edited)
     with filled(out, apart_from=found.reserved) as room:
-        _fill(room, found, store, link=link)
+        _fill(room, found, store, edited=edited, link=link)
         write_record(record(found.live, steps), room)
         for checkpoint in (found.live, *(step.donor for step in steps if step.donor is not None)):
             checkpoint.store.check()
     return open_checkpoint(out)
 
 
+@dataclass(frozen=True)
+class BaseFiles:
+    """The files of a base on this disk, and the checkpoint that they hold."""
+
+    live: Checkpoint
+    folder: Path
+    first: tuple[Transplant, ...] = ()  # puts an adapter in, before any intervention
+    files: Mapping[str, LocalFile] | None = None  # by their new names; None: written anew as safetensors
+    index: Path | None = None
+
+    @property
+    def reserved(self) -> tuple[Path, ...]:
+        """The folder that must not be written to: that of a base, but not that of a single file."""
+        return (self.folder,) if os.path.isdir(self.live.store.source) else ()  # noqa: PTH112
+
+    def refuse(self, edited: frozenset[str]) -> None:
+        """Raise `CheckpointError` for a tensor whose values can't be replaced in its file."""
+        store = self.live.store
+        for tensor in sorted(edited):
+            if self.files is not None and store.span(tensor) is None:
+                raise CheckpointError(
+                    store.name,
+                    "is stored packed, so new weights can't be written there",
+                    key=tensor,
+                    fix=_UNQUANTISED,
+                )
+            if any(name.startswith(f"{tensor} in ") for name in store.skipped):
+                # A reader of the other copy would see the old weights.
+                fix = "Save the model again with save_pretrained"
+                raise CheckpointError(store.name, "is stored in two files", key=tensor, fix=fix)
+
+
+def base_files(base: Source) -> BaseFiles:
+    """Return the files of a base; fetch those of a hub into its cache.
+
+    Raises `CheckpointError` for a base in memory, and for files that can't be written anew.
+    """
+    opened = open_checkpoint(base)
+    first: tuple[Transplant, ...] = ()
+    if opened.change is not None:
+        first = (Transplant(changed(opened), donor=opened),)
+        opened = opened.change.base
+    store = opened.store
+    if not store.source:
+        fix = "Save it with save_pretrained, and give the folder"
+        raise CheckpointError(store.name, "is only in memory, so there are no files to copy", fix=fix)
+    if not os.path.exists(store.source):  # noqa: PTH110  for any string, where Path.exists raises
+        opened = _fetched(opened)
+    return _placed(opened, first)
+
+
+def changed(adapter: Checkpoint) -> Sites:
+    """Return the sites of its base that an adapter changes."""
+    assert adapter.change is not None
+    base = adapter.change.base
+    return Sites(site for site in base.sites if adapter.targeted(site))
+
+
 def _edited(
     live: Checkpoint, interventions: Sequence[object]
 ) -> tuple[EditedStore, tuple[AppliedIntervention, ...]]:
-    """Lay the edits of interventions over one another; raises what an intervention raises."""
-    steps = []
+    """Stack the edits of interventions; raise `LensError` for one that has none."""
+    steps, store = [], None
     for one in interventions:
         if not isinstance(one, Intervention):
-            raise LensError(
-                f"{type(one).__name__} changes no weights, and weights are what a checkpoint holds"
-            )
+            raise LensError(f"{type(one).__name__} changes no weights, and a checkpoint holds nothing else")
         intervention, donor = _with_donor(one, live)
         edits = intervention.edits(live)
         if not edits:
-            raise LensError(f"{type(one).__name__} changes activations here, and a checkpoint holds weights")
-        live = Checkpoint(EditedStore(live, edits))
+            raise LensError(
+                f"{type(one).__name__} changes activations here, and a checkpoint holds weights; use sites"
+            )
+        store = EditedStore(live, edits)
+        live = Checkpoint(store)
         steps.append(AppliedIntervention(intervention, Sites(edits), donor))
-    store = live.store
-    if not isinstance(store, EditedStore):
-        raise LensError("no intervention, so there is nothing to write")
+    if store is None:
+        raise LensError("no intervention was given, so there is nothing to write")
     return store, tuple(steps)
 
 
 def _with_donor(intervention: Any, live: Checkpoint) -> tuple[Intervention, Checkpoint | None]:
-    """The intervention with its donor opened, so that what is recorded of that is what is read."""
+    """Open the donor of an intervention once, so that the record names what is read."""
     donor = getattr(intervention, "donor", None)
     if donor is None or not dataclasses.is_dataclass(intervention):
         return intervention, None
@@ -96,72 +163,18 @@ def _with_donor(intervention: Any, live: Checkpoint) -> tuple[Intervention, Chec
     return changed, opened
 
 
-@dataclass(frozen=True)
-class Ground:
-    """A base as it is edited and copied."""
-
-    live: Checkpoint
-    folder: Path
-    first: tuple[Transplant, ...] = ()  # of an adapter
-    files: Mapping[str, LocalFile] | None = None  # by the names they get; None where new ones are made
-    index: Path | None = None
-
-    @property
-    def reserved(self) -> tuple[Path, ...]:
-        """Where nothing may be written: a base that is a folder is one thing, a file has others beside it."""
-        return (self.folder,) if os.path.isdir(self.live.store.source) else ()  # noqa: PTH112
-
-    def refuse(self, edited: frozenset[str]) -> None:
-        """Raise `CheckpointError` where some tensors can't get new values in their files."""
-        store = self.live.store
-        for tensor in sorted(edited):
-            if self.files is not None and store.span(tensor) is None:
-                raise CheckpointError(
-                    store.name,
-                    "is stored packed, so no weights can be put there",
-                    key=tensor,
-                    fix=_UNQUANTISED,
-                )
-            if any(name.startswith(f"{tensor} in ") for name in store.skipped):
-                fix = "Save the model anew with save_pretrained"
-                raise CheckpointError(store.name, "lies in two files", key=tensor, fix=fix)
-
-
-def _fill(room: Path, found: Ground, store: EditedStore, *, link: bool) -> None:
-    accompany(found.folder, room)
+def _fill(room: Path, found: BaseFiles, store: EditedStore, *, edited: frozenset[str], link: bool) -> None:
+    copy_companions(found.folder, room)
     if found.files is None:
         write_new(store, room)
         return
     if found.index is not None:
         shutil.copyfile(found.index, room / found.index.name)
-    rewrite(store, found.files, room=room, link=link)
-
-
-def ground(base: Source) -> Ground:
-    """Find the files of a base; those of a hub are fetched into its cache. Raises `CheckpointError`."""
-    opened = open_checkpoint(base)
-    first: tuple[Transplant, ...] = ()
-    if opened.change is not None:
-        first = (Transplant(changed(opened), donor=opened),)
-        opened = opened.change.base
-    store = opened.store
-    if not store.source:
-        fix = "Save it with save_pretrained, and name the folder"
-        raise CheckpointError(store.name, "is only in memory, so there are no files to copy", fix=fix)
-    if not os.path.exists(store.source):  # noqa: PTH110  for any string, where Path.exists raises
-        opened = _fetched(opened)
-    return _placed(opened, first)
-
-
-def changed(adapter: Checkpoint) -> Sites:
-    """The sites of its base that an adapter changes."""
-    assert adapter.change is not None
-    base = adapter.change.base
-    return Sites(site for site in base.sites if adapter.targeted(site))
+    rewrite(store, found.files, edited=edited, room=room, link=link)
 
 
 def _fetched(opened: Checkpoint) -> Checkpoint:
-    """The same, as files in the hub's cache."""
+    """Return a checkpoint of a hub as files in the hub's cache."""
     from affectlens.checkpoints.hub.downloading import fetched
 
     repository, _, asked = opened.store.source.partition("@")
@@ -173,7 +186,7 @@ def _fetched(opened: Checkpoint) -> Checkpoint:
     return Checkpoint(unpacked(store))
 
 
-def _placed(live: Checkpoint, first: tuple[Transplant, ...]) -> Ground:
+def _placed(live: Checkpoint, first: tuple[Transplant, ...]) -> BaseFiles:
     path = Path(live.store.source)
     folder = path if path.is_dir() else path.parent
     raw = live.store.inner if isinstance(live.store, QuantizedStore) else live.store
@@ -181,14 +194,15 @@ def _placed(live: Checkpoint, first: tuple[Transplant, ...]) -> Ground:
         files = {Path(file.name).name: file for file in raw.files if isinstance(file, LocalFile)}
         index = _index(folder, files)
         if index is None and len(files) == 1:
+            # transformers looks for a lone file under this name.
             files = dict(zip([SINGLE], files.values(), strict=True))
-        return Ground(live, folder, first, files, index)
+        return BaseFiles(live, folder, first, files, index)
     _refuse_new(live)
-    return Ground(live, folder, first)
+    return BaseFiles(live, folder, first)
 
 
 def _refuse_new(live: Checkpoint) -> None:
-    """Raise `CheckpointError` where the tensors that can be read are not all that the files hold."""
+    """Raise `CheckpointError` if the files hold more than the tensors that can be read from them."""
     store = live.store
     if isinstance(store, QuantizedStore):
         raise CheckpointError(
@@ -202,9 +216,10 @@ def _refuse_new(live: Checkpoint) -> None:
 
 
 def _index(folder: Path, files: Mapping[str, LocalFile]) -> Path | None:
-    """The index of these files, if they are what it lists."""
+    """Return the index in a folder if it lists exactly these files."""
     path = folder / INDEX
     if not os.path.lexists(path):
         return None
     listed = weight_map(read_json(path), str(path), suffixes=(".safetensors",))
+    # An index of other files would send a reader to shards that are not copied.
     return path if set(listed.values()) == set(files) else None

@@ -1,14 +1,14 @@
-"""Weights into safetensors files: those of a base with the edits put in, or new ones of any store.
+"""Write weights as safetensors: the files of a base with edits in them, or new files of any store.
 
-safetensors ── the same files: headers and unchanged bytes copied, edited tensors made ──┐
-torch's     ── new shards, every tensor read and written ────────────────────────────────┴─▶ a folder
+safetensors ── rewrite: the same files, unedited bytes copied, edited tensors made ──┐
+torch's     ── write_new: new shards, every tensor read and written ─────────────────┴─▶ a folder
 """
 
 import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -27,19 +27,22 @@ from affectlens.writing.edited_store import EditedStore
 SINGLE = "model.safetensors"
 SHARD = 5_000_000_000  # bytes
 _KINDS = {dtype: kind for kind, (dtype, _) in DTYPES.items()}
-Weights = EditedStore | JoinedStore  # what can be written
-BLOCK = 1 << 20  # bytes; memory of this size is used again, larger ones are new pages each time
-_AT_ONCE = 1 << 22  # bytes that the system copies before an interrupt is answered
-# What a system says that can't copy between these two files by itself.
+Weights = EditedStore | JoinedStore
+BLOCK = 1 << 20  # bytes; the allocator reuses memory of this size, and maps new pages for larger blocks
+_AT_ONCE = 1 << 22  # bytes a call, since Ctrl-C waits for the end of the call
+# Errors of a system that can't copy between these two files by itself.
 _UNABLE = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF, errno.ETXTBSY)
 
 
-def rewrite(store: EditedStore, files: Mapping[str, LocalFile], *, room: Path, link: bool) -> None:
-    """Write safetensors files anew, by the names they get; those without an edit are copied, or linked."""
+def rewrite(
+    store: Weights, files: Mapping[str, LocalFile], *, edited: Iterable[str], room: Path, link: bool
+) -> None:
+    """Write safetensors files under their new names; copy, or link, those without an edited tensor."""
     edits: dict[str, list[tuple[Span, str]]] = {name: [] for name in files}
+    # A span names its file as an object, so the new name is looked up by identity.
     names = {id(file): name for name, file in files.items()}
-    for tensor in store.edited:
-        span = store.stored(tensor)
+    for tensor in edited:
+        span = store.origin(tensor)
         assert span is not None, tensor
         edits[names[id(span.of)]].append((span, tensor))
     for name, file in tqdm(files.items(), desc="write", unit="file", leave=False, disable=None):
@@ -50,26 +53,8 @@ def rewrite(store: EditedStore, files: Mapping[str, LocalFile], *, room: Path, l
                 _patched(store, file, stream, edits=sorted(edits[name], key=lambda edit: edit[0][1:]))
 
 
-def _patched(
-    store: EditedStore, file: LocalFile, stream: FileIO, *, edits: Sequence[tuple[Span, str]]
-) -> None:
-    """The file with new bytes in the places of some tensors, which are as long as those that were there."""
-    at = 0
-    for span, tensor in edits:
-        copy(file, stream, start=at, stop=span.start)
-        lying = store.lying(tensor)
-        if lying is not None and isinstance(lying.of, LocalFile):
-            copy(lying.of, stream, start=lying.start, stop=lying.stop)
-        else:
-            for block in blocks(store, tensor):
-                write(block, stream)
-        at = span.stop
-        assert stream.tell() == at, f"{tensor} is not as long as it was"
-    copy(file, stream, start=at, stop=file.size)
-
-
 def write_new(store: Weights, room: Path, *, single: str = "") -> None:
-    """Write a store's tensors into new files: one of the name `single`, or shards with their index."""
+    """Write a store's tensors into new files: one named `single`, or shards with an index."""
     tensors = {name: name for name in store.headers} | dict(_second_names(store))
     parts = [tensors] if single else list(_parts(store, tensors, limit=SHARD))
     files = [single or SINGLE] if len(parts) == 1 else _numbered(len(parts))
@@ -82,8 +67,67 @@ def write_new(store: Weights, room: Path, *, single: str = "") -> None:
         (room / INDEX).write_text(json.dumps(index, indent=2), "utf-8")
 
 
+def copy_file(file: LocalFile, into: Path, *, link: bool = False) -> None:
+    """Copy a file; with `link`, give it a second name instead, where both are on one disk."""
+    if link:
+        with suppress(OSError):
+            os.link(os.path.realpath(file.path), into)
+            return
+    with FileIO(into, "xb") as stream:
+        copy(file, stream, start=0, stop=file.size)
+
+
+def copy(file: LocalFile, stream: FileIO, *, start: int, stop: int) -> None:
+    """Append the bytes of a file from `start` to `stop`; the system shares blocks where the disk can."""
+    done = _by_system(file, start, stop, stream)
+    buffer = memoryview(bytearray(max(0, min(BLOCK, stop - start - done))))
+    while start + done < stop:
+        piece = file.fetch(start + done, min(start + done + BLOCK, stop), into=buffer)
+        write(piece, stream)
+        done += len(piece)
+
+
+def write(block: memoryview, stream: FileIO) -> None:
+    """Append a block; an unbuffered file may take it in several parts."""
+    while len(block):
+        block = block[stream.write(block) :]
+
+
+def blocks(store: Weights, tensor: str) -> Iterator[memoryview]:
+    """Yield the bytes of a tensor in the layout of safetensors, some rows at a time."""
+    shape, dtype = store.headers[tensor]
+    if 0 in shape:
+        return  # a header may claim any number of empty rows
+    if not store.by_rows(tensor):
+        yield _raw(store.read(tensor))
+        return
+    width = math.prod(shape[1:]) * getattr(torch, dtype).itemsize
+    step = max(1, BLOCK // max(1, width))
+    for first in range(0, shape[0], step):
+        yield _raw(store.read(tensor, slice(first, min(first + step, shape[0]))))
+
+
+def _patched(store: Weights, file: LocalFile, stream: FileIO, *, edits: Sequence[tuple[Span, str]]) -> None:
+    """Write a file with new bytes for some tensors; their length is that of the old ones."""
+    at = 0
+    for span, tensor in edits:
+        copy(file, stream, start=at, stop=span.start)
+        stored = store.span(tensor)
+        if stored is not None and isinstance(stored.of, LocalFile):
+            copy(stored.of, stream, start=stored.start, stop=stored.stop)
+        else:
+            for block in blocks(store, tensor):
+                write(block, stream)
+        at = span.stop
+        assert stream.tell() == at, f"{tensor} has another length than before"
+    copy(file, stream, start=at, stop=file.size)
+
+
 def _second_names(store: Weights) -> Iterator[tuple[str, str]]:
-    """Names of what is stored under another, for who looks for them; none of a tied output embedding."""
+    """Yield the second names of shared tensors, each with its tensor; not that of a tied output embedding.
+
+    transformers ties that one itself, as the config says.
+    """
     text = store.config.get("text_config")
     ties = any(
         part.get("tie_word_embeddings") is True for part in (store.config, text) if isinstance(part, Mapping)
@@ -111,7 +155,7 @@ def _numbered(count: int) -> list[str]:
 
 
 def _write_file(store: Weights, path: Path, tensors: Mapping[str, str]) -> None:
-    """One file; wide numbers come first, so that each lies at a multiple of its width."""
+    """Write one file, widest numbers first, so that each tensor begins at a multiple of its width."""
     headers = {name: store.headers[tensor] for name, tensor in tensors.items()}
     ordered = sorted(headers, key=lambda name: (-_width(headers[name]), name))
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -138,46 +182,6 @@ def _bytes(header: Header) -> int:
     return math.prod(header.shape) * _width(header)
 
 
-def copy_file(file: LocalFile, into: Path, *, link: bool = False) -> None:
-    """Make a copy of a file, or with `link` the same file under another name, where the disk is the same."""
-    if link:
-        with suppress(OSError):
-            os.link(os.path.realpath(file.path), into)
-            return
-    with FileIO(into, "xb") as stream:
-        copy(file, stream, start=0, stop=file.size)
-
-
-def copy(file: LocalFile, stream: FileIO, *, start: int, stop: int) -> None:
-    """Append the bytes of a file from `start` to `stop`; what the system can share, it shares."""
-    done = _by_system(file, start, stop, stream)
-    buffer = memoryview(bytearray(max(0, min(BLOCK, stop - start - done))))
-    while start + done < stop:
-        piece = file.fetch(start + done, min(start + done + BLOCK, stop), into=buffer)
-        write(piece, stream)
-        done += len(piece)
-
-
-def write(block: memoryview, stream: FileIO) -> None:
-    """Append all of a block; a file written to without a buffer may take it in parts."""
-    while len(block):
-        block = block[stream.write(block) :]
-
-
-def blocks(store: Weights, tensor: str) -> Iterator[memoryview]:
-    """The bytes of a tensor as safetensors has them, made some rows at a time."""
-    shape, dtype = store.headers[tensor]
-    if 0 in shape:
-        return  # of however many rows
-    if not shape or (isinstance(store, EditedStore) and not store.by_rows(tensor)):
-        yield _raw(store.read(tensor))
-        return
-    width = math.prod(shape[1:]) * getattr(torch, dtype).itemsize
-    step = max(1, BLOCK // max(1, width))
-    for first in range(0, shape[0], step):
-        yield _raw(store.read(tensor, slice(first, min(first + step, shape[0]))))
-
-
 def _raw(values: torch.Tensor) -> memoryview:
     flat = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     found: memoryview = flat.numpy().data
@@ -185,7 +189,7 @@ def _raw(values: torch.Tensor) -> memoryview:
 
 
 def _by_system(file: LocalFile, start: int, stop: int, stream: FileIO) -> int:
-    """Let the system copy, as far as it can; returns how many bytes it did."""
+    """Let the system copy as far as it can; return the number of bytes copied."""
     copier = getattr(os, "copy_file_range", None)
     if copier is None:
         return 0
@@ -193,10 +197,10 @@ def _by_system(file: LocalFile, start: int, stop: int, stream: FileIO) -> int:
     try:
         while start + done < stop:
             at = start + done
-            # Up to a border of pages first: from there on whole ones are passed on, a third faster.
+            # Stop at page borders: from there on the system passes whole pages on, which is a third faster.
             got = copier(source, stream.fileno(), min(_AT_ONCE - at % _AT_ONCE, stop - at), at)
             if not got:
-                break  # the end, or a system that copies nothing here: reading will tell
+                break  # the end of the file, or a system that copies nothing: the caller reads the rest
             done += got
     except OSError as error:
         if error.errno not in _UNABLE:

@@ -1,4 +1,4 @@
-"""JSON from strangers: one meaning, a bounded size, and an error that says what is wrong."""
+"""JSON from strangers has one meaning and a bounded size, or is an error that says what is wrong."""
 
 from pathlib import Path
 
@@ -27,24 +27,24 @@ BROKEN: tuple[tuple[bytes, str], ...] = (
 
 @pytest.mark.parametrize(("raw", "message"), BROKEN, ids=[raw[:12].hex() for raw, _ in BROKEN])
 def test_what_is_no_json_object_is_refused(raw: bytes, message: str) -> None:
-    """Also what Python's own parser would take: other encodings, and marks before the text."""
+    """Other encodings and marks before the text are refused too, though Python's parser takes them."""
     with pytest.raises(CheckpointError, match=message):
         parse(raw, "config.json")
 
 
 def test_keys_that_stand_twice_are_named() -> None:
-    """The last one counts, as for most readers, and each is told of, however deep."""
+    """Of repeated keys the last counts, as for most readers, and each is reported at any depth."""
     found = parse(b'{"a": 1, "b": {"c": 1, "c": 2}, "a": {"d": [{"e": 0, "e": 1}]}}', "config.json")
 
     assert {"a": {"d": [{"e": 1}]}, "b": {"c": 2}} == found.content
     assert ("c", "e", "a") == found.twice
-    assert ("config.json has the key 'c' twice; the last counts.",) == found.notes("config.json")
+    assert ("config.json has the key 'c' twice; the last one counts.",) == found.notes("config.json")
     with pytest.raises(CheckpointError, match="has the key 'c' twice"):
         found.strict("adapter_config.json")
 
 
 def test_keys_that_stand_once_are_no_matter() -> None:
-    """The same key in two objects is not twice."""
+    """The same key in two objects is not a repeated key."""
     found = parse(b'{"a": {"x": 1}, "b": {"x": 1}}', "config.json")
 
     assert ((), ()) == (found.twice, found.notes("config.json"))
@@ -52,7 +52,7 @@ def test_keys_that_stand_once_are_no_matter() -> None:
 
 
 def test_a_file_larger_than_a_config_is_not_read(tmp_path: Path) -> None:
-    """A terabyte of nothing, which takes no room on the disk."""
+    """A sparse file of a terabyte is refused without reading it."""
     file = tmp_path / "config.json"
     with file.open("wb") as stream:
         stream.truncate(2**40)

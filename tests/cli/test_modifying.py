@@ -172,7 +172,7 @@ def test_errors_are_told_in_a_line(pair: tuple[Path, Path], words: Words, tmp_pa
         assert (code, "") == (ended.code, ended.out)
         assert message in ended.told
     inside = words("zero", base, "--role", "gate_proj", "-o", base / "out")
-    assert (1, True) == (inside.code, "lies in" in inside.told)
+    assert (1, True) == (inside.code, "is inside" in inside.told)
     assert [] == list(tmp_path.iterdir())
 
 

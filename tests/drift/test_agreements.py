@@ -133,13 +133,18 @@ def test_the_sign_test_is_exact(larger: int, smaller: int) -> None:
     assert pytest.approx(expected) == sign_test(larger, smaller)
 
 
+def test_six_that_agree_have_a_p_of_two_in_64() -> None:
+    """By hand: both tails of 2⁻⁶."""
+    assert pytest.approx(2 / 64) == sign_test(6, 0) == sign_test(0, 6)
+
+
 def test_five_runs_can_not_be_tested() -> None:
     """1/16 is the smallest p of five, so there is none."""
     assert np.isnan(sign_test(5, 0))
     assert all(np.isnan(median_interval(np.arange(5.0))))
 
 
-@pytest.mark.parametrize(("count", "k"), [(6, 1), (8, 1), (9, 2), (12, 3), (20, 6)])
+@pytest.mark.parametrize(("count", "k"), [(6, 1), (8, 1), (9, 2), (12, 3), (20, 6), (70, 27)])
 def test_the_interval_of_a_median_is_that_of_the_tables(count: int, k: int) -> None:
     """From the k-th smallest to the k-th largest, k as in the tables; its coverage is 95 % or more."""
     low, high = median_interval(np.arange(1.0, count + 1))
@@ -215,7 +220,7 @@ def test_noise_alone_agrees_by_a_norm_that_follows_the_base() -> None:
 
     by_size, by_rms = agreement(runs, measure="frobenius"), agreement(runs, measure="rms")
 
-    assert (1.0, 1.0) == (by_size.origin["noise_w"], by_size.origin["noise_spearman"])
+    assert pytest.approx((1.0, 1.0)) == (by_size.origin["noise_w"], by_size.origin["noise_spearman"])
     assert 1.0 == by_size.w
     assert "Agreement alone is no evidence for affect" in by_size.findings[-1]
     assert by_rms.origin["noise_w"] is None

@@ -99,6 +99,15 @@ def test_no_change_is_no_alignment() -> None:
         assert one.dtype == two.dtype
 
 
+def test_a_layout_in_memory_is_no_change() -> None:
+    """The same weights laid out by columns are summed in the same order: every scale is exactly 1."""
+    base = example(300, 96)
+
+    found = align(base, Mlp(*(side.T.contiguous().T for side in base)))
+
+    assert np.ones(300).tolist() == found.scales.tolist()
+
+
 def test_the_function_stays_the_same() -> None:
     """An aligned MLP computes what it computed before."""
     base = example(300, 96)

@@ -128,7 +128,7 @@ def test_views_can_say_that_gates_alone_moved(gates: al.Drift) -> None:
     found = conclude(gates)
     drawn = norm_contrast(gates)
 
-    assert "gate_proj moved more than up_proj under every norm (median ratio over 2 layers ∞)" in str(found)
+    assert "gate_proj moved more than up_proj under every norm (median ratios over 2 layers: ∞)" in str(found)
     assert all(np.isfinite(trace.x).all() for trace in drawn.data if trace.name == "tuned − base")
     assert ["∞"] * 5 == list(next(trace for trace in drawn.data if trace.name == "tuned − base").text)
 

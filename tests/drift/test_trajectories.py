@@ -12,6 +12,7 @@ import affectlens as al
 from affectlens.drift.trajectories import Trajectory, trajectory
 from affectlens.errors import TableError
 from tests.conftest import nudge, tiny
+from tests.numbers import LANES
 
 COLUMNS = (
     "step", "name", "parameter", "tower", "stack", "layer", "role", "expert", "param", "label", "size",
@@ -54,7 +55,7 @@ def test_more_of_the_same_lies_along_one_direction(way: Trajectory) -> None:
     np.testing.assert_allclose(moved["along"], 1.0, rtol=1e-5)
     np.testing.assert_allclose(2 * first["frobenius"].to_numpy(), second["frobenius"], rtol=1e-5)
     np.testing.assert_allclose(first["step_frobenius"].to_numpy(), second["step_frobenius"], rtol=1e-5)
-    np.testing.assert_allclose(first["final_frobenius"].to_numpy(), second["frobenius"], rtol=1e-6)
+    np.testing.assert_allclose(first["final_frobenius"].to_numpy(), second["frobenius"], rtol=LANES)
 
 
 def test_what_stands_still_has_no_direction(way: Trajectory) -> None:

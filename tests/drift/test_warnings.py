@@ -80,8 +80,8 @@ def test_a_side_of_zeros_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"model_type": "new"}, "tuned: its model_type, 'new', is unknown: names and shapes alone say"),
-        ({"model_type": 7}, "tuned: its model_type is none: names and shapes alone say"),
+        ({"model_type": "new"}, "tuned: its model_type 'new' is unknown: parameters are recognised by"),
+        ({"model_type": 7}, "tuned: its model_type is not a name: parameters are recognised by"),
         ({"auto_map": {"AutoModel": "x.Y"}}, "tuned: the model runs remote code, which is not executed here"),
         ({"quantization_config": [1]}, "tuned: the weights are quantized"),
     ],

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -265,9 +266,8 @@ def other_database(path: Path) -> None:
 
 
 def cut_short(path: Path) -> None:
-    journal = Journal(path)
-    journal.keep({"k": np.zeros((40, 40), "f4")})
-    journal.close()
+    with closing(Journal(path)) as journal:
+        journal.keep({"k": np.zeros((40, 40), "f4")})
     path.write_bytes(path.read_bytes()[:5000])
 
 
@@ -275,6 +275,23 @@ def other_numbers(path: Path) -> None:
     Journal(path).close()
     with closing(sqlite3.connect(path, isolation_level=None)) as rows:
         rows.execute("INSERT INTO judged VALUES ('k', '', 1000000000, 1000000000, x'00')")
+
+
+def test_a_file_that_is_no_journal_is_closed_again(tmp_path: Path) -> None:
+    """Once it is refused, no connection to it is left for the garbage collector."""
+    path = tmp_path / "sweep"
+    other_database(path)
+    opened = []
+
+    def connect(*args: Any, **settings: Any) -> sqlite3.Connection:
+        opened.append(sqlite3.Connection(*args, **settings))
+        return opened[-1]
+
+    with mock.patch.object(sqlite3, "connect", connect), pytest.raises(JournalError):
+        Journal(path)
+
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened[0].execute("SELECT 1")
 
 
 @pytest.mark.parametrize(
@@ -293,8 +310,8 @@ def test_what_is_no_journal_is_told(make: Callable[[Path], None], message: str, 
     path = tmp_path / "sweep"
     make(path)
     before = path.stat().st_size
-    with pytest.raises(JournalError, match=message) as caught:
-        Journal(path).found("k")
+    with pytest.raises(JournalError, match=message) as caught, closing(Journal(path)) as journal:
+        journal.found("k")
 
     assert str(path) in str(caught.value)
     assert before == path.stat().st_size
@@ -322,11 +339,12 @@ def test_a_full_disk_keeps_what_was_kept(tmp_path: Path) -> None:
             os._exit(0)
     os.waitpid(child, 0)
     last = int((tmp_path / "done").read_text())
-    journal = Journal(path)
+    with closing(Journal(path)) as journal:
+        kept = [journal.found(f"k{number}") for number in range(last + 1)]
 
     assert str(path) in (tmp_path / "error").read_text()
     assert 0 < last < 99
-    assert all((block == journal.found(f"k{number}")).all() for number in range(last + 1))
+    assert all((block == found).all() for found in kept)
 
 
 def test_memory_that_runs_out_halves_the_batch(

@@ -1,4 +1,4 @@
-"""A plan that is written down and read again is the same plan; what can't be written down says so."""
+"""A plan survives the way through JSON; an intervention without a JSON form says so."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,12 @@ import pytest
 import torch
 
 import affectlens as al
+from affectlens import interventions
 from affectlens.errors import LensError
 from affectlens.interventions import from_json, to_json
+from affectlens.interventions.as_json import KINDS as ROWS
 from tests.lens.families import BY_NAME, base, tuned
+from tests.numbers import differ
 
 
 def plans(folder: Path, sites: al.Sites) -> dict[str, Any]:
@@ -48,7 +51,7 @@ KINDS = (
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_written_down_is_read_again(kind: str, folder: Path) -> None:
-    """Through text and back, and once more: nothing is lost."""
+    """Through text and back, and once more, nothing is lost."""
     plan = plans(folder, al.Lens(base("llama")).sites)[kind]
     text = json.dumps(to_json(plan), allow_nan=False)
     again = from_json(json.loads(text))
@@ -61,7 +64,7 @@ def test_what_is_written_down_is_read_again(kind: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("steer", "mean", "resample")])
 def test_the_same_plan_does_the_same(kind: str, folder: Path) -> None:
-    """Logits are the same bits."""
+    """The logits are equal to the bit."""
     lens, batch = al.Lens(base("llama")), BY_NAME["llama"].batch()
     plan = plans(folder, lens.sites)[kind]
     found = []
@@ -70,40 +73,37 @@ def test_the_same_plan_does_the_same(kind: str, folder: Path) -> None:
             found.append(lens.run(batch))
 
     assert torch.equal(*found)
-    assert not torch.equal(found[0], lens.run(batch))
+    assert differ(found[0], lens.run(batch))
+
+
+def test_every_intervention_has_a_row(folder: Path) -> None:
+    """All that the package exports but `Patch`, and each is tried here."""
+    exported = {name for name in interventions.__all__ if name[0].isupper()}
+    tried = {type(plan).__name__ for plan in plans(folder, al.Lens(base("llama")).sites).values()}
+
+    assert exported == ROWS.keys() | {"Patch"}
+    assert tried == ROWS.keys()
 
 
 def test_what_is_of_this_process_alone_is_told(folder: Path) -> None:
-    """A module, a recording, another lens, and what is no intervention at all."""
+    """Modules, recordings and unknown names are refused."""
     lens, batch = al.Lens(base("llama")), BY_NAME["llama"].batch()
     gates = lens.sites.where(role="gate_proj")
     points = gates.at("gated")
     recording = lens.record(points, batch)
-    with pytest.raises(LensError, match="of this process"):
+    with pytest.raises(LensError, match="of this process and has no JSON"):
         to_json(al.Transplant(gates, donor=tuned("llama")))
-    with pytest.raises(LensError, match="of this process"):
+    with pytest.raises(LensError, match="of this process and has no JSON"):
         to_json(al.Mean(points, over=recording))
-    with pytest.raises(LensError, match="can't be written down"):
+    with pytest.raises(LensError, match="Patch has no JSON form"):
         to_json(al.Patch(points, source=recording))
     for wrong in ({}, {"intervention": "Zeroo"}, {"intervention": "Zero", "placess": []}):
         with pytest.raises(LensError):
             from_json(wrong)
 
 
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-def test_a_factor_is_a_number(wrong: float, folder: Path) -> None:
-    """With one that is none all would be none, without a word."""
-    gates = al.Lens(base("llama")).sites.where(role="gate_proj")
-    with pytest.raises(LensError, match="alpha is"):
-        al.Transplant(gates, donor=folder, alpha=wrong)
-    with pytest.raises(LensError, match="factor is"):
-        al.Scale(gates, factor=wrong)
-    with pytest.raises(LensError, match="alpha is"):
-        al.Steer(gates.at("gated"), vector=torch.ones(2), alpha=wrong)
-
-
 def test_an_intervention_shows_its_donor_in_a_word(folder: Path) -> None:
-    """A module is named by its class, not drawn layer by layer."""
+    """The repr names a module by its class instead of drawing its layers."""
     gates = al.Lens(base("llama")).sites.where(role="gate_proj")
 
     assert "donor='LlamaForCausalLM', alpha=1)" in repr(al.Transplant(gates, donor=tuned("llama")))

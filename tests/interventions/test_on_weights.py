@@ -1,14 +1,15 @@
-"""Noise and shuffles keep a weight's size and lose its meaning; draws depend on seed and site alone."""
+"""Zeros, multiples, noise and shuffles of weights; a draw depends on its seed and site alone."""
 
 import subprocess
 import sys
+import warnings
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 import affectlens as al
-from affectlens.errors import LensError, NoSuchSite
 from tests.lens.families import BY_NAME, base, tuned
 
 KINDS = (al.Randomise, al.Shuffle)
@@ -28,7 +29,7 @@ def inside(lens: al.Lens, change: Any, site: al.Site) -> torch.Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_size_stays_and_the_meaning_goes(name: str, kind: Any) -> None:
-    """The same Frobenius norm, next to no correlation; of a shuffle the same values."""
+    """The Frobenius norm is kept, the correlation is near 0; a shuffle keeps the values."""
     lens = lens_of(name)
     for site in lens.sites.where(tower="language", role="mlp" if name != "gpt2" else "fc1", param="weight")[
         :4
@@ -43,7 +44,7 @@ def test_the_size_stays_and_the_meaning_goes(name: str, kind: Any) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_of_a_change_the_size_stays(kind: Any) -> None:
-    """With a donor base is kept, and noise of the norm of its change is added."""
+    """With a donor, base is kept, and noise of the norm of the change is added."""
     lens, donor = lens_of("llama"), al.open_checkpoint(tuned("llama"))
     for site in lens.sites.where(role="gate_proj"):
         before, change = lens.parameter(site).clone(), donor.read(site) - lens.parameter(site)
@@ -54,7 +55,7 @@ def test_of_a_change_the_size_stays(kind: Any) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_draw_is_of_its_seed_and_site(kind: Any) -> None:
-    """The same again, alone or beside other sites; another for another seed or site."""
+    """A draw repeats, alone or beside other sites; another seed draws something else."""
     lens = lens_of("llama")
     gates = lens.sites.where(role="gate_proj")
     first = inside(lens, kind(gates[0], seed=1), gates[0])
@@ -98,7 +99,7 @@ def test_a_unit_is_drawn_alone(kind: Any, unit: str) -> None:
 
 
 def test_scaled_weights_are_scaled() -> None:
-    """Twice is twice, and once is the very same tensor."""
+    """A factor of 2 doubles each value, and 1 keeps every bit."""
     lens = lens_of("phi3")
     site = lens.sites.where(role="up_proj")[0]
     before = lens.parameter(site).clone()
@@ -108,7 +109,7 @@ def test_scaled_weights_are_scaled() -> None:
 
 
 def test_up_twice_and_down_half_changes_no_logit() -> None:
-    """Norms are not function: a drift of 100 % that does nothing."""
+    """Norms are not function: this drift of 100 % changes no logit."""
     lens, batch = lens_of("llama"), BY_NAME["llama"].batch()
     plain = lens.run(batch)
     ups, downs = (lens.sites.where(role=role) for role in ("up_proj", "down_proj"))
@@ -116,62 +117,32 @@ def test_up_twice_and_down_half_changes_no_logit() -> None:
         assert torch.equal(plain, lens.run(batch))
 
 
-def test_resampled_rows_are_rows_that_occurred() -> None:
-    """Each position gets what passed somewhere in the examples, and all points the same place."""
-    lens, batch = lens_of("llama"), BY_NAME["llama"].batch()
-    points = lens.sites.where(role="down_proj").at("output")
-    source = lens.record(points, batch)
-    with lens.intervene(al.Resample(points, over=source, seed=4)):
-        found = lens.record(points, batch)
-    drawn = []
-    for point in points:
-        rows, new = source[point].rows, found[point].values.flatten(0, 1)
-        same = (new[:, None] == rows[None]).all(-1)
-        assert bool(same.any(1).all())
-        drawn.append(same.int().argmax(1).tolist())
+@pytest.mark.parametrize("change", [al.Zero, partial(al.Scale, factor=0.0)], ids=["zero", "scale by 0"])
+@pytest.mark.parametrize(
+    ("name", "settings", "role", "deletes"),
+    [
+        ("llama", {}, "gate_proj", True),
+        ("llama", {}, "up_proj", True),
+        ("llama", {}, "down_proj", True),
+        ("llama", {}, "mlp", False),  # to zero all three is to ask for the deletion
+        ("llama", {}, "q_proj", False),
+        ("llama", {"hidden_act": "sigmoid"}, "gate_proj", False),  # act(0) = 0.5
+        ("gpt2", {}, "fc1", False),
+    ],
+)
+def test_a_remark_says_where_zeros_delete_the_mlp(
+    change: Any, name: str, settings: dict[str, Any], role: str, deletes: bool
+) -> None:
+    """Zero and Scale by 0 give the same weights and the same remark; Scale by 0.5 makes none."""
+    lens = al.Lens(BY_NAME[name].build(**settings))
+    sites = lens.sites.where(tower="language", role=role)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        with lens.intervene(change(sites)):
+            zeroed = [lens.parameter(site).any() for site in sites]
+        with lens.intervene(al.Scale(sites, factor=0.5)):
+            pass
 
-    with lens.intervene(al.Resample(points, over=source, seed=4)):
-        same = lens.run(batch)
-    with lens.intervene(al.Resample(points, over=source, seed=4)):
-        assert torch.equal(same, lens.run(batch))
-    with lens.intervene(al.Resample(points, over=source, seed=5)):
-        assert not torch.equal(same, lens.run(batch))
-    assert drawn[0] == drawn[1]
-    assert len(set(drawn[0])) > 3
-
-
-def test_the_mean_over_examples_is_that_of_a_recording(demo: al.Demo, lens: al.Lens) -> None:
-    """Given as examples they are run and averaged; faces, with their pictures."""
-    task = demo.task("faces-unseen")
-    points = lens.sites.where(tower="language", role="down_proj").at("output", span="image")
-    examples, prompt = task.examples[:4], task.prompt
-    recorded = lens.record(points, *examples, prompt=prompt, keep="mean")
-    logits = []
-    for over in (examples, recorded):
-        with lens.intervene(al.Mean(points, over=over, prompt=prompt)):
-            logits.append(lens.logits(*examples[:2], prompt=prompt))
-
-    assert torch.equal(*logits)
-    assert not torch.equal(logits[0], lens.logits(*examples[:2], prompt=prompt))
-
-
-def test_what_is_no_place_for_an_intervention_is_told() -> None:
-    """Points for weights, sites for activations, both at once, none, a vector of another width, itself."""
-    lens, batch = lens_of("llama"), BY_NAME["llama"].batch()
-    gates = lens.sites.where(role="gate_proj")
-    points = gates.at("gated")
-    with pytest.raises(NoSuchSite, match="Transplant changes weights"):
-        al.Transplant(points, donor=tuned("llama"))
-    with pytest.raises(NoSuchSite, match=r"Steer changes activations.*sites\.at"):
-        al.Steer(gates, vector=torch.zeros(3))
-    with pytest.raises(NoSuchSite, match="all of one kind"):
-        al.Zero([gates[0], points[0]])  # type: ignore[list-item]
-    with pytest.raises(NoSuchSite, match="would change nothing"):
-        al.Zero(points[:0])
-    with (
-        pytest.raises(LensError, match="can't be added to"),
-        lens.intervene(al.Steer(points, vector=torch.zeros(3))),
-    ):
-        lens.run(batch)
-    with pytest.raises(LensError, match="beside itself"), lens.intervene(al.Patch(points, source=lens)):
-        pass
+    assert not any(zeroed)
+    assert int(deletes) == len(found)
+    assert all("deletes the MLP" in str(one.message) for one in found)

@@ -13,6 +13,7 @@ import affectlens as al
 from affectlens.checkpoints.slicing import same_bits
 from affectlens.errors import CheckpointError, LensError, NoSuchSite
 from tests.conftest import nudge, tiny
+from tests.numbers import differ
 
 FAMILIES = ("llama", "qwen2", "gemma2", "llava", "qwen2_5_vl", "gemma3")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -90,7 +91,7 @@ def test_zero_gate_is_zero_up_is_zero_down(family: str) -> None:
 
     assert torch.equal(logits[0], logits[1])
     assert torch.equal(logits[0], logits[2])
-    assert not torch.equal(logits[0], model(input_ids=ids).logits)
+    assert differ(logits[0], model(input_ids=ids).logits)
 
 
 def test_interventions_compose_in_order() -> None:
@@ -178,7 +179,7 @@ def test_what_can_not_be_loaded_is_told(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "no-such-type"}')
     with pytest.raises(LensError, match="transformers can't load this"):
         al.load(tmp_path)
-    with pytest.raises(LensError, match="no dtype 'float33'"):
+    with pytest.raises(LensError, match="unknown dtype 'float33'"):
         al.load(al.load_demo().base, dtype="float33")
 
 
@@ -187,8 +188,8 @@ def test_pictures_reach_the_model(lens: al.Lens, demo: al.Demo) -> None:
     faces = demo.task("faces-unseen")
     logits = lens.logits(*faces.examples[:2], prompt=faces.prompt)
 
-    assert not torch.equal(logits[0], logits[1])
-    with pytest.raises(LensError, match="1 places for pictures"):
+    assert differ(logits[0], logits[1])
+    with pytest.raises(LensError, match="1 placeholders for pictures"):
         lens.logits(al.Example("x", "happy", text="<image> feel"))
 
 
@@ -221,9 +222,9 @@ def test_an_iterator_of_sites_works_twice() -> None:
     change = al.Zero(site for site in lens.sites.where(role="gate_proj"))
     for _ in range(2):
         with lens.intervene(change):
-            assert not torch.equal(before, model(input_ids=ids).logits)
+            assert differ(before, model(input_ids=ids).logits)
     with lens.intervene(al.Zero(lens.sites.where(role="gate_proj")[0])):
-        assert not torch.equal(before, model(input_ids=ids).logits)
+        assert differ(before, model(input_ids=ids).logits)
     with pytest.raises(NoSuchSite, match="would change nothing"):
         al.Transplant([], donor=model)
 

@@ -1,4 +1,4 @@
-"""A file's claims held to the model that was loaded from it."""
+"""The claims of a file, compared with the model that was loaded from it."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.tiny_models import tiny
 
 
 def test_a_role_that_is_wrong_only_in_the_file_is_refuted(tmp_path: Path) -> None:
-    """Probes see the live, stacked experts; the file's `w1` and `w3` are held to them by value."""
+    """Probes see the live, stacked experts; the values of the file's `w1` and `w3` are compared with them."""
     tiny("mixtral").save_pretrained(tmp_path)
     lens = al.load(tmp_path, dtype="float32")
     assert not lens.verify().refuted
@@ -26,7 +26,7 @@ def test_a_role_that_is_wrong_only_in_the_file_is_refuted(tmp_path: Path) -> Non
 
 
 def test_unverified_claims_are_told_with_the_reason() -> None:
-    """What no probe could decide is named, so that nobody takes it for confirmed."""
+    """The repr names each claim that no probe decided, so that nobody takes it for confirmed."""
     found = al.Lens(tiny("gemma3")).verify()
 
     assert found.unverified
@@ -35,7 +35,7 @@ def test_unverified_claims_are_told_with_the_reason() -> None:
 
 
 def test_all_that_is_stored_is_loaded(tmp_path: Path) -> None:
-    """The automatic causal class of Whisper is its decoder alone; what the files were saved from has both."""
+    """The automatic causal class of Whisper is its decoder alone; the class of the files has both halves."""
     tiny("whisper", "WhisperForConditionalGeneration").save_pretrained(tmp_path)
 
     lens = al.load(tmp_path)

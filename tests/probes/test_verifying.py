@@ -1,4 +1,4 @@
-"""Roles, tested by what the parameters do: what holds is confirmed, and what is claimed wrongly refuted."""
+"""Roles, tested by what the parameters do: right claims are confirmed and wrong ones refuted."""
 
 import html
 from dataclasses import replace
@@ -85,13 +85,13 @@ def test_vision_and_audio_towers_are_reached() -> None:
 
 
 def test_enough_architectures_are_built() -> None:
-    """The zoo is as large as it says, each type once."""
+    """The zoo has at least 100 types, each once."""
     assert 100 <= len(set(MODEL_TYPES)) == len(MODEL_TYPES)
     assert set(LAYOUTS) <= set(MODEL_TYPES)
 
 
 def exchanged(checkpoint: Checkpoint, one: str, other: str) -> list[str]:
-    """Claim one role's tensors of the language model to be the other's; returns their names."""
+    """Exchange the tensors of two roles of the language model; return their names."""
     sites = {role: [s for s in language(checkpoint) if s.role == role] for role in (one, other)}
     tensors = []
     for site in sites[one]:
@@ -125,7 +125,7 @@ def language(checkpoint: Checkpoint) -> list[Site]:
     ],
 )
 def test_exchanged_roles_are_refuted(model_type: str, one: str, other: str) -> None:
-    """Gate and up, q and k, k and v taken for each other: every tensor concerned is named."""
+    """Gate and up, q and k, k and v are exchanged: every tensor concerned is refuted."""
     model = tiny(model_type)
     checkpoint = from_module(model)
     tensors = exchanged(checkpoint, one, other)
@@ -140,7 +140,7 @@ def test_exchanged_roles_are_refuted(model_type: str, one: str, other: str) -> N
 @pytest.mark.parametrize("model_type", ["gpt2", "phi3", "gpt_neox", "falcon"])
 @pytest.mark.parametrize("by", [-8, 8])
 def test_slices_off_by_half_a_head_are_refuted(model_type: str, by: int) -> None:
-    """A fused tensor cut half a head too early or too late."""
+    """A fused tensor is cut half a head too early or too late."""
     model = tiny(model_type)
     checkpoint = from_module(model)
     for site in language(checkpoint):
@@ -160,7 +160,7 @@ def test_slices_off_by_half_a_head_are_refuted(model_type: str, by: int) -> None
 
 @pytest.mark.parametrize("model_type", ["phi3", "mixtral"])
 def test_a_concatenated_gate_is_not_interleaved(model_type: str) -> None:
-    """Every second row taken for the gate."""
+    """Every second row is taken for the gate."""
     model = tiny(model_type)
     checkpoint = from_module(model)
     for site in language(checkpoint):
@@ -174,7 +174,7 @@ def test_a_concatenated_gate_is_not_interleaved(model_type: str) -> None:
 
 @pytest.mark.parametrize("model_type", ["bert", "gpt_neox"])
 def test_a_plain_mlp_is_no_gated_one(model_type: str) -> None:
-    """The first matrix of a plain MLP claimed as gate and up."""
+    """The first matrix of a plain MLP is claimed as gate and up."""
     model = tiny(model_type)
     checkpoint = from_module(model)
     for site in [s for s in language(checkpoint) if s.role == "fc1" and s.param == "weight"]:
@@ -194,7 +194,7 @@ def test_a_plain_mlp_is_no_gated_one(model_type: str) -> None:
 
 
 def test_a_gate_is_no_plain_mlp() -> None:
-    """A matrix that holds gate and up, claimed as the first of a plain MLP."""
+    """A matrix that holds gate and up is claimed as the first of a plain MLP."""
     model = tiny("phi3")
     checkpoint = from_module(model)
     for site in language(checkpoint):
@@ -230,7 +230,7 @@ class Breaks(nn.Module):
 
 @pytest.mark.parametrize("at", [None, 0, 1, 5])
 def test_the_model_is_left_as_it_was(at: int | None) -> None:
-    """Bit for bit, without hooks, in the mode it was in, and with the random numbers that come next."""
+    """It keeps every bit, its mode and the next random numbers, and gets no hook."""
     model = tiny("llama").train()
     if at is not None:
         model.model.layers[1].mlp.up_proj = Breaks(model.model.layers[1].mlp.up_proj, at)
@@ -251,7 +251,7 @@ def test_the_model_is_left_as_it_was(at: int | None) -> None:
 
 
 def test_what_does_not_run_stays_unverified() -> None:
-    """A model that can't run is no reason to crash, nor to refute or confirm anything of what broke."""
+    """A model that can't run makes no crash and no verdict: its claims stay unverified, with a reason."""
     model = tiny("llama")
     for layer in model.model.layers:
         layer.mlp.up_proj = Breaks(layer.mlp.up_proj, 0)
@@ -264,7 +264,7 @@ def test_what_does_not_run_stays_unverified() -> None:
 
 
 def test_a_batch_is_used_as_given() -> None:
-    """An input of one's own replaces the made-up ones."""
+    """The user's input replaces the made-up ones."""
     model = tiny("llama")
     batch = {"input_ids": torch.tensor([[5, 6, 7, 8, 9]])}
 
@@ -275,7 +275,7 @@ def test_a_batch_is_used_as_given() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_probed_in_float32(dtype: torch.dtype) -> None:
-    """What rounding blurs is seen on a copy."""
+    """The float32 copy shows what rounding would hide."""
     model = tiny("qwen2_5_vl").to(dtype)
 
     found = verified(model)
@@ -286,7 +286,7 @@ def test_half_precision_is_probed_in_float32(dtype: torch.dtype) -> None:
 
 
 def test_it_shows_itself() -> None:
-    """Counts by tower and role, then what is refuted; names are escaped."""
+    """The repr counts by tower and role and lists what is refuted; names are escaped."""
     model = tiny("llama")
     checkpoint = from_module(model)
     exchanged(checkpoint, "gate_proj", "up_proj")

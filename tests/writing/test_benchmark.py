@@ -1,4 +1,4 @@
-"""The benchmark of writing runs, and measures what it says; nothing is timed here."""
+"""The benchmark of writing runs and prints its table; this test compares no times."""
 
 import runpy
 import sys
@@ -13,7 +13,7 @@ from benchmarks.diff.generating import INDEX
 def test_the_benchmark_prints_every_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On a tiny pair: time and memory of the copy and of the transplant; what was written is gone."""
+    """It prints time and memory of the copy and of the transplant, and deletes what it wrote."""
     arguments = ["--size", "small", "--folder", str(tmp_path), "--what", "gate", "--repeats", "1"]
     monkeypatch.setattr(sys, "argv", ["benchmarks.writing", *arguments])
     runpy.run_module("benchmarks.writing", run_name="__main__")

@@ -1,4 +1,4 @@
-"""An edited checkpoint on disk is the live intervention, to the bit; the rest is the base's own bytes."""
+"""An edited checkpoint on disk equals the live intervention to the bit; the rest is the base's own bytes."""
 
 import errno
 import json
@@ -62,7 +62,7 @@ Pairs = Callable[[str], tuple[Path, Path]]
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
-    """A base and a tuned model of each layout, in bfloat16, as folders."""
+    """Return the folders of a base and a tuned model of a layout, in bfloat16."""
     found: dict[str, tuple[Path, Path]] = {}
 
     def make(layout: str) -> tuple[Path, Path]:
@@ -80,18 +80,18 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every tensor be made in several blocks."""
+    """Make every tensor in several blocks."""
     monkeypatch.setattr(shards, "BLOCK", 5000)
 
 
 def gates(checkpoint: Checkpoint) -> Sites:
-    """The gates of the language model; in one without, what stands for them."""
+    """Return the gates of the language model, or `fc1` of a model without gates."""
     roles = {site.role for site in checkpoint.sites}
     return checkpoint.sites.where(tower="language", role="gate_proj" if "gate_proj" in roles else "fc1")
 
 
 def unlike(one: Checkpoint, other: Checkpoint) -> list[Site]:
-    """The sites whose bits differ."""
+    """Return the sites whose bits differ."""
     return [site for site in one.sites if not torch.equal(bits(one.read(site)), bits(other.read(site)))]
 
 
@@ -105,7 +105,7 @@ def listing(folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Mine:
-    """A user's own: it gives a dict, and is no dataclass of ours."""
+    """An intervention of the user's own, which returns a dict."""
 
     sites: tuple[Site, ...]
 
@@ -115,7 +115,7 @@ class Mine:
 
 @dataclass(frozen=True)
 class Breaking:
-    """Raises when it is asked for the third time."""
+    """An intervention that raises when it makes its third value."""
 
     sites: Sites
     error: BaseException
@@ -147,7 +147,7 @@ def test_base_with_all_of_tuned_is_tuned(layout: str, pairs: Pairs, tmp_path: Pa
 
 @pytest.mark.parametrize("layout", ["sharded", "fused", "experts one by one", "turned", "towers"])
 def test_transformers_loads_what_was_written(layout: str, pairs: Pairs, tmp_path: Path) -> None:
-    """The model that it builds has tuned's parameters, tied ones among them, and config and names of base."""
+    """The loaded model has tuned's parameters, tied ones too, under base's config and names."""
     base, tuned = pairs(layout)
     write(base, Transplant(al.open_checkpoint(base).sites, donor=tuned), tmp_path / "out")
     kind = type(tiny(LAYOUTS[layout][0]))
@@ -162,7 +162,7 @@ def test_transformers_loads_what_was_written(layout: str, pairs: Pairs, tmp_path
 
 @pytest.mark.parametrize("layout", ["fused", "fused by head", "experts stacked", "turned", "towers"])
 def test_what_is_written_is_the_live_intervention(layout: str, pairs: Pairs, tmp_path: Path) -> None:
-    """For each intervention on weights, read from the file or asked of the lens inside the block."""
+    """For each intervention on weights, the file has the lens's values inside the block."""
     base, tuned = pairs(layout)
     lens, sites = al.load(base), gates(al.open_checkpoint(base))
     for name, make in ON_WEIGHTS.items():
@@ -175,7 +175,7 @@ def test_what_is_written_is_the_live_intervention(layout: str, pairs: Pairs, tmp
 
 @pytest.mark.parametrize("layout", ["sharded", "fused", "interleaved and turned", "turned"])
 def test_heads_and_neurons_are_written_as_live(layout: str, pairs: Pairs, tmp_path: Path) -> None:
-    """One head of q, k, v and o and one neuron of each MLP matrix; their neighbours stay."""
+    """One head of q, k, v and o and one neuron of each MLP matrix change; their neighbours stay."""
     base, tuned = pairs(layout)
     lens, before = al.load(base), al.open_checkpoint(base)
     sites = []
@@ -195,7 +195,7 @@ def test_heads_and_neurons_are_written_as_live(layout: str, pairs: Pairs, tmp_pa
 
 @pytest.mark.parametrize("layout", ["single", "fused", "experts stacked", "turned"])
 def test_interventions_see_what_those_before_them_left(layout: str, pairs: Pairs, tmp_path: Path) -> None:
-    """A scale, half a transplant of the scaled, a user's own and a head of it: as nested live."""
+    """Scale, half a transplant on it, a user's own and a zeroed head give what they give live."""
     base, tuned = pairs(layout)
     lens, before = al.load(base), al.open_checkpoint(base)
     sites = gates(before)
@@ -216,7 +216,7 @@ def test_interventions_see_what_those_before_them_left(layout: str, pairs: Pairs
 
 @pytest.mark.parametrize("link", [False, True])
 def test_what_is_not_edited_is_the_bytes_of_base(link: bool, pairs: Pairs, tmp_path: Path) -> None:
-    """Shards without an edit are copies, or links on wish; in the others all but the gates is base's."""
+    """Shards without an edit are copies, or links if asked; in the others only the gates differ from base."""
     base, tuned = pairs("sharded")
     before = al.open_checkpoint(base)
     sites = gates(before).where(layer=0)
@@ -243,7 +243,7 @@ def test_what_is_not_edited_is_the_bytes_of_base(link: bool, pairs: Pairs, tmp_p
 def test_a_system_that_can_not_copy_gives_the_same_bytes(
     pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it has no call for it, refuses or does nothing, the bytes are read and written."""
+    """If the system lacks the call, refuses or copies nothing, the bytes are read and written."""
     base, tuned = pairs("sharded")
     one = Transplant(gates(al.open_checkpoint(base)), donor=tuned)
     write(base, one, tmp_path / "0")
@@ -260,7 +260,7 @@ def test_a_system_that_can_not_copy_gives_the_same_bytes(
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_what_breaks_off_leaves_nothing(error: str, pairs: Pairs, tmp_path: Path) -> None:
-    """Half way through the weights: no folder, no file, and parents that were made for it are gone."""
+    """On error half way through the weights no folder, file or new parent is left behind."""
     raised, expected = ERRORS[error]
     base = pairs("sharded")[0]
     before = listing(base.parent)
@@ -274,7 +274,7 @@ def test_what_breaks_off_leaves_nothing(error: str, pairs: Pairs, tmp_path: Path
 def test_a_rename_that_fails_leaves_nothing(
     pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last step is held to the same."""
+    """An error in the last step leaves nothing behind either."""
 
     def denied(*_: object) -> None:
         raise OSError(errno.EACCES, "denied")
@@ -287,7 +287,7 @@ def test_a_rename_that_fails_leaves_nothing(
 
 
 def test_a_full_disk_is_told(pairs: Pairs, tmp_path: Path) -> None:
-    """A limit on file sizes stands for it; the system's words are given."""
+    """A limit on file sizes gives the same error as a full disk; the message has the system's words."""
     base = pairs("single")[0]
     sites = gates(al.open_checkpoint(base))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -302,7 +302,7 @@ def test_a_full_disk_is_told(pairs: Pairs, tmp_path: Path) -> None:
 
 
 def test_a_base_that_changes_meanwhile_is_told(pairs: Pairs, tmp_path: Path) -> None:
-    """What was read may be of two versions then, so it does not stay."""
+    """The output may mix two versions of the base, so it is removed."""
     base = shutil.copytree(pairs("sharded")[0], tmp_path / "base")
 
     class Touching:
@@ -321,7 +321,7 @@ def test_a_base_that_changes_meanwhile_is_told(pairs: Pairs, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("place", ["itself", "inside", "through a link", "a file", "in use"])
 def test_no_place_that_is_taken_is_written_to(place: str, pairs: Pairs, tmp_path: Path) -> None:
-    """Base, its inside, by whatever name, files and folders in use are refused, and stay as they are."""
+    """Base's folder by any name, files, and folders in use are refused and not touched."""
     base = shutil.copytree(pairs("single")[0], tmp_path / "base")
     (tmp_path / "file").write_text("kept")
     (tmp_path / "link").symlink_to(base)
@@ -336,14 +336,14 @@ def test_no_place_that_is_taken_is_written_to(place: str, pairs: Pairs, tmp_path
     }[place]
     before = listing(tmp_path)
 
-    with pytest.raises(WriteError, match=r"in it|lies in|no folder"):
+    with pytest.raises(WriteError, match=r"not empty|is inside|is a file"):
         write(base, Zero(gates(al.open_checkpoint(base))), out)
 
     assert before == listing(tmp_path)
 
 
 def test_an_empty_folder_is_a_place(pairs: Pairs, tmp_path: Path) -> None:
-    """As `mkdir` leaves it."""
+    """An empty folder is accepted as the output."""
     (tmp_path / "out").mkdir()
     base = pairs("single")[0]
 
@@ -351,7 +351,7 @@ def test_an_empty_folder_is_a_place(pairs: Pairs, tmp_path: Path) -> None:
 
 
 def test_what_lies_beside_the_weights_goes_along(pairs: Pairs, tmp_path: Path) -> None:
-    """Tokenizer, processor, licence and code that a config names; nothing of a training run or an adapter."""
+    """They become shards with an index; tensors that shared storage are tied again after loading."""
     base = shutil.copytree(pairs("single")[0], tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
     with_code = {**config, "auto_map": {"AutoModel": "modeling_mine.Mine"}}
@@ -384,7 +384,7 @@ def test_what_lies_beside_the_weights_goes_along(pairs: Pairs, tmp_path: Path) -
 def test_torch_s_files_become_safetensors(
     pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Shards with an index, every tensor under its name; names of one storage are one parameter again."""
+    """Torch's files become shards with an index; tensors that shared storage are tied again after loading."""
     monkeypatch.setattr(shards, "SHARD", 20_000)
     model = small("qwen2", tie_word_embeddings=True, num_hidden_layers=3).bfloat16()
     for folder in (tmp_path / "base", tmp_path / "tuned"):
@@ -406,7 +406,7 @@ def test_torch_s_files_become_safetensors(
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_an_adapter_over_its_base_is_written_merged(pairs: Pairs, tmp_path: Path) -> None:
-    """With an intervention on top: what the adapter changes, but for the reverted gates."""
+    """An adapter is merged; with its gates reverted on top, only its other changes remain."""
     peft = pytest.importorskip("peft")
     model = small("llama")
     model.save_pretrained(tmp_path / "base")
@@ -426,7 +426,7 @@ def test_an_adapter_over_its_base_is_written_merged(pairs: Pairs, tmp_path: Path
 
 
 def test_the_record_says_what_was_done(pairs: Pairs, tmp_path: Path) -> None:
-    """Each intervention, what was read by its hashes, what was edited by role; no path, no command."""
+    """It has each intervention, the sources by hash and the edits by role, and no path or command."""
     base, tuned = pairs("single")
     before = al.open_checkpoint(base)
     found = write(
@@ -450,7 +450,7 @@ def test_the_record_says_what_was_done(pairs: Pairs, tmp_path: Path) -> None:
 
 
 def test_what_weights_do_not_carry_over_is_told(tmp_path: Path) -> None:
-    """Another setting of the config, another dtype."""
+    """Another config setting and another dtype are listed."""
     model = small("llama")
     model.save_pretrained(tmp_path / "base")
     model.config.rms_norm_eps = 1e-3
@@ -477,7 +477,7 @@ def test_what_weights_do_not_carry_over_is_told(tmp_path: Path) -> None:
 def test_deleting_the_mlp_is_told_where_it_holds(
     kind: str, settings: dict[str, Any], role: str, deletes: bool, tmp_path: Path
 ) -> None:
-    """Zeroed gate, up or down of a gated MLP without biases; one layer's head or neuron does not."""
+    """Zero, or Scale by 0, of a gate, up or down deletes a gated MLP without biases."""
     small(kind, **settings).save_pretrained(tmp_path / "base")
     sites = al.open_checkpoint(tmp_path / "base").sites.where(role=role)
 
@@ -493,7 +493,7 @@ def test_deleting_the_mlp_is_told_where_it_holds(
 
 
 def test_what_can_not_be_written_is_refused(pairs: Pairs, tmp_path: Path) -> None:
-    """A live model, activations, no intervention, a site that is not there, shapes that do not fit."""
+    """A live model, activations, no intervention and a missing site are each refused."""
     base = al.open_checkpoint(pairs("single")[0])
     site, other = gates(base)[0], pairs("sharded")[1]
     cases: tuple[tuple[object, object, type[Exception], str], ...] = (
@@ -521,7 +521,7 @@ def test_what_can_not_be_written_is_refused(pairs: Pairs, tmp_path: Path) -> Non
 
 
 def test_packed_weights_are_refused_and_the_rest_is_written(tmp_path: Path) -> None:
-    """No values can be put where fp8 numbers and scales lie; a norm beside them can be edited."""
+    """A weight stored as fp8 numbers and scales can't be edited; a norm in the same file can."""
     model = small("llama")
     model.save_pretrained(tmp_path / "base")
     tensors = load_file(tmp_path / "base" / "model.safetensors")
@@ -539,7 +539,7 @@ def test_packed_weights_are_refused_and_the_rest_is_written(tmp_path: Path) -> N
 
 
 def test_a_second_copy_of_an_edited_tensor_is_refused(pairs: Pairs, tmp_path: Path) -> None:
-    """Whoever reads that one would see the weights as they were."""
+    """A reader of the second copy would see the old weights."""
     base = shutil.copytree(pairs("sharded")[0], tmp_path / "base")
     files = sorted(base.glob("*.safetensors"))
     first, second = (load_file(file) for file in files[:2])
@@ -547,12 +547,12 @@ def test_a_second_copy_of_an_edited_tensor_is_refused(pairs: Pairs, tmp_path: Pa
     tensor = al.open_checkpoint(base).at(site).tensor
     save_file({**second, tensor: first[tensor]}, files[1])
 
-    with pytest.raises(CheckpointError, match="lies in two files"):
+    with pytest.raises(CheckpointError, match="is stored in two files"):
         write(base, Zero(site), tmp_path / "out")
 
 
 def test_a_part_of_a_model_is_edited_as_a_file(pairs: Pairs, tmp_path: Path) -> None:
-    """A lone file, with what lies beside it; its folder is no base, and the new one may lie there."""
+    """A single file is copied with its companions; the output may be inside its folder."""
     folder = tmp_path / "folder"
     shutil.copytree(pairs("single")[0], folder)
     (folder / "model.safetensors").rename(folder / "mine.safetensors")
@@ -568,7 +568,7 @@ def test_a_part_of_a_model_is_edited_as_a_file(pairs: Pairs, tmp_path: Path) -> 
 def test_a_base_on_a_hub_is_fetched_into_its_cache(
     pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With its licence; the record names the repository and the commit, and no folder of the cache."""
+    """The licence comes along; the record names repository and commit, and no folder of the cache."""
     base = pairs("sharded")[0]
     files = {path.name: path.read_bytes() for path in base.iterdir()} | {"LICENSE": b"free"}
     with posing(monkeypatch, cache=tmp_path / "cache") as hub:
@@ -585,7 +585,7 @@ def test_a_base_on_a_hub_is_fetched_into_its_cache(
 
 
 def test_rows_without_a_value_take_no_time(tmp_path: Path) -> None:
-    """However many a header claims."""
+    """A header may claim any number of empty rows."""
     tensors = {
         "model.layers.0.mlp.gate_proj.weight": torch.empty(2**60, 0),
         "model.norm.weight": torch.ones(4),
@@ -602,7 +602,7 @@ def test_rows_without_a_value_take_no_time(tmp_path: Path) -> None:
 def test_a_donors_bytes_are_copied_from_where_they_lie(
     save: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whole tensors of one dtype are not read to be written; another alpha or dtype makes them."""
+    """Whole tensors of one dtype are copied as bytes; another alpha, dtype or part makes them anew."""
     base, tuned = tiny("llama"), nudge(tiny("llama"), "gate_proj")
     folders = [save(model, name) for name, model in (("lying-base", base), ("lying-tuned", tuned))]
     half = save(nudge(tiny("llama"), "gate_proj").to(torch.bfloat16), "lying-half")

@@ -1,7 +1,7 @@
-"""An adapter over its base, as one checkpoint of effective weights.
+"""An adapter over its base as one checkpoint of effective weights; and an adapter alone, to look at.
 
-Names propose: each factor pair is laid out as the parameter it changes, beside those of base. What finds no
-place in base is never dropped in silence: it is a site of its own, or skipped with the reason.
+Each factor pair is laid out by name as the parameter that it changes, beside those of base. Tensors without
+a place in base are never dropped silently: they get a site of their own, or are skipped with the reason.
 """
 
 import math
@@ -24,9 +24,9 @@ Shape = tuple[int, ...]
 
 
 def adapted(store: Store, base: Checkpoint, *, recipe: Recipe) -> Checkpoint:
-    """Lay the tensors of an adapter over `base`; over its own base where that is an adapter too.
+    """Lay the tensors of an adapter over `base`, or over the base of `base` if that is an adapter too.
 
-    Raises `CheckpointError` for factors that don't fit, and `NothingToCompare` when none finds its place.
+    Raises `CheckpointError` for factors that don't fit, and `NothingToCompare` if none has a place.
     """
     root = base.change.base if base.change else base
     known = checked(store, recipe)
@@ -58,12 +58,83 @@ def adapted(store: Store, base: Checkpoint, *, recipe: Recipe) -> Checkpoint:
     )
 
 
+class Adapter:
+    """An adapter without its base: its tensors, laid out as the parameters that they change.
+
+    Raises `CheckpointError` for an adapter that could not be read over any base.
+    """
+
+    def __init__(self, store: Store, config: Mapping[str, Any]) -> None:
+        self.name, self.config, self.headers = store.name, config, store.headers
+        self.recipe = recipe(self.name, config, preset=None, alpha=None)
+        known = checked(store, self.recipe)
+        self.notes = (*store.notes, *left_out(store.skipped), *known.notes)
+        owners = {tensor: _unnamed(_owner(tensor), self.recipe.bare) for tensor in self.headers}
+        shapes = _shapes(owners, self.headers)
+        found = lay_out(shapes)
+        self.laid: dict[str, Laid] = {tensor: found[owner] for tensor, owner in owners.items()}
+        self.sites = Sites(sites_of(found, self.name))
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Return rows of (what, value) for people to read."""
+        known = self.config
+        rank, alpha = known.get("r") or self._ranks(), known.get("lora_alpha")
+        targets = known.get("target_modules")
+        kinds = {match["kind"] for t in self.headers if (match := FACTOR.search(t))}
+        decomposed = self.recipe.dora or "lora_magnitude_vector" in kinds
+        extra = sorted({_owner(t) for t in self.headers if not FACTOR.search(t)})
+        size = sum(math.prod(header.shape) for header in self.headers.values())
+        return [
+            ("adapter", self.name),
+            ("kind", f"{known.get('peft_type', 'bare trainables')}{', DoRA' if decomposed else ''}"),
+            ("base", str(known.get("base_model_name_or_path") or "not named")),
+            (
+                "rank",
+                f"{rank}, alpha {'in no file' if alpha is None else alpha}, scale {_scale(self.recipe)}",
+            ),
+            *(
+                ("patterns", f"{key}: {known[key]}")
+                for key in ("rank_pattern", "alpha_pattern")
+                if known.get(key)
+            ),
+            ("targets", targets if isinstance(targets, str) else _listed(targets)),
+            *(
+                [("parameters", _listed(known["target_parameters"]))]
+                if known.get("target_parameters")
+                else []
+            ),
+            ("parameters", f"{size:,} in {len(self.headers)} tensors, on {len(self.sites)} parameters"),
+            ("dtype", ", ".join(sorted({header.dtype for header in self.headers.values()}))),
+            *(("beside", note) for note in self.notes),
+            *([("saved whole", ", ".join(extra[:4]) + (", …" if len(extra) > 4 else ""))] if extra else []),
+        ]
+
+    def _ranks(self) -> str:
+        found = {
+            h.shape[0] for t, h in self.headers.items() if FACTOR.search(t) and "lora_A" in t and h.shape
+        }
+        return ", ".join(map(str, sorted(found))) or "unknown"
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return a record for each tensor, in the schema of `inspect --json`; `lora` names its factor."""
+        found = []
+        for tensor, header in self.headers.items():
+            match = FACTOR.search(tensor)
+            row = record(tensor, self.laid[tensor], dtype=header.dtype)
+            found.append({**row, "lora": match["kind"] if match else None, "shape": list(header.shape)})
+        return found
+
+    def __repr__(self) -> str:
+        lines = [f"{name:12} {printable.plain(value)}" for name, value in self.lines()]
+        return "\n".join([*lines, "", *drawn(nodes(self.sites))])
+
+
 def _other_base(named: str, root: Checkpoint) -> str:
-    """A remark where an adapter names another base than the one it is laid over."""
+    """Return a remark if an adapter names another base than the one it is laid over, else ""."""
     known = {root.store.name.partition("@")[0], str(root.config.get("_name_or_path", "")), root.store.source}
     if not named or PurePath(named).name in {PurePath(name).name for name in known}:
         return ""
-    return f"it names {PurePath(named).name!r} as its base, and is read over {root.store.name!r}"
+    return f"it names {PurePath(named).name!r} as its base, but is read over {root.store.name!r}"
 
 
 def _factors(
@@ -116,85 +187,14 @@ def _size(store: Store, name: str) -> int:
     return math.prod(header.shape)
 
 
-class Adapter:
-    """The tensors of an adapter, laid out as the parameters that they change.
-
-    Raises `CheckpointError` for what could be read over no base.
-    """
-
-    def __init__(self, store: Store, config: Mapping[str, Any]) -> None:
-        self.name, self.config, self.headers = store.name, config, store.headers
-        self.recipe = recipe(self.name, config, preset=None, alpha=None)
-        known = checked(store, self.recipe)
-        self.notes = (*store.notes, *left_out(store.skipped), *known.notes)
-        owners = {tensor: _unnamed(_owner(tensor), self.recipe.bare) for tensor in self.headers}
-        shapes = _shapes(owners, self.headers)
-        found = lay_out(shapes)
-        self.laid: dict[str, Laid] = {tensor: found[owner] for tensor, owner in owners.items()}
-        self.sites = Sites(sites_of(found, self.name))
-
-    def lines(self) -> list[tuple[str, str]]:
-        """Rows of (what, value) for people to read."""
-        known = self.config
-        rank, alpha = known.get("r") or self._ranks(), known.get("lora_alpha")
-        targets = known.get("target_modules")
-        kinds = {match["kind"] for t in self.headers if (match := FACTOR.search(t))}
-        decomposed = self.recipe.dora or "lora_magnitude_vector" in kinds
-        extra = sorted({_owner(t) for t in self.headers if not FACTOR.search(t)})
-        size = sum(math.prod(header.shape) for header in self.headers.values())
-        return [
-            ("adapter", self.name),
-            ("kind", f"{known.get('peft_type', 'bare trainables')}{', DoRA' if decomposed else ''}"),
-            ("base", str(known.get("base_model_name_or_path") or "not named")),
-            (
-                "rank",
-                f"{rank}, alpha {'in no file' if alpha is None else alpha}, scale {_scale(self.recipe)}",
-            ),
-            *(
-                ("patterns", f"{key}: {known[key]}")
-                for key in ("rank_pattern", "alpha_pattern")
-                if known.get(key)
-            ),
-            ("targets", targets if isinstance(targets, str) else _listed(targets)),
-            *(
-                [("parameters", _listed(known["target_parameters"]))]
-                if known.get("target_parameters")
-                else []
-            ),
-            ("parameters", f"{size:,} in {len(self.headers)} tensors, on {len(self.sites)} parameters"),
-            ("dtype", ", ".join(sorted({header.dtype for header in self.headers.values()}))),
-            *(("beside", note) for note in self.notes),
-            *([("saved whole", ", ".join(extra[:4]) + (", …" if len(extra) > 4 else ""))] if extra else []),
-        ]
-
-    def _ranks(self) -> str:
-        found = {
-            h.shape[0] for t, h in self.headers.items() if FACTOR.search(t) and "lora_A" in t and h.shape
-        }
-        return ", ".join(map(str, sorted(found))) or "unknown"
-
-    def records(self) -> list[dict[str, Any]]:
-        """One record a tensor, in the schema of `inspect --json`; `lora` says which factor it is."""
-        found = []
-        for tensor, header in self.headers.items():
-            match = FACTOR.search(tensor)
-            row = record(tensor, self.laid[tensor], dtype=header.dtype)
-            found.append({**row, "lora": match["kind"] if match else None, "shape": list(header.shape)})
-        return found
-
-    def __repr__(self) -> str:
-        lines = [f"{name:12} {printable.plain(value)}" for name, value in self.lines()]
-        return "\n".join([*lines, "", *drawn(nodes(self.sites))])
-
-
 def _owner(tensor: str) -> str:
-    """The parameter that a tensor changes, or is; PEFT may save a trained embedding under `base_layer`."""
+    """Return the parameter that a tensor changes or is; PEFT may save a trained embedding as `base_layer`."""
     found = owner_of(tensor)
     return found if FACTOR.search(tensor) else found.replace(".base_layer.", ".")
 
 
 def _unnamed(owner: str, parents: frozenset[str]) -> str:
-    """PEFT nests the factors of several parameters of one module and writes down no name of theirs."""
+    """Name a bare parameter by its number: PEFT nests their factors in one module and saves no names."""
     module, nested = owner.removesuffix(".weight"), 0
     while module.endswith(".base_layer"):
         module, nested = module.removesuffix(".base_layer"), nested + 1
@@ -208,7 +208,7 @@ def _listed(names: object) -> str:
 
 
 def _shapes(owners: Mapping[str, str], headers: Mapping[str, Header]) -> dict[str, tuple[int, ...]]:
-    """The shapes of the parameters, from those of their factors: B is (out, rank), A is (rank, in)."""
+    """Return the shapes of parameters, from those of their factors: B is (out, rank), A is (rank, in)."""
     found: dict[str, tuple[int, ...]] = {}
     for tensor, owner in owners.items():
         match, shape = FACTOR.search(tensor), headers[tensor].shape

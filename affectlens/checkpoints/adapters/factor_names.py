@@ -1,7 +1,7 @@
-"""The names of an adapter's tensors: which are factors of a change, which are whole parameters.
+"""The tensors of an adapter, sorted by name and checked: factors of a change, or whole parameters.
 
-PEFT writes `….lora_A.weight`, with the adapter's name before `weight` where the model itself was saved;
-what was trained whole is under `modules_to_save`, beside the copy it replaced.
+PEFT names a factor `….lora_A.weight`, with the adapter's name before `weight` if the live model was saved.
+Modules that were trained whole are under `modules_to_save`, beside the copies that they replaced.
 """
 
 import math
@@ -22,8 +22,8 @@ _ORIGINAL = re.compile(r"\.original_module(?=\.)")
 _UNKNOWN = re.compile(r"\.lora_\w+(?:\.|$)")
 _NESTED = re.compile(r"(?:\.base_layer)+$")
 _SAVED = re.compile(r"\.modules_to_save(?:\.[^.]+(?=\.[^.]+$))?(?=\.)")
-_MOST = 4096  # of a rank: a matrix of rank × rank numbers is held in memory
-# Whole numbers, and floats of a byte, mean nothing without a scale that no adapter has.
+_MOST = 4096  # highest rank: a matrix of rank × rank numbers is kept in memory
+# Integers and 8-bit floats need a scale, which adapters don't store.
 _FLOATING = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -39,15 +39,15 @@ class Pair:
 
 @dataclass
 class Sorted:
-    """An adapter's tensors by what they are."""
+    """The tensors of an adapter, by kind."""
 
-    pairs: dict[str, Pair] = field(default_factory=dict)  # by the parameter they change
+    pairs: dict[str, Pair] = field(default_factory=dict)  # parameter → its factors
     whole: dict[str, str] = field(default_factory=dict)  # tensor → the parameter it is
     rest: dict[str, str] = field(default_factory=dict)  # tensor → why it is left out
 
 
 def owner_of(tensor: str) -> str:
-    """The parameter that a tensor of an adapter changes, or is."""
+    """Return the parameter that a tensor of an adapter changes or is."""
     match = FACTOR.search(tensor)
     if match is None:
         return _SAVED.sub("", _ORIGINAL.sub("", tensor))
@@ -55,10 +55,10 @@ def owner_of(tensor: str) -> str:
 
 
 def sort(names: Iterable[str], source: str, *, bare: frozenset[str] = frozenset()) -> Sorted:
-    """Sort the tensors of an adapter; raises `CheckpointError` for a factor twice, or without the other.
+    """Sort the tensors of an adapter; raises `CheckpointError` for a repeated or unpaired factor.
 
-    `bare` are modules, e.g. experts, whose own parameters are adapted: PEFT nests the factors of several
-    and writes down no name of theirs, so they are left out.
+    `bare` are modules, such as experts, whose own parameters are adapted. PEFT does not save the names of
+    these parameters, so their factors are left out.
     """
     found, adapters = Sorted(), set()
     for name in sorted(names):
@@ -68,7 +68,7 @@ def sort(names: Iterable[str], source: str, *, bare: frozenset[str] = frozenset(
                 found.rest[name] = "rows of single tokens (trainable_token_indices), which are not compared"
             elif _UNKNOWN.search(name):
                 fix = "Merge it into its base with PEFT first"
-                raise CheckpointError(source, "a tensor of a variant of LoRA unknown here", key=name, fix=fix)
+                raise CheckpointError(source, "a tensor of an unknown variant of LoRA", key=name, fix=fix)
             elif _ORIGINAL.search(name):
                 found.rest[name] = "the base's own copy of a module that was trained whole"
             else:
@@ -92,7 +92,7 @@ def sort(names: Iterable[str], source: str, *, bare: frozenset[str] = frozenset(
     if len(adapters) > 1:
         names_ = ", ".join(sorted(str(a) for a in adapters))
         raise CheckpointError(
-            source, f"holds several adapters ({names_})", fix="Save the one to compare alone"
+            source, f"holds several adapters ({names_})", fix="Save the one to compare by itself"
         )
     for owner, pair in found.pairs.items():
         if not pair.a or not pair.b:
@@ -104,15 +104,15 @@ def sort(names: Iterable[str], source: str, *, bare: frozenset[str] = frozenset(
 
 @dataclass(frozen=True)
 class Checked:
-    """An adapter whose factors fit each other."""
+    """The sorted tensors of an adapter whose factors fit each other, with their scale rules."""
 
     tensors: Sorted
-    rules: Mapping[str, ScaleRule]  # by the parameter that a pair changes
-    notes: tuple[str, ...]  # what a reader should hear
+    rules: Mapping[str, ScaleRule]  # parameter → its rule
+    notes: tuple[str, ...]  # for the user
 
 
 def checked(store: Store, recipe: Recipe) -> Checked:
-    """Check the factors of an adapter; raises `CheckpointError` for those that make no change of weights."""
+    """Sort and check the factors of an adapter; raises `CheckpointError` if they don't fit each other."""
     found = sort(store.headers, store.name, bare=recipe.bare)
     modules = {owner: bare_name(owner).removesuffix(".weight") for owner in found.pairs}
     of = recipe.of(modules.values(), store.name)
@@ -126,7 +126,7 @@ def checked(store: Store, recipe: Recipe) -> Checked:
 
 
 def made(store: Store, pair: Pair) -> tuple[int, ...]:
-    """The shape (out, in) of the parameter that a pair changes."""
+    """Return the shape (out, in) of the parameter that a pair changes."""
     a, b = store.headers[pair.a].shape, store.headers[pair.b].shape
     return (a[-1], b[0]) if pair.embedding else (b[0], *a[1:])
 
@@ -134,7 +134,7 @@ def made(store: Store, pair: Pair) -> tuple[int, ...]:
 def _floating(store: Store, pair: Pair) -> None:
     for name in (pair.a, pair.b, pair.magnitude):
         if name and store.headers[name].dtype not in _FLOATING:
-            reason = f"a factor of {store.headers[name].dtype}, which has no scale"
+            reason = f"a factor of {store.headers[name].dtype}, which would need a scale"
             fix = "Save it in float32, float16 or bfloat16"
             raise CheckpointError(store.name, reason, key=name, fix=fix)
 
@@ -142,12 +142,15 @@ def _floating(store: Store, pair: Pair) -> None:
 def _product(store: Store, owner: str, pair: Pair, *, rank: float | None) -> None:
     a, b = store.headers[pair.a].shape, store.headers[pair.b].shape
     if len(a) < 2 or len(b) < 2 or a[0] != b[1] or not a[0]:
-        raise CheckpointError(store.name, f"factors of shapes {b} and {a} make no product", key=owner)
+        raise CheckpointError(store.name, f"factors of shapes {b} and {a} can't be multiplied", key=owner)
     if a[0] > _MOST:
-        reason, fix = f"rank {a[0]:,} is no low one", "Merge it into its base with PEFT first"
+        reason, fix = (
+            f"rank {a[0]:,} is too high (at most {_MOST:,})",
+            "Merge it into its base with PEFT first",
+        )
         raise CheckpointError(store.name, reason, key=owner, fix=fix)
     if rank is not None and a[0] != rank:
-        reason = f"its factors have rank {a[0]}, and {rank:g} is what its config or the preset says"
+        reason = f"its factors have rank {a[0]}, but its config or the preset says {rank:g}"
         raise CheckpointError(store.name, reason, key=owner)
 
 
@@ -167,15 +170,15 @@ def _decomposed(store: Store, owner: str, pair: Pair, *, dora: bool) -> None:
 
 
 def _notes(recipe: Recipe, modules: Collection[str], *, decomposed: bool) -> Iterator[str]:
-    """What is no error, and may well be a mistake: PEFT loads only what its config names, in silence."""
+    """Yield remarks on likely mistakes: PEFT silently loads only the tensors that its config names."""
     yield from recipe.notes
     negative = [alpha for alpha in (recipe.alpha, *recipe.alphas.values()) if alpha is not None and alpha < 0]
     if negative:
-        yield f"alpha is {negative[0]:g}, a negative one: B·A is subtracted from the weights"
+        yield f"alpha is negative ({negative[0]:g}): B·A is subtracted from the weights"
     if decomposed and recipe.dora is False:
-        yield "it has DoRA's magnitudes, and its config says no use_dora: PEFT would not load them"
+        yield "it has DoRA magnitudes, but its config does not set use_dora: PEFT would not load them"
     for what, named in (("target_modules", recipe.targets), ("layers_to_transform", recipe.layers)):
         rest = [module for module in modules if named and named.isdisjoint(module.split("."))]
         if rest:
-            reason = f"with factors are outside its {what}, and PEFT would not load these"
+            reason = f"with factors are outside its {what}, so PEFT would not load them"
             yield f"{len(rest)} modules {reason} (first: {quoted(rest[0])})"

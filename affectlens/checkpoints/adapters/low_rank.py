@@ -1,4 +1,4 @@
-"""A low-rank change of one site: scale · B·A, and DoRA's rescaling of rows where there is a magnitude."""
+"""A low-rank change of one site: scale · B·A, and DoRA's rescaling of rows if there is a magnitude."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +14,7 @@ from affectlens.sites import Cut, Storage
 
 
 class Factors(NamedTuple):
-    """Of one site in float64, without the scale: B (out, rank), A (rank, in), and A·Aᵀ."""
+    """Factors of one site in float64, without the scale: B (out, rank), A (rank, in), and A·Aᵀ."""
 
     b: Tensor
     a: Tensor
@@ -23,10 +23,10 @@ class Factors(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """The factors of one site, as an adapter stores them; read when first asked for.
+    """The factors of one site in an adapter, read when they are first used.
 
-    `where` is the site's place in the whole parameter that the factors change, e.g. a third of a fused
-    QKV. `scale` is None where alpha is known to nobody: the change is then known up to a factor.
+    `where` is the place of the site in the parameter that the factors change, e.g. a third of a fused QKV.
+    `scale` is None if alpha is unknown: the change is then known up to a factor.
     """
 
     store: Store
@@ -36,20 +36,20 @@ class LowRank:
 
     @property
     def decomposed(self) -> bool:
-        """Whether this is DoRA, whose change is no product of factors."""
+        """Whether this is DoRA, whose change is not a product of factors."""
         return bool(self.pair.magnitude)
 
     @property
     def factors(self) -> Factors:
-        """The factors; those of a few sites are kept, since each part of a site needs them.
+        """The factors; those of a few sites are cached, since every part of a site needs them.
 
-        Not those of a live model: they may change.
+        Factors of a live model can change, so they are never cached.
         """
         return self.read() if self.store.format == "memory" else _factors(self)
 
     @property
     def scale_up_to_alpha(self) -> float:
-        """The scale; 1/rank where alpha is not known, so that modules of different rank still compare."""
+        """The scale; 1/rank if alpha is unknown, so that modules of different rank can still be compared."""
         return 1 / self.factors.a.shape[0] if self.scale is None else self.scale
 
     def read(self) -> Factors:
@@ -63,19 +63,20 @@ class LowRank:
                 raise CheckpointError(self.store.name, "NaN or infinity in a LoRA factor", key=name)
         cut = self.where.cut
         if cut is not None:
-            across = (cut.dim == 0) == self.where.transposed  # the stored matrix may be turned
+            # Rows of a site are rows of B, columns are columns of A; a stored transpose swaps the two.
+            across = (cut.dim == 0) == self.where.transposed
             index = indices(cut, a.shape[1] if across else b.shape[0])
             b, a = (b, a[:, index]) if across else (b[index], a)
         return Factors(b, a, a @ a.T)
 
     def delta(self, wanted: slice) -> Tensor:
-        """Rows of scale · B·A as float32, of the shape of the site's."""
+        """Return rows of scale · B·A as float32, in the shape of the site."""
         b, a, _ = self.factors
         found = (self._scale() * b[wanted]) @ a
         return found.float().reshape(-1, *self.where.shape[1:])
 
     def applied(self, base: Tensor, wanted: slice) -> Tensor:
-        """Rows of the changed weight as float32, given those of the base."""
+        """Return rows of the changed weight as float32, given those of the base."""
         changed = base.float() + self.delta(wanted)
         if not self.decomposed:
             return changed
@@ -91,20 +92,18 @@ class LowRank:
 
     def _scale(self) -> float:
         if self.scale is None:
-            fix = "Say what LoRA's alpha was, or name a preset"
-            raise CheckpointError(
-                self.store.name, "no file says alpha, so the weights are not known", fix=fix
-            )
+            reason = "no file says alpha, so the weights are unknown"
+            raise CheckpointError(self.store.name, reason, fix="Pass LoRA's alpha, or a preset")
         return self.scale
+
+
+def indices(cut: Cut, length: int) -> Tensor:
+    """Return the indices along its dimension that a cut takes of `length`."""
+    period = cut.period or length
+    groups = torch.arange(length).reshape(-1, period)
+    return groups[:, cut.start : cut.stop].reshape(-1)
 
 
 @lru_cache(maxsize=4)
 def _factors(delta: LowRank) -> Factors:
     return delta.read()
-
-
-def indices(cut: Cut, length: int) -> Tensor:
-    """The indices along its dimension that a cut takes of `length`."""
-    period = cut.period or length
-    groups = torch.arange(length).reshape(-1, period)
-    return groups[:, cut.start : cut.stop].reshape(-1)

@@ -1,10 +1,10 @@
-"""The store over torch's own files: `.bin`, `.pth`, `.pt`, whole or in shards.
+"""The store over torch's own files `.bin`, `.pth` and `.pt`, whole or in shards.
 
-    file ── archives.open_torch_file ──▶ what was saved ── envelopes.unwrap ──▶ tensors ──▶ their places
+    file ── archives.open_torch_file ──▶ saved object ── envelopes.unwrap ──▶ tensors ──▶ their places
 
-A pickle is a program, so it is never run: it is read as data, and what names anything else than torch's
-tensors and plain containers is refused. Opening gives each tensor its place in the file, and its bytes are
-fetched from there, as with safetensors.
+A pickle is a program, so it is never run: it is read as data, and any name but those of torch's tensors and
+plain containers is refused. Opening finds the place of each tensor in the file, and its bytes are read from
+there, as with safetensors.
 """
 
 import hashlib
@@ -27,13 +27,13 @@ from affectlens.printable import plain
 if TYPE_CHECKING:
     from torch import Tensor
 
-_STRIP = 4096  # bytes; fetching shorter ones costs more than what lies between them
-_FAR = 64_000_000  # bytes; what lies between is not fetched where it is more
-_NOTES = 8
+_STRIP = 4096  # bytes; it is faster to fetch the gaps as well than many shorter strips
+_FAR = 64_000_000  # bytes; larger gaps are never fetched
+_NOTES = 8  # listed one by one
 
 
 class Placed(NamedTuple):
-    """Where the elements of a tensor lie: in a storage, from an offset on, strides apart."""
+    """The place of a tensor's elements: a storage, an offset and strides."""
 
     storage: Span
     offset: int  # in elements, as the strides are
@@ -48,13 +48,13 @@ class Placed(NamedTuple):
 
     @property
     def extent(self) -> int:
-        """Elements from the first to the last, those between them included."""
+        """Elements from the first to the last, including those between them."""
         shape = self.header.shape
         steps = sum((length - 1) * stride for length, stride in zip(shape, self.strides, strict=True))
         return 0 if 0 in shape else steps + 1
 
     def part(self, start: int, count: int) -> Span:
-        """Some elements of the storage."""
+        """Return the bytes of some elements of the storage."""
         width = self.width
         return self.storage.part(start * width, (start + count) * width) if count else self.storage.part(0, 0)
 
@@ -62,8 +62,8 @@ class Placed(NamedTuple):
 class PickleStore:
     """Read tensors from torch's files; opening reads names, shapes and places only.
 
-    `aliases`, also `tied`, maps names that share their bytes with another to that one; they are not in
-    `headers`. `ignored` counts what was saved beside the model: key path → (tensors, elements).
+    `aliases` (also `tied`) maps a name that shares its bytes to the name that is kept; `headers` has only the
+    latter. `ignored` counts what was saved beside the model: key path → (tensors, elements).
     """
 
     format = "pickle"
@@ -104,10 +104,18 @@ class PickleStore:
         self.tied: Mapping[str, str] = self.aliases
         self.notes: tuple[str, ...] = (*elsewhere(weights or {}, counts), *_left_out(self.ignored))
 
+    def by_rows(self, tensor: str) -> bool:
+        """Return whether a tensor has rows; each can be read alone."""
+        return bool(self.headers[tensor].shape)
+
     def span(self, tensor: str) -> Span | None:
-        """Where the bytes of a tensor are; None where they don't lie end to end."""
+        """Return where the bytes of a tensor are; None if they are not one run."""
         where = self._placed[tensor]
         return where.part(where.offset, where.extent) if where.contiguous else None
+
+    def origin(self, tensor: str) -> Span | None:
+        """Return the span: this store has no edits."""
+        return self.span(tensor)
 
     def read(self, tensor: str, rows: slice | None = None) -> "Tensor":
         """Return a tensor as stored, or some of its rows."""
@@ -153,11 +161,11 @@ def open_pickle(
     revision: str = "",
     weights: Mapping[str, str] | None = None,
 ) -> PickleStore:
-    """Open one file of torch's, or the shards of a checkpoint; nothing in them is run.
+    """Open one torch file, or the shards of a checkpoint; no code in them is run.
 
-    `source` is what opens it again, `weights` the index: the file of each tensor, which decides where two
-    files hold one. Raises `CheckpointError` for what would run code, for what is no such file, and for what
-    holds no model.
+    `source` is the path or hub id that opens it again. `weights` is the index, the file of each tensor: it
+    decides if two files hold the same tensor. Raises `CheckpointError` for a file that would run code, is not
+    a torch file, or holds no model.
     """
     files = [LocalFile(path) for path in paths]
     return PickleStore(source, files, config=config, revision=revision, weights=weights)
@@ -172,7 +180,7 @@ def _left_out(ignored: Mapping[str, tuple[int, int]]) -> Iterator[str]:
 
 
 def _opened(file: LocalFile) -> tuple[Contents, dict[str, Placed]]:
-    """The model's tensors in a file and their places."""
+    """Return the tensors of the model in a file, and their places."""
     saved = open_torch_file(file)
     contents = unwrap(saved.value, file.name)
     return contents, {
@@ -181,13 +189,13 @@ def _opened(file: LocalFile) -> tuple[Contents, dict[str, Placed]]:
 
 
 def _place(file: LocalFile, name: str, tensor: Stored, storages: Mapping[str, Span]) -> Placed:
-    """Where a tensor lies; raises `CheckpointError` where its storage does not hold it."""
+    """Return the place of a tensor; raises `CheckpointError` if its storage does not contain it."""
     width = WIDTHS[tensor.dtype]
     if tensor.storage is None:
         raise CheckpointError(file.name, "was saved without values", key=name)
     storage = storages.get(tensor.storage.key)
     if storage is None:
-        reason = f"is broken: its bytes, {quoted(tensor.storage.key)}, are not in the file"
+        reason = f"is broken: its storage {quoted(tensor.storage.key)} is not in the file"
         raise CheckpointError(file.name, reason, key=name, fix="Download it again")
     header = Header(tensor.shape, tensor.dtype)
     where = Placed(storage, tensor.offset, header, tensor.strides, _end_to_end(tensor))
@@ -203,7 +211,7 @@ def _place(file: LocalFile, name: str, tensor: Stored, storages: Mapping[str, Sp
 
 
 def _end_to_end(tensor: Stored) -> bool:
-    """Whether the elements lie one after the other, the last dimension first."""
+    """Return whether the elements are stored one after the other, in row-major order."""
     step = 1
     for length, stride in zip(reversed(tensor.shape), reversed(tensor.strides), strict=True):
         if length != 1 and stride != step and tensor.size:
@@ -213,7 +221,7 @@ def _end_to_end(tensor: Stored) -> bool:
 
 
 def _tied(placed: Mapping[str, Placed]) -> dict[str, str]:
-    """Names of the same bytes → the one that is kept: where it is an embedding's, that."""
+    """Map names of the same bytes to the one that is kept: that of an embedding if there is one."""
     groups: dict[object, list[str]] = {}
     for name, where in placed.items():
         if where.extent:
@@ -226,7 +234,7 @@ def _tied(placed: Mapping[str, Placed]) -> dict[str, str]:
 
 
 def _gathered(where: Placed) -> "Tensor":
-    """The values of a tensor whose elements don't lie end to end."""
+    """Read a tensor whose elements are not stored in row-major order."""
     import torch
 
     from affectlens.checkpoints.slicing import tensor_of
@@ -234,7 +242,7 @@ def _gathered(where: Placed) -> "Tensor":
     shape, strides, extent = where.header.shape, where.strides, where.extent
     outer = max(range(len(shape)), key=lambda dim: strides[dim] if shape[dim] > 1 else 0)
     inner = extent - (shape[outer] - 1) * strides[outer]
-    # Rows of a transposed matrix are a strip of each stored row: what lies between would be all of it.
+    # Some rows of a transposed matrix are a short strip of every stored row: with the gaps, the whole matrix.
     sparse = shape[outer] > 1 and extent > 2 * math.prod(shape)
     if sparse and (inner * where.width >= _STRIP or extent * where.width > _FAR):
         header = where.header._replace(shape=(*shape[:outer], 1, *shape[outer + 1 :]))

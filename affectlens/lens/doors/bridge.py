@@ -7,33 +7,24 @@ asked to. The lens and its model stay as they are. So what is compiled here last
 """
 
 import copy
-import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from affectlens.errors import LensError, Remark
+from affectlens.errors import LensError
 from affectlens.lens.doors.booting import adapter_of, boot
 from affectlens.lens.doors.hook_points import attach
-from affectlens.lens.hooks.hooking import Hook, Rewrite
-from affectlens.lens.hooks.positions import Moments
-from affectlens.lens.intervening import ActivationIntervention, Intervention, Remarking, hooks_of
-from affectlens.lens.live import inner, refuse_compiled, refuse_whole
-from affectlens.lens.swapping import swapped
-from affectlens.sites import Point
+from affectlens.lens.intervening import ActivationIntervention, Intervening, Intervention
+from affectlens.lens.live import Live, inner, over, refuse_compiled, refuse_whole
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from affectlens.lens.lens import Lens
-
 
 def bridge(
-    lens: "Lens",
+    lens: Live,
     *interventions: Intervention | ActivationIntervention,
     dtype: torch.dtype | str | None = None,
 ) -> "TransformerBridge":
@@ -59,9 +50,13 @@ def bridge(
     _refuse_uncopyable(lens.model)
     with torch.no_grad():
         copied = _copied(lens, _dtype(dtype))
-        hooks = _applied(lens, copied, interventions)
+        with Intervening(copied, interventions) as block:
+            pass
+        for owner, name, value in block.swaps:
+            # The value may be the donor's own tensor, which the bridge must not change.
+            setattr(owner, name, value.clone() if isinstance(value, Tensor) else value)
     built = boot(copied.model, adapt, processor=copied.processor)
-    attach(built, hooks, live=copied.checkpoint)
+    attach(built, block.hooks, live=copied.checkpoint)
     return built
 
 
@@ -108,10 +103,8 @@ def _dtype(asked: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
-def _copied(lens: "Lens", dtype: torch.dtype | None) -> "Lens":
+def _copied(lens: Live, dtype: torch.dtype | None) -> Live:
     """A lens over a copy of another's model, without an adapter around it."""
-    from affectlens.lens.lens import Lens
-
     model = copy.deepcopy(lens.model)
     if hasattr(model, "peft_config"):
         model = model.merge_and_unload()  # type: ignore[operator]
@@ -122,39 +115,4 @@ def _copied(lens: "Lens", dtype: torch.dtype | None) -> "Lens":
             )
         # Buffers stay in float32, as they do when a model is loaded in another dtype.
         parameter.data = parameter.data.to(dtype)
-    return Lens(model, copy.deepcopy(lens.processor))
-
-
-def _applied(
-    lens: "Lens", copied: "Lens", interventions: Sequence[Intervention | ActivationIntervention]
-) -> list[Hook]:
-    """Change the copy's weights and make the hooks of its activations, each after those before it."""
-    moments, hooks = Moments(copied.model), list[Hook]()
-    with ExitStack() as before:
-        for one in interventions:
-            if not isinstance(one, Intervention | ActivationIntervention):
-                raise LensError(f"{type(one).__name__} is no intervention: it has neither edits nor rewrites")
-            for words in one.remarks(copied) if isinstance(one, Remarking) else ():
-                if words not in lens.told:
-                    lens.told.add(words)
-                    warnings.warn(words, Remark, stacklevel=4)
-            if isinstance(one, Intervention):
-                for owner, name, value in swapped(copied, one.edits(copied.checkpoint)):
-                    # A copy once more: the donor's own tensors are not the bridge's to change.
-                    setattr(owner, name, value.clone() if isinstance(value, Tensor) else value)
-            if isinstance(one, ActivationIntervention):
-                known = one.rewrites(copied)
-                hooks += hooks_of(copied, known, moments=moments)
-                before.enter_context(copied.intervene(_Known(known)))
-    return hooks
-
-
-@dataclass(frozen=True)
-class _Known:
-    """Rewrites that were worked out before."""
-
-    found: Mapping[Point, Rewrite]
-
-    def rewrites(self, lens: "Lens") -> Mapping[Point, Rewrite]:
-        """The rewrites as they are."""
-        return self.found
+    return over(lens, model, processor=copy.deepcopy(lens.processor))

@@ -6,11 +6,10 @@ it starts on a line of its own, and not with `try`.
 """
 
 import gc
-import warnings
 import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nnsight import NNsight
 from nnsight.intervention.envoy import traceable
@@ -18,14 +17,11 @@ from nnsight.intervention.interleaver import Interleaver, OutOfOrderError
 from nnsight.intervention.source import STATE
 from torch import nn
 
-from affectlens.errors import Remark
 from affectlens.lens.hooks.hooking import Hook
 from affectlens.lens.hooks.positions import Moments
-from affectlens.lens.intervening import ActivationIntervention, Intervention
+from affectlens.lens.intervening import ActivationIntervention, Intervening, Intervention, warn_of_idle
+from affectlens.lens.live import Live
 from affectlens.lens.restoring import Swaps, atomic, raise_waiting
-
-if TYPE_CHECKING:
-    from affectlens.lens.lens import Lens
 
 # What stood in a module's `forward` before nnsight took the place; None for that of its class.
 _BEFORE: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
@@ -89,14 +85,14 @@ class Run:
 
     def __init__(
         self,
-        lens: "Lens",
+        lens: Live,
         weights: Sequence[Intervention | ActivationIntervention],
         *,
         moments: Moments,
         hooks: Sequence[Hook],
     ) -> None:
         self._lens, self._weights, self._moments, self.hooks = lens, weights, moments, hooks
-        self._changes = lens.intervene(*weights)
+        self._changes = Intervening(lens, weights)
         self._following = Swaps()
         self.whole = False
 
@@ -122,10 +118,8 @@ class Run:
     @atomic
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
         self._leave()
-        for hook in self.hooks if self.whole else ():
-            if not hook.reached:
-                passes = self._moments.passes
-                _warn(f"{hook.point!r} chose nothing in {passes} forward passes: nothing was changed")
+        if self.whole:
+            warn_of_idle(self.hooks, passes=self._moments.passes)
         # So a block of nnsight ends that waits for what does not come any more.
         return kind is not None and issubclass(kind, OutOfOrderError)
 
@@ -176,7 +170,3 @@ def _passed(envoy: Any, hook: Hook) -> None:
         new = hook(envoy._module, args, kwargs)
         if new is not None:
             envoy.inputs = new
-
-
-def _warn(words: str) -> None:
-    warnings.warn(words, Remark, stacklevel=4)

@@ -1,1 +1,1 @@
-"""One file per figure: a table in, a Plotly figure out."""
+"""Figures: one file each, a function from a table to a Plotly figure; `style` gives all one look."""

@@ -1,4 +1,4 @@
-"""The drift map: which layer and which role moved, with the control's map beside it on one colour scale."""
+"""Draw the drift map: layer × role, the control's map beside it on the same colour scale."""
 
 from typing import Any
 
@@ -14,16 +14,18 @@ from affectlens.views.readings.numbers import NORMS
 from affectlens.views.readings.numbers import figure as digits
 from affectlens.views.readings.of_drift import ROLES, language, totals
 
-TWIN = tuple(NORMS)  # what the control's change has too; `control_cosine` is an angle between the two
-FEW = 12  # layers up to which a number fits into each cell
+# Measures that the control has too. `control_cosine` is none: it is the angle between the two changes.
+TWIN = tuple(NORMS)
+FEW = 12  # up to so many layers, a number fits into each cell
 
 
 def drift_map(
     drift: Drift, *, measure: str = "relative", tower: str = "language", title: str = ""
 ) -> go.Figure:
-    """Draw layer × role for one tower; grey cells have no value, or could not be reached by the tuning.
+    """Draw a measure by layer and role of one tower; grey cells have no value or were out of reach.
 
-    Raises `TableError` for an unknown measure, `NoSuchSite` for a tower without such sites.
+    Raises `TableError` for an unknown measure, `NoSuchSite` for a tower without attention or
+    feed-forward sites.
     """
     known = [name for name in drift.frame.select_dtypes("number") if name not in ("layer", "expert", "size")]
     if measure not in known:
@@ -34,7 +36,7 @@ def drift_map(
     if cells[measure].isna().all():
         raise TableError(
             f"{measure!r} was not measured where the tuning could reach the {tower} tower: every value is "
-            "null. Of an adapter, diff(…, detail='exact') measures more"
+            "null. For an adapter, diff(…, detail='exact') measures more"
         )
     own = [f"control_{name}" for name in TWIN]
     sides = [("control − base" if measure in own else "tuned − base", measure)]
@@ -52,7 +54,7 @@ def drift_map(
 
 def _cells(drift: Drift, measure: str) -> pd.DataFrame:
     rows = totals(drift, ["layer", "role"])
-    if measure not in rows:  # a measure that doesn't add up, such as a cosine: its mean, by size
+    if measure not in rows:  # it doesn't add up, such as a cosine: take the mean weighted by size
         frame = drift.frame[drift.frame[measure].notna()]
         frame = frame.assign(_mass=frame[measure].astype(float) * frame["size"])
         sums = frame.groupby(["layer", "role"])[["_mass", "size"]].sum(min_count=1)
@@ -78,7 +80,7 @@ def _heatmap(cells: pd.DataFrame, name: str) -> go.Heatmap:
         y=list(range(len(layers))),
         customdata=hover.tolist(),
         hovertemplate="%{customdata}<extra></extra>",
-        hoverongaps=False,
+        hoverongaps=False,  # a gap has no values to show
         coloraxis="coloraxis",
         xgap=1.5,
         ygap=1.5 if few else 0.6,
@@ -108,6 +110,7 @@ def _finish(figure: go.Figure, cells: pd.DataFrame, *, names: list[str]) -> go.F
     values = cells[names].to_numpy(dtype=float) * _scale(names[0])
     percent = " (%)" if names[0].endswith("relative") else ""
     measure = MEASURES.get(names[0], label(names[0]) + percent)
+    # Colours of norms start at zero, or small differences would look large; cosines all lie close to one.
     bounded = names[0] != "cosine" and float(np.nanmin(values)) >= 0
     figure.update_layout(
         margin_t=figure.layout.margin.t - 34,
@@ -136,5 +139,5 @@ def _finish(figure: go.Figure, cells: pd.DataFrame, *, names: list[str]) -> go.F
         showgrid=False,
         range=[-0.5, len(layers) - 0.5],
     )
-    figure.update_yaxes(title_text="layer (0 is next to the input)", col=1)
+    figure.update_yaxes(title_text="layer (0 is the first)", col=1)
     return figure

@@ -1,4 +1,4 @@
-"""Effect panels: a row a task, a column an action; each group beside its null and the control tuning."""
+"""Draw effects: a row a task, a column an action; each group beside its null and the control tuning."""
 
 from collections.abc import Sequence
 
@@ -18,16 +18,16 @@ TITLES = {
     "mean": "set to the mean",
 }
 DELETED = (
-    "Setting gate, up or down of a bias-free gated MLP to zero deletes the same MLP: no word on the gate."
+    "Zeroing gate, up or down of a bias-free gated MLP deletes the whole MLP: it says nothing about the gate."
 )
 
 
 def effect_panels(
     effects: Effects, *, metric: str | None = None, actions: Sequence[str] | None = None, title: str = ""
 ) -> go.Figure:
-    """Draw the score after each action, beside base and tuned, intervals of 95 % paired by example.
+    """Draw the score after each action, beside base and tuned, with 95 % intervals paired by example.
 
-    Raises `TableError` for a metric or an action that the table lacks.
+    Raises `TableError` if the table lacks the metric or an action, or holds no effects.
     """
     name = metric or metrics(effects)[0]
     found = outcomes(effects, name)
@@ -37,7 +37,7 @@ def effect_panels(
         if action not in there:
             raise TableError(f"no effect has action={action!r}. Actions: {near(action, there)}")
     if not chosen:
-        raise TableError("the table holds no effects, only references and controls")
+        raise TableError("this Effects table holds only references and controls, no effects to draw")
     found = tuple(one for one in found if set(one.actions) & set(chosen))
     heights = [_slots(one, chosen) for one in found]
     figure = make_subplots(
@@ -50,10 +50,10 @@ def effect_panels(
             _panel(figure, one, action=action, at=(row, column))
     note = 44 if "zero" in chosen else 0
     dress(figure, title=title, height=150 + note + 70 * (len(found) - 1) + 36 * sum(heights))
-    # Two rows of legend: at the width of a page it does not fit in one.
+    # Room for two rows of legend: in a narrow window one is not enough.
     figure.update_layout(margin_t=150 if title else 120, margin_b=60 + note)
     for heading in figure.layout.annotations[: len(chosen)]:
-        heading.yshift = 17  # above the names of the lines
+        heading.yshift = 17  # else it would cover the names of the lines for base and tuned
     if note:
         figure.add_annotation(
             text=DELETED, x=0, xref="paper", xanchor="left", y=0, yref="paper", yanchor="bottom",
@@ -68,9 +68,10 @@ def _slots(one: Outcome, actions: Sequence[str]) -> int:
 
 def _panel(figure: go.Figure, one: Outcome, *, action: str, at: tuple[int, int]) -> None:
     row, column = at
-    changes = one.changes(action)[::-1]
+    changes = one.changes(action)[::-1]  # plotly counts rows from the bottom
     for trace in _traces(one, changes, action=action):
         if len(trace.x):
+            # Every panel has the same traces; the legend lists each once.
             named = any(other.name == trace.name for other in figure.data)
             trace.update(showlegend=not named, legendgroup=trace.name)
             figure.add_trace(trace, row=row, col=column)
@@ -87,7 +88,7 @@ def _panel(figure: go.Figure, one: Outcome, *, action: str, at: tuple[int, int])
         tickvals=list(range(len(changes))), ticktext=[label(change.name) for change in changes],
         range=[-0.6, _slots(one, [action]) - 0.4], row=row, col=column,
     )  # fmt: skip
-    fit = ", fitted" if one.fitted else ""
+    fit = ", trained on" if one.fitted else ""
     figure.update_xaxes(
         title_text=f"{safe(one.task, 28)}{fit}: {safe(one.metric, 16)}",
         showticklabels=True,
@@ -105,14 +106,14 @@ def _traces(one: Outcome, changes: Sequence[EffectRow], *, action: str) -> list[
     ]
     return [
         go.Scatter(
-            name="null draws, random role per layer",
+            name="null draws",
             x=[x for x, _ in null],
             y=[y for _, y in null],
             mode="markers",
             marker={"symbol": "line-ns", "size": 18, "line": {"color": NULL, "width": 1}},
-            hovertemplate="a null draw: %{x:.4g}<extra></extra>",
+            hovertemplate="null draw (a random role in each layer)<br>score %{x:.4g}<extra></extra>",
         ),
-        _dots([(y - 0.24, change) for y, change in controls], name="control tuning, same sites",
+        _dots([(y - 0.24, change) for y, change in controls], name="control tuning",
               marker={"symbol": "diamond-open", "size": 9, "color": CONTROL, "line": {"width": 1.6}}),
         _dots(list(enumerate(changes)), name="tuned, 95 % interval",
               marker={"size": 11, "color": [colour(change.hue) for change in changes]}),

@@ -1,8 +1,7 @@
-"""The one look of every figure: role order, colours that survive colour blindness and print, layout."""
+"""Give every figure one look: colours safe for colour blindness and print, layout, widths of venues."""
 
 import html
 from dataclasses import dataclass
-from typing import Any
 
 import plotly.graph_objects as go
 
@@ -14,7 +13,7 @@ SIZE = 13.0
 INK, SOFT, LINE, EMPTY = "#1c2733", "#5b6875", "#dfe5ea", "#eceff2"
 GATE, UP, OTHER, CONTROL = "#d55e00", "#0072b2", "#8799a8", "#6b7680"
 NULL = "#94a1ad"
-# One hue, monotone in lightness: reads the same in grey and under every colour blindness.
+# One hue, monotone in lightness: it can be read in grey and with any colour blindness.
 SEQUENTIAL = ["#f3f7fa", "#cfdfeb", "#9fc1da", "#6a9fc5", "#3a7aa9", "#1c5583", "#0b305a"]
 MEASURES = {
     "relative": "‖Δ‖ / ‖W‖ (%)",
@@ -28,7 +27,7 @@ PIXELS, POINTS = 96.0, 72.0  # an inch in CSS pixels and in printer's points
 
 
 def safe(name: object, most: int = 200) -> str:
-    """Escape a name for plotly, which reads a subset of HTML but not every entity, and TeX between two $.
+    """Escape a name for plotly, which interprets some HTML tags and entities, and TeX between two $.
 
     >>> safe("<b>'x'</b> $y$")
     "&lt;b&gt;'x'&lt;/b&gt; &#36;y&#36;"
@@ -37,17 +36,17 @@ def safe(name: object, most: int = 200) -> str:
 
 
 def label(name: object) -> str:
-    """Escape a name that stands beside an axis: so short that it leaves room for the figure."""
+    """Escape a name beside an axis, cut so that it leaves room for the figure."""
     return safe(name, 36)
 
 
 def colour(role: str | None) -> str:
-    """The colour of a role: gate and up stand out, since the claim is about them."""
+    """Return the colour of a role: gate and up have their own, since the claim under study is about them."""
     return {"gate_proj": GATE, "up_proj": UP}.get(role or "", OTHER)
 
 
 def dress(figure: go.Figure, *, title: str, height: float) -> go.Figure:
-    """Give a figure the common fonts, margins, grid and legend; the title is escaped."""
+    """Set the common fonts, margins, grid and legend of a figure; the title is escaped."""
     figure.update_layout(
         template="none",
         title={"text": safe(title, 90), "x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 10},
@@ -64,14 +63,16 @@ def dress(figure: go.Figure, *, title: str, height: float) -> go.Figure:
     )  # fmt: skip
     if title:
         figure.layout.title.pad.t = 12
+    # In pixels below the top edge: legend.y is a share of the height, which differs by figure.
     figure.layout.legend.y = (height - (38 if title else 4)) / height
     figure.update_xaxes(**_axis())
     figure.update_yaxes(**_axis())
+    # Titles of subplots are annotations, and take no font from the layout.
     figure.update_annotations(font={"size": SIZE, "color": INK})
     return figure
 
 
-def _axis() -> dict[str, Any]:
+def _axis() -> dict[str, object]:
     return {
         "gridcolor": LINE,
         "linecolor": "#9aa6b1",
@@ -86,7 +87,7 @@ def _axis() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Venue:
-    """A width in inches and a type size in points."""
+    """The width of a figure in inches and its type size in points."""
 
     width: float
     font: float = 8.0
@@ -113,15 +114,15 @@ VENUES = {
 
 
 def fitted(figure: go.Figure, venue: str) -> go.Figure:
-    """Return a copy as wide as a venue's text (or column), all type scaled, without the title.
+    """Return a copy as wide as a venue's text (or column), with all type scaled and without the title.
 
-    Raises `TableError` for an unknown venue. A paper says in its caption what a title would.
+    In a paper the caption takes the title's place. Raises `TableError` for an unknown venue.
     """
     if venue not in VENUES:
         raise TableError(f"no venue {venue!r}. Venues: {near(venue, VENUES, most=30)}")
     size = VENUES[venue].font * PIXELS / POINTS
     ratio = size / SIZE
-    copy = go.Figure(figure)
+    copy = go.Figure(figure)  # the plot's own figure keeps its size
     copy.update_layout(
         width=round(VENUES[venue].width * PIXELS),
         height=round(figure.layout.height * ratio),

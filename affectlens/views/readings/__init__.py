@@ -1,1 +1,1 @@
-"""What a table says, read once: the numbers that figures and sentences share."""
+"""Readings: the numbers of a table that both figures and sentences use, computed in one place."""

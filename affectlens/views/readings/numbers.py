@@ -1,9 +1,9 @@
-"""affectlens/views/readings/numbers.py."""
+"""Write numbers, ranges and lists as they appear in sentences, and name the norms."""
 
 import math
 from collections.abc import Iterable, Sequence
 
-MINUS = "\N{MINUS SIGN}"
+MINUS = "\N{MINUS SIGN}"  # as wide as a plus; a hyphen would also allow a line break after it
 NORMS = {
     "relative": "‖Δ‖/‖W‖",
     "rms": "rms",
@@ -14,7 +14,7 @@ NORMS = {
 
 
 def figure(value: float, digits: int = 3) -> str:
-    """Write a number in three significant digits, or more.
+    """Write a number with three significant digits, or as many as `digits` says.
 
     >>> figure(0.12345), figure(-2.0), figure(0.0000123), figure(math.inf)
     ('0.123', '−2', '1.23e−05', '∞')
@@ -25,7 +25,7 @@ def figure(value: float, digits: int = 3) -> str:
 
 
 def signed(value: float) -> str:
-    """Write a change, with its sign.
+    """Write a change with its sign.
 
     >>> signed(0.5), signed(-0.5)
     ('+0.5', '−0.5')
@@ -34,13 +34,14 @@ def signed(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """Write a share in percent.
+    """Write a share as a percentage.
 
     >>> percent(0.617), percent(0.00123), percent(-0.04)
     ('62\xa0%', '0.12\xa0%', '−4\xa0%')
     """
     if math.isnan(share):
         return "unknown"
+    # Whole numbers suffice from 10 % on; below, two digits keep 0.4 % from becoming 0 %.
     text = f"{100 * share:.0f}" if abs(share) >= 0.1 else f"{100 * share:.2g}"
     return text.replace("-", MINUS) + "\N{NO-BREAK SPACE}%"
 

@@ -1,1 +1,1 @@
-"""The report: one self-contained HTML file."""
+"""The report: sentences, figures and tables of numbers on one self-contained HTML page."""

@@ -1,4 +1,4 @@
-"""One page, one file: a policy that lets nothing in or out, plotly.js inlined once, figures as data."""
+"""Write HTML pages: one file each, plotly.js inlined, figures as data, and a policy against any request."""
 
 import base64
 import hashlib
@@ -11,38 +11,27 @@ from plotly.offline import get_plotlyjs
 from affectlens.html import text
 from affectlens.printable import number, plain
 
-# Runs after the library and the data; the only script that touches the page.
+# The only script of ours on the page. It runs after plotly.js and the data.
 LOADER = """
 const draw = (place) => {
   const spec = JSON.parse(place.nextElementSibling.textContent);
   Plotly.newPlot(place, spec.data, spec.layout, {displayModeBar: false, responsive: true, scrollZoom: false});
 };
 for (const place of document.querySelectorAll("div.figure")) {
-  const fold = place.closest("details:not([open])"); // has no width before it is opened
+  const fold = place.closest("details:not([open])"); // a closed fold has no width to draw in
   if (fold) fold.addEventListener("toggle", () => draw(place), {once: true});
   else draw(place);
 }
 """
 
 
-def figure(drawn: go.Figure, *, caption: str = "") -> str:
-    """Draw a figure as a place for it and its data, which no browser takes for a script."""
-    height = drawn.layout.height or 400
-    data = (drawn.to_json() or "{}").replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    below = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
-    return (
-        f'<figure><div class="scroll"><div class="figure" role="img" aria-label="{text(caption)}" '
-        f'style="height:{height:.0f}px"></div><script type="application/json">{data}</script></div>'
-        f"{below}</figure>"
-    )
-
-
 def page(title: str, body: str) -> str:
-    """Put a body of HTML into a page that needs no network and is allowed none.
+    """Put HTML into a page that needs no network, and whose policy allows none.
 
-    Scripts run only if their hash is in the policy. Styles are inline because plotly writes
-    `style` attributes; with no source allowed but `data:`, a style can load nothing either.
+    Scripts run only if their hash is in the policy. Inline styles are allowed because plotly writes
+    `style` attributes; they can load nothing either, since `data:` is the only source allowed.
     """
+    # Without a figure the page stays small: plotly.js alone has five megabytes.
     scripts = (get_plotlyjs(), LOADER) if 'class="figure"' in body else ()
     css = files("affectlens.views").joinpath("report.css").read_text("utf-8")
     tags = "".join(f"<script>{script}</script>" for script in scripts)
@@ -66,8 +55,16 @@ def policy(scripts: Sequence[str]) -> str:
     )
 
 
-def _sha256(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+def figure(drawn: go.Figure, *, caption: str = "") -> str:
+    """Write a figure: an empty element, and its data as JSON that can't end the script tag around it."""
+    height = drawn.layout.height or 400
+    data = (drawn.to_json() or "{}").replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    below = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
+    return (
+        f'<figure><div class="scroll"><div class="figure" role="img" aria-label="{text(caption)}" '
+        f'style="height:{height:.0f}px"></div><script type="application/json">{data}</script></div>'
+        f"{below}</figure>"
+    )
 
 
 def paragraph(words: object, kind: str = "") -> str:
@@ -76,7 +73,7 @@ def paragraph(words: object, kind: str = "") -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """Write a section, or nothing if it has no content."""
+    """Write a section, or nothing if it is empty."""
     body = "".join(parts)
     return f"<section><h2>{text(title)}</h2>{body}</section>" if body else ""
 
@@ -87,7 +84,7 @@ def items(sentences: Iterable[str], kind: str = "") -> str:
 
 
 def grid(header: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1, caption: str = "") -> str:
-    """Write a table that scrolls on a narrow screen; all but the first `left` columns hold figures."""
+    """Write a table that scrolls on a narrow screen; columns after the first `left` hold numbers."""
     head = "".join(
         f"<th{_class('' if at < left else 'n')}>{text(name)}</th>" for at, name in enumerate(header)
     )
@@ -99,8 +96,12 @@ def grid(header: Sequence[str], rows: Iterable[Sequence[object]], *, left: int =
 
 
 def folded(title: str, body: str, *, opened: bool = False) -> str:
-    """Write a part that opens on a click."""
+    """Write a fold that opens on a click."""
     return f"<details{' open' if opened else ''}><summary>{text(title)}</summary>{body}</details>"
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _row(cells: Sequence[object], left: int) -> str:

@@ -1,4 +1,4 @@
-"""The report: every table as sentences, figures and numbers in one file that needs no network."""
+"""Report: tables as sentences, figures and numbers in one file that needs no network."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,11 +16,20 @@ from affectlens.views.report.sources import compared, ledger
 from affectlens.views.sentences.conclusions import BRACKETS, Conclusions, conclude
 from affectlens.views.sentences.wording import methods
 
-MOST = 40  # rows shown of a table that has no figures of its own
+MOST = 40  # rows shown of a table without figures
 
 
 class Report:
-    """Say, draw and tabulate a `Drift`, an `Effects` or both; other tables are listed at the end."""
+    """A page on a `Drift`, an `Effects` or both: sentences, figures and numbers; other tables follow below.
+
+    >>> import affectlens as al
+    >>> base, tuned, *_ = al.load_demo()
+    >>> report = al.Report(al.diff(base, tuned, progress=False), title="What the tuning moved")
+    >>> report
+    Report('What the tuning moved': Drift: 113 rows, base → tuned)
+    >>> print(report.conclusions.answer)
+    By ‖Δ‖/‖W‖, k_proj moved most.
+    """
 
     def __init__(self, *tables: Table, title: str = "Where the change is", notes: Iterable[str] = ()) -> None:
         self.tables = tables
@@ -29,13 +38,13 @@ class Report:
 
     @property
     def conclusions(self) -> Conclusions | None:
-        """The sentences, or nothing where no table has any."""
+        """What may and may not be concluded, or None without a `Drift` or `Effects`."""
         drift, effects = self._drift, self._effects
         return None if drift is None and effects is None else conclude(drift, effects)
 
     @property
     def html(self) -> str:
-        """The whole report as one page: no network, nothing loaded, every name escaped."""
+        """The whole report as one HTML page that loads nothing; every name is escaped."""
         drift, effects = self._drift, self._effects
         body = [
             self._head(),
@@ -49,7 +58,7 @@ class Report:
         return page(self.title, "".join(body))
 
     def save(self, path: str | Path = "report.html") -> Path:
-        """Write the report as one file, whole or not at all."""
+        """Write the report as one file; on error no partial file is left behind."""
         write_text(path, self.html)
         return Path(path)
 
@@ -57,7 +66,7 @@ class Report:
         return f"Report({plain(self.title)!r}: {'; '.join(table.summary for table in self.tables)})"
 
     def _repr_html_(self) -> str:
-        more = paragraph('The whole report, with its figures: .save("report.html")')
+        more = paragraph('To save the whole report with its figures: .save("report.html")')
         return f"<div>{self._head()}{self._findings()}{more}</div>"
 
     @property
@@ -79,7 +88,7 @@ class Report:
             return ""
         columns = (
             ("May be concluded", found.may, "may", "Across tasks, and the weights"),
-            ("May not be concluded", found.may_not, "not", "Across tasks, the weights, and standing limits"),
+            ("May not be concluded", found.may_not, "not", "Across tasks, the weights, and general limits"),
         )
         cards = "".join(
             f'<div class="{kind}"><h3>{title}</h3>{self._grouped(sentences, last)}</div>'
@@ -90,13 +99,13 @@ class Report:
         return section("Findings", f'<div class="columns">{cards}</div>', note)
 
     def _grouped(self, sentences: Iterable[str], last: str) -> str:
-        # Sentences on a task begin with its name; under a heading they need not.
+        # Sentences on a task begin with its name, which the heading then replaces.
         tasks = [] if self._effects is None else [f"{plain(one.task)}: " for one in outcomes(self._effects)]
         groups: dict[str, list[str]] = {}
         for said in sentences:
             task = next((task for task in tasks if said.startswith(task)), "")
             rest = said.removeprefix(task)
-            begins = task and "_" not in rest.split(" ")[0]  # else with a name, which is to stay as it is
+            begins = task and "_" not in rest.split(" ")[0]  # a name such as gate_proj keeps its small letter
             groups.setdefault(task, []).append(rest[:1].upper() + rest[1:] if begins else rest)
         return "".join(
             f"<h4>{text(task.removesuffix(': ') or last)}</h4>{items(found)}"

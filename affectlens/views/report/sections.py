@@ -1,4 +1,4 @@
-"""The drift in the report: the map, the roles under two norms, and gate against up under every norm."""
+"""Write the sections on drift (map, roles, gate against up) and on effects (panels, numbers, scores)."""
 
 import math
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from affectlens.views.figures.effect_panels import MAIN, effect_panels
 from affectlens.views.figures.norms import norm_contrast, role_bars
 from affectlens.views.readings.numbers import NORMS, listed, percent, signed
 from affectlens.views.readings.numbers import figure as digits
-from affectlens.views.readings.of_drift import Moved, contrasted, moved, unreached, unscaled
+from affectlens.views.readings.of_drift import Moved, moved, unreached, unscaled
 from affectlens.views.readings.of_effects import EffectRow, Reading, metrics, outcomes
 from affectlens.views.report.page import figure, folded, grid, paragraph, section
 
-TOP = 12  # rows shown where there is no figure
-FEW = 32  # rows up to which the table of numbers stands open
+TOP = 12  # rows shown if there is nothing to draw
+FEW = 32  # with more rows, the table of numbers is folded
 
 
 def drift_sections(drift: Drift) -> str:
-    """Write what moved; a table without attention or feed-forward sites yields its top rows only."""
+    """Write what moved; without attention and feed-forward sites only the rows that moved most."""
     try:
         still = moved(drift).still
     except NoSuchSite:
@@ -33,20 +33,37 @@ def drift_sections(drift: Drift) -> str:
     return _where(drift) + _roles(drift) + _contrast(drift)
 
 
+def effect_sections(effects: Effects) -> str:
+    """Write what each group of sites does, metric by metric, then the scores of the whole models."""
+    parts = []
+    for metric in metrics(effects):
+        actions = [action for one in outcomes(effects, metric) for action in one.actions]
+        main = [action for action in MAIN if action in actions]
+        rest = [action for action in dict.fromkeys(actions) if action not in MAIN]
+        parts += [_drawn(effects, metric, actions=main) if main else ""]
+        parts += [
+            folded(f"Also tried: {', '.join(map(plain, rest))}", _drawn(effects, metric, actions=rest))
+            if rest
+            else ""
+        ]
+        parts += [_numbers(effects, metric) if actions else ""]
+    return section("Effects by group of sites", *parts) + _scores(effects)
+
+
 def _top(drift: Drift, words: str = "") -> str:
     rows = drift.frame[drift.frame["frobenius"] > 0].sort_values("frobenius", ascending=False).head(TOP)
     columns = ["parameter", "size", "frobenius", "base_norm", "relative"]
     table = grid(columns, rows[columns].itertuples(index=False)) if len(rows) else ""
-    words = words if len(rows) else "Nothing that was compared moved."
+    words = words if len(rows) else "None of the compared weights moved."
     return section("What moved most", paragraph(words) if words else "", table)
 
 
 def _where(drift: Drift) -> str:
     grey = unreached(drift)
-    apart = f" Grey: {listed(grey)}, which the tuning could not reach." if grey else ""
+    apart = f" Grey: the tuning could not reach {listed(grey)}." if grey else ""
     if unscaled(drift):
-        apart += " No file says LoRA's alpha: every figure here is to be multiplied by one unknown factor."
-    caption = "Where the language tower moved, by layer and role: ‖Δ‖ as a share of the base's ‖W‖."
+        apart += " No file states LoRA's alpha: multiply every value here by one unknown factor."
+    caption = "Drift of the language tower by layer and role: ‖Δ‖ as a share of the norm of the base, ‖W‖."
     if "control_relative" in drift.frame:
         caption += " Right: the control tuning, on the same colour scale."
     if not drift.frame["layer"].notna().any():
@@ -68,41 +85,42 @@ def _roles(drift: Drift) -> str:
         for row in table.itertuples(index=False, name=None)
     ]
     caption = (
-        "How far each role moved, by two norms. The black line is what a change of one rms in every weight "
-        "would give: a bar at the line is one whose norm doesn't tell it from noise, whatever the role does."
+        "How far each role moved, by two norms. The black lines show iid noise: the value expected if every "
+        "weight changed by the same rms. Where a bar ends at its line, the norm doesn't distinguish "
+        "the role's drift from noise, whatever the role does."
     )
     return section("Role by role", figure(role_bars(drift), caption=caption), grid(header, body))
 
 
 def _columns(sums: Moved) -> dict[str, pd.Series]:
-    """What is said of each role: always the two norms, and what else is known and worth a column."""
+    """Return the columns on each role: the two norms, then what else is known and differs from them."""
     rows = sums.rows
     found = {
         "‖Δ‖/‖W‖ (%)": 100 * rows["relative"],
-        "noise alone (%)": 100 * rows["noise_relative"],
+        "iid noise (%)": 100 * rows["noise_relative"],
         "rms": rows["rms"],
     }
     if sums.rounding:
-        found["of ‖Δ‖², casting (%)"] = 100 * (rows["rounding"] / rows["frobenius"]) ** 2
+        found["share of ‖Δ‖² from casting (%)"] = 100 * (rows["rounding"] / rows["frobenius"]) ** 2
     if "norms_known" in rows:
         found["‖W‖ known at"] = rows["norms_known"].fillna(rows["sites"]).map("{:.0f} sites".format)
     if "control_relative" in rows:
         found |= {"control ‖Δ‖/‖W‖ (%)": 100 * rows["control_relative"], "control rms": rows["control_rms"]}
     if "control_cosine" in rows:
-        found["of Δ, along the control's (%)"] = 100 * rows["control_cosine"]
+        found["share of Δ along the control's (%)"] = 100 * rows["control_cosine"]
     if sums.realigned:
-        found["neurons matched, ‖Δ‖/‖W‖ (%)"] = 100 * rows["aligned_relative"]
+        found["‖Δ‖/‖W‖, neurons matched (%)"] = 100 * rows["aligned_relative"]
     return found
 
 
 def _contrast(drift: Drift) -> str:
     try:
-        rows = contrasted(drift)
+        rows = drift.contrast("gate_proj", "up_proj")
     except NoSuchSite:
         return ""
     if rows["ratio"].isna().all():
         return ""
-    sides = [("tuned", "first_larger", "ratio"), ("noise alone", "noise_larger", "noise_ratio")]
+    sides = [("tuned", "first_larger", "ratio"), ("iid noise", "noise_larger", "noise_ratio")]
     if "control_ratio" in rows:
         sides.append(("control", "control_larger", "control_ratio"))
     header = ["norm", *(f"{name}: {what}" for name, *_ in sides for what in ("ratio", "gate larger"))]
@@ -113,8 +131,9 @@ def _contrast(drift: Drift) -> str:
             cells += _compared(row[ratio], row[larger], layers=int(row["layers_known"]))
         body.append(cells)
     caption = (
-        "gate_proj over up_proj, the cleanest contrast: same shape, same layers. Right of the line the gate "
-        "moved more. A claim that holds lies on one side under every norm, away from noise and control."
+        "gate_proj over up_proj, the cleanest contrast: same shape, same layers. Right of the line gate_proj "
+        "moved more. A claim about the two needs every norm on the same side, away from iid noise and the "
+        "control."
     )
     return section("Gate against up", figure(norm_contrast(drift), caption=caption), grid(header, body))
 
@@ -122,45 +141,26 @@ def _contrast(drift: Drift) -> str:
 def _compared(ratio: float, larger: float, *, layers: int) -> list[str]:
     if math.isnan(ratio):
         return [NULL, NULL]
-    # Expectations of equal shapes are equal, and 'larger in 0 layers' would read as a defeat.
+    # Noise in equal shapes gives equal norms; 'larger in 0 layers' would look as if up_proj were larger.
     return [digits(ratio, 4), "equal" if ratio == 1 and not larger else f"{int(larger)} of {layers}"]
 
 
-def effect_sections(effects: Effects) -> str:
-    """Write what carried the change, metric by metric, then the scores of the whole models."""
-    parts = []
-    for metric in metrics(effects):
-        actions = [action for one in outcomes(effects, metric) for action in one.actions]
-        main = [action for action in MAIN if action in actions]
-        rest = [action for action in dict.fromkeys(actions) if action not in MAIN]
-        parts += [_drawn(effects, metric, actions=main) if main else ""]
-        parts += [
-            folded(f"Also tried: {', '.join(map(plain, rest))}", _drawn(effects, metric, actions=rest))
-            if rest
-            else ""
-        ]
-        parts += [_numbers(effects, metric) if actions else ""]
-    return section("What carries the change", *parts) + _scores(effects)
-
-
 def _drawn(effects: Effects, metric: str, *, actions: Sequence[str]) -> str:
-    caption = (
-        f"Score ({plain(metric)}) after the change at one group of sites at a time, with 95 % intervals."
-    )
+    caption = f"Score ({plain(metric)}) after changing one group of sites at a time, with 95 % intervals."
     if "transplant" in actions:
-        caption += " Transplant: how far from base towards tuned the group alone goes."
+        caption += " Transplant: the group's tuned weights in base; how far does it move towards tuned?"
     if "revert" in actions:
-        caption += " Revert: how far from tuned back towards base it falls when the group alone is set back."
+        caption += " Revert: the group's base weights in tuned; how far does it fall back towards base?"
     draws = effects.frame[effects.frame["kind"] == "random-control"]
     if draws["action"].isin(list(actions)).any():
-        caption += " Ticks: draws of the null."
+        caption += " Ticks: null draws."
     return figure(effect_panels(effects, metric=metric, actions=actions), caption=caption)
 
 
 def _numbers(effects: Effects, metric: str) -> str:
     ranks = effects.ranks(metric)
     header = ["task", "action", "sites", "parameters", "effect", "95 % interval", "share of gain",
-              "null as strong", "control tuning", "its 95 % interval"]  # fmt: skip
+              "null draws as strong", "control tuning", "its 95 % interval"]  # fmt: skip
     rows = [
         _line(Reading(one, ranks), change)
         for one in outcomes(effects, metric)
@@ -197,7 +197,7 @@ def _scores(effects: Effects) -> str:
             if whole is None:
                 continue
             rows.append([
-                plain(one.task) + (" (fitted on)" if one.fitted else ""), plain(about.get("kind", "")),
+                plain(one.task) + (" (trained on)" if one.fitted else ""), plain(about.get("kind", "")),
                 plain(one.metric), name, about.get("n"),
                 digits(whole.baseline), digits(whole.baseline + whole.effect),
                 f"{signed(whole.effect)} ({whole.interval})" if whole.interval else signed(whole.effect),

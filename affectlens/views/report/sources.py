@@ -1,14 +1,14 @@
-"""What was compared: names, header hashes, sizes and settings, and the ledger of every parameter."""
+"""Write what was compared: names, header hashes, sizes and settings, and the ledger of every parameter."""
 
 from collections.abc import Iterable, Mapping
-from itertools import combinations
 from typing import Any
 
 from affectlens.drift.drift import Drift
-from affectlens.printable import plain, sentence
+from affectlens.printable import plain
 from affectlens.table import Table
-from affectlens.views.readings.numbers import listed, percent
+from affectlens.views.readings.numbers import percent
 from affectlens.views.report.page import grid, items, paragraph, section
+from affectlens.views.sentences.about_sources import difference, findings, strangers
 
 FACTS = {
     "name": "name",
@@ -22,13 +22,12 @@ FACTS = {
     "revision": "revision",
 }
 SETTINGS = {"seed": "seed", "dtype": "dtype of the live model", "device": "device"}
-HASH = 8  # characters of a hash that are shown in a sentence
 
 
 def compared(tables: Iterable[Table]) -> str:
-    """Write what is amiss, the sources side by side, then the settings.
+    """Write findings, the sources side by side, then the settings.
 
-    A later table adds the sides that an earlier one lacks, and those that are another checkpoint.
+    A later table adds the sides that an earlier one lacks, and sides that are another checkpoint.
     """
     tables = tuple(tables)
     sources: dict[str, Mapping[str, Any]] = {}
@@ -37,12 +36,12 @@ def compared(tables: Iterable[Table]) -> str:
             if difference(sources.setdefault(str(side), facts), facts):
                 sources[f"{side} ({type(table).__name__})"] = facts
     settings = list(_merged(tables))
-    told = findings(table for table in tables if isinstance(table, Drift))  # beside the ledger
-    amiss = [*strangers(tables), *(one for one in findings(tables) if one not in told)]
+    later = findings(table for table in tables if isinstance(table, Drift))  # shown beside the ledger
+    notes = [*strangers(tables), *(one for one in findings(tables) if one not in later)]
     facts = [fact for fact in FACTS if any(source.get(fact) is not None for source in sources.values())]
     rows = [[FACTS[fact], *(_fact(fact, source.get(fact)) for source in sources.values())] for fact in facts]
     sides = grid(["", *map(plain, sources)], rows, left=1 + len(sources))
-    parts = [items(amiss, "findings")] if amiss else []
+    parts = [items(notes, "findings")] if notes else []
     parts += [f'<div class="sources">{sides}</div>'] if rows else []
     if settings:
         parts.append(grid(["setting", "value"], settings, left=2))
@@ -50,7 +49,7 @@ def compared(tables: Iterable[Table]) -> str:
 
 
 def ledger(drift: Drift) -> str:
-    """Write the ledger, and say whether it accounts for every parameter of both sides."""
+    """Write the ledger and whether it accounts for every parameter of both sides."""
     rows = drift.ledger
     found = items(findings([drift]), "findings") if drift.findings else ""
     title = "Every parameter, accounted for"
@@ -77,7 +76,7 @@ def _accounted(drift: Drift, side: str, *, total: int) -> str:
 
 
 def _merged(tables: Iterable[Table]) -> Iterable[tuple[str, str]]:
-    """Write a setting once where all tables agree, else with the kind of the table."""
+    """Yield a setting once if all tables agree, else once a table with the table's kind."""
     stated = [(type(table).__name__, dict(_settings(table))) for table in tables]
     stated = [(kind, found) for kind, found in stated if found]
     for name in dict.fromkeys(name for _, found in stated for name in found):
@@ -115,49 +114,3 @@ def _bytes(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"
-
-
-def strangers(tables: Iterable[Table]) -> tuple[str, ...]:
-    """Say of each two tables whether a side of one is certainly another checkpoint than in the other.
-
-    Models in memory have no hash, so of them it can't be told.
-    """
-    found = []
-    for one, two in combinations(tables, 2):
-        ours, theirs = one.origin.get("sources", {}), two.origin.get("sources", {})
-        unlike = [(side, difference(ours[side], theirs[side])) for side in ours if side in theirs]
-        if named := [f"{plain(side)} ({words})" for side, words in unlike if words]:
-            kinds = [type(table).__name__ for table in (one, two)]
-            found.append(
-                f"The {kinds[0]} and the {kinds[1]} are not of the same checkpoints: they differ in "
-                f"{listed(named)}. What one shows says nothing of the other."
-            )
-    return tuple(found)
-
-
-def difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
-    """Say in what two sources differ for certain: in the content's hash, or else the header's or the size."""
-
-    def unlike(fact: str) -> bool:
-        return bool(one[fact] != two[fact])
-
-    def known(*facts: str) -> bool:
-        return all(source.get(fact) is not None for source in (one, two) for fact in facts)
-
-    if known("content_sha256"):
-        return _hashes(one, two, fact="content_sha256") if unlike("content_sha256") else ""
-    if not known("header_sha256", "bytes"):
-        return ""
-    if unlike("header_sha256"):
-        return _hashes(one, two, fact="header_sha256")
-    return f"{one['bytes']:,} and {two['bytes']:,} bytes" if unlike("bytes") else ""
-
-
-def findings(tables: Iterable[Table]) -> tuple[str, ...]:
-    """What the tables' makers found amiss, each once."""
-    return tuple(dict.fromkeys(sentence(one) for table in tables for one in table.origin.get("findings", ())))
-
-
-def _hashes(one: Mapping[str, Any], two: Mapping[str, Any], *, fact: str) -> str:
-    ours, theirs = (plain(source[fact])[:HASH] for source in (one, two))
-    return f"{fact.replace('_', ' ')} {ours}… and {theirs}…"

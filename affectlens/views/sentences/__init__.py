@@ -1,1 +1,1 @@
-"""Sentences that follow from the readings."""
+"""Sentences: what a drift and effects show in words, each derived from the numbers of the readings."""

@@ -1,4 +1,4 @@
-"""Conclusions: what may and what may not be concluded, derived from the numbers and never written ahead."""
+"""Conclude: an answer, what may be concluded and what may not, each sentence derived from the numbers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from affectlens.printable import plain
 from affectlens.sites import MLP
 from affectlens.views.readings.numbers import listed, percent
 from affectlens.views.readings.of_effects import Outcome, Reading, metrics, outcomes
-from affectlens.views.report.sources import findings, strangers
 from affectlens.views.sentences.about_control import own_tasks
 from affectlens.views.sentences.about_drift import about_drift, place
-from affectlens.views.sentences.about_effects import RARE, about_effects
-from affectlens.views.sentences.wording import Said, barred, joined
+from affectlens.views.sentences.about_effects import about_effects
+from affectlens.views.sentences.about_sources import findings, strangers
+from affectlens.views.sentences.wording import RARE, Said, barred, joined
 
-BRACKETS = "Square brackets hold 95\N{NO-BREAK SPACE}% intervals, paired by example."
+BRACKETS = "Square brackets show 95\N{NO-BREAK SPACE}% intervals, paired by example."
 
 
 @dataclass(frozen=True)
 class Conclusions:
-    """One sentence of answer, and the sentences that the numbers allow and those they forbid."""
+    """A one-sentence answer, the sentences that the numbers support, and those that limit them."""
 
     answer: str
     may: tuple[str, ...]
@@ -35,16 +35,16 @@ class Conclusions:
 
 
 def conclude(drift: Drift | None, effects: Effects | None = None) -> Conclusions:
-    """Say in words what a drift and the effects allow one to conclude, and what they don't.
+    """Say what may and what may not be concluded from a drift and effects.
 
-    Raises `TableError` without either.
+    Raises `TableError` if neither is given.
     """
     if drift is None and effects is None:
         raise TableError("nothing to conclude from: give a Drift, an Effects or both")
     readings = _readings(effects) if effects is not None else ()
     said = joined(
-        [
-            *_amiss(drift, effects),
+        [  # findings first: they can invalidate everything below them
+            *_findings(drift, effects),
             *(about_effects(reading) for reading in readings),
             *own_tasks(readings),
             *([about_drift(drift)] if drift is not None else []),
@@ -56,12 +56,13 @@ def conclude(drift: Drift | None, effects: Effects | None = None) -> Conclusions
 
 
 def _readings(effects: Effects) -> tuple[Reading, ...]:
+    # Sentences on two metrics would repeat each other; `_metrics_disagree` reports where they differ.
     metric = metrics(effects)[0]
     ranks = effects.ranks(metric)
     return tuple(Reading(outcome, ranks) for outcome in outcomes(effects, metric))
 
 
-def _amiss(drift: Drift | None, effects: Effects | None) -> Iterator[Said]:
+def _findings(drift: Drift | None, effects: Effects | None) -> Iterator[Said]:
     tables = [table for table in (drift, effects) if table is not None]
     yield from (barred(words) for words in (*strangers(tables), *findings(tables)))
 
@@ -81,39 +82,43 @@ def _metrics_disagree(effects: Effects, readings: tuple[Reading, ...]) -> Iterat
                 or one.group == two.group
             ):
                 continue
-            status = "does most" if not theirs.level(two) else "is ahead, though not clearly"
-            status = status if two.clear else "is ahead, though not clear of zero"
-            yield ours.bars(
-                f"the best {ours.kind} hangs on the metric: by {plain(metric)}, {two.name} {status}."
-            )
+            status = "leads" if not theirs.level(two) else "leads, though not clearly"
+            status = status if two.clear else "leads, though its effect is not clear of zero"
+            yield barred(
+                f"which {ours.kind} leads depends on the metric: by {plain(metric)}, {two.name} {status}."
+            ).of(ours.task)
 
 
 def _limits(drift: Drift | None, effects: Effects | None, *, found: list[Outcome]) -> Iterator[Said]:
     yield barred(
-        "This is one pair of checkpoints. The run is the unit, so everything here describes this pair; a "
-        "claim about affect tuning needs several runs and their controls."
+        "This is one pair of checkpoints. The unit of replication is the training run, so everything here "
+        "describes this pair; a claim about affect tuning needs several runs and their controls."
     )
     if drift is not None:
         yield barred(
-            "Norms are not function: up×2 with down÷2 changes no output and drifts 100 %. A norm alone "
-            "doesn't say what carries behaviour."
+            "Norms are not function: doubling up_proj and halving down_proj moves up_proj by 100 % and "
+            "changes no output. A norm alone doesn't show which weights matter for behaviour."
         )
     if drift is not None and "control_frobenius" not in drift.frame:
         yield barred(
-            "No control tuning was compared, so drift that any tuning makes can't be told from affect's."
+            "No control tuning was compared, so drift specific to affect can't be told from drift that any "
+            "tuning causes."
         )
     if effects is not None and not (effects.frame["kind"] == "control-tuning").any():
         yield barred(
-            "No control tuning was transplanted, so whether any effect here is special to affect isn't known."
+            "No control tuning was transplanted, so whether any effect here is specific to affect is unknown."
         )
     if any(_deleted(one) for one in found):
         yield barred(
-            "Setting gate, up or down of a bias-free gated MLP to zero deletes the same MLP, so "
-            "zero-ablation can't speak for the gate."
+            "Zeroing gate, up or down of a bias-free gated MLP deletes the whole MLP, so zero-ablation says "
+            "nothing about the gate."
         )
     fitted = [plain(one.task) for one in found if one.fitted]
     if fitted:
-        yield barred(f"{listed(fitted)}: fitted on, so these scores say nothing of new examples.")
+        yield barred(
+            f"{listed(fitted)}: the tuned model was trained on these examples, so the scores say nothing "
+            "about new ones."
+        )
     if effects is not None and effects.frame["recovered"].notna().any():
         yield barred("A share of the gain is a share of tuned minus base, not of the tuned model's score.")
 
@@ -128,25 +133,26 @@ def _answer(drift: Drift | None, readings: tuple[Reading, ...]) -> str:
         parts.append(_behaviour(next((one for one in readings if one.outcome.headline), readings[0])))
     if drift is not None and (moved := place(drift)):
         parts.append(moved)
-    words = "; ".join(parts) or "the tables name no role that moved or mattered"
+    words = "; ".join(parts) or "these tables single out no role"
     return words[0].upper() + words[1:] + "."
 
 
 def _behaviour(reading: Reading) -> str:
     gain = reading.outcome.gain
     if gain is None or not gain.clear:
-        return f"on {reading.task}, tuning had no effect that this data could see"
+        return f"on {reading.task}, no effect of tuning was detected"
     best, gate = reading.best("transplant"), reading.gate
     if best is None or not best.clear:
-        return f"on {reading.task}, no single {reading.kind} carries an effect that this data could see"
-    share = (
-        "does most" if best.recovered != best.recovered else f"carries {percent(best.recovered)} of the gain"
-    )
+        return f"on {reading.task}, no effect of any single {reading.kind} was detected"
+    unknown = best.recovered != best.recovered
+    share = "moves the score towards tuned" if unknown else f"recovers {percent(best.recovered)} of the gain"
     rank = reading.rank(best)
-    null = ", though random draws of its null do as much" if rank and rank[1] / rank[0] > RARE else ""
+    null = ""
+    if rank and rank[1] / rank[0] > RARE:
+        null = f", though matched or exceeded by {rank[1]} of {rank[0]} null draws"
     level = reading.level(best)
     if gate is None or gate.group == best.group:
-        most = f"the most of the {reading.kind}s tried"
+        most = f"more than any other {reading.kind} tried"
         order = f"though not clearly more than {reading.no_clearer(best)}" if level else most
         return f"on {reading.task}, {best.name} alone {share}, {order}{null}"
     theirs = "gate_proj" if gate.recovered != gate.recovered else f"gate_proj ({percent(gate.recovered)})"

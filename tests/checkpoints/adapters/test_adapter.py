@@ -1,4 +1,4 @@
-"""An adapter over its base reads as PEFT's own merge, whatever kind it is and however it was saved."""
+"""An adapter over its base reads like PEFT's own merge, for every kind of LoRA and every way to save it."""
 
 import json
 import math
@@ -46,7 +46,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def adapted(kind: str, *, seed: int = 0) -> tuple[nn.Module, nn.Module]:
-    """A base, and the same with an adapter whose every tensor is random."""
+    """Return a base and the same model with an adapter of random tensors."""
     model_type, settings = KINDS[kind]
     torch.manual_seed(seed)
     base = tiny_of(model_type).float()
@@ -96,7 +96,7 @@ def test_effective_weights_are_those_of_peft_s_merge(
 def test_the_drift_of_an_adapter_is_that_of_its_merge(
     kind: str, saved: Callable[[str], tuple[Path, Path, nn.Module]]
 ) -> None:
-    """Norms from factors, exact blocks and the merged model agree; squares add up."""
+    """Norms from factors, from exact blocks and from the merged model agree; squares add up."""
     base, adapter, merged = saved(kind)
     merge = al.diff(base, merged, progress=False).frame.set_index(["parameter", "role"])
     for detail in (None, "exact"):
@@ -114,7 +114,7 @@ def test_the_drift_of_an_adapter_is_that_of_its_merge(
 def test_elementwise_measures_need_the_exact_way(
     saved: Callable[[str], tuple[Path, Path, nn.Module]],
 ) -> None:
-    """From factors they are null, block by block they are the merge's."""
+    """Computed from factors they are null; computed block by block they equal the merge's."""
     base, adapter, merged = saved("lora")
     names = ["mean_abs", "max_abs", "changed", "sign_flips"]
 
@@ -134,7 +134,7 @@ def test_elementwise_measures_need_the_exact_way(
 @pytest.mark.filterwarnings("ignore:.*")
 @pytest.mark.parametrize("kind", ["lora", "saved whole", "fused"])
 def test_a_live_model_with_an_adapter_is_read_as_what_it_computes(kind: str) -> None:
-    """Its own base under its own factors, against the merge."""
+    """A live model with an adapter reads like its merge, over its own base."""
     base, model = adapted(kind)
     found = al.diff(base, model, progress=False).frame.set_index("parameter")["frobenius"]
     expected = al.diff(base, model.merge_and_unload(), progress=False).frame.set_index("parameter")[
@@ -145,7 +145,7 @@ def test_a_live_model_with_an_adapter_is_read_as_what_it_computes(kind: str) -> 
 
 
 def bare(adapter: Path, prefix: str, *, infix: str = ".default") -> dict[str, torch.Tensor]:
-    """An adapter's tensors under the names that MiniGPT-like trainers give them."""
+    """Return an adapter's tensors under the names that MiniGPT-like trainers give them."""
     renamed = {}
     for name, tensor in load_file(adapter / "adapter_model.safetensors").items():
         stem = name.removeprefix("base_model.model.").removesuffix(".weight")
@@ -158,7 +158,7 @@ def bare(adapter: Path, prefix: str, *, infix: str = ".default") -> dict[str, to
 def test_trainables_of_a_minigpt_like_pth(
     infix: str, saved: Callable[[str], tuple[Path, Path, nn.Module]], tmp_path: Path
 ) -> None:
-    """LoRA under `model` beside optimizer state, behind a wrapper's prefix, alpha from the caller."""
+    """LoRA under `model` beside optimizer state, with a wrapper's prefix, opens with the caller's alpha."""
     base, adapter, merged = saved("lora")
     model = bare(adapter, "llama_model.base_model.model.", infix=infix)
     model["affectgpt_proj.weight"] = torch.ones(4, 4)
@@ -178,7 +178,7 @@ def test_trainables_of_a_minigpt_like_pth(
 def test_without_alpha_the_drift_is_known_up_to_a_factor(
     saved: Callable[[str], tuple[Path, Path, nn.Module]], tmp_path: Path
 ) -> None:
-    """Ratios between modules hold, a finding says so, and the weights themselves are refused."""
+    """Ratios between modules hold, a finding says so, and reading the weights is an error."""
     base, adapter, _ = saved("lora")
     torch.save({"model": bare(adapter, "llama_model.base_model.model.")}, tmp_path / "c.pth")
     known = al.diff(base, tmp_path / "c.pth", alpha=6, progress=False).where(targeted=True).frame
@@ -199,11 +199,11 @@ def test_without_alpha_the_drift_is_known_up_to_a_factor(
 def test_presets_know_alpha_and_rank(
     saved: Callable[[str], tuple[Path, Path, nn.Module]], tmp_path: Path
 ) -> None:
-    """A preset of another rank is refused, and an unknown one lists those there are."""
+    """A preset of another rank is refused, and an unknown preset lists the known ones."""
     base, adapter, _ = saved("lora")
     torch.save({"model": bare(adapter, "llama_model.base_model.model.")}, tmp_path / "c.pth")
 
-    with pytest.raises(CheckpointError, match="have rank 4, and 16 is what"):
+    with pytest.raises(CheckpointError, match="have rank 4, but its config or the preset says 16"):
         al.diff(base, tmp_path / "c.pth", preset="affectgpt", progress=False)
     with pytest.raises(CheckpointError, match="Did you mean 'salmonn'"):
         al.diff(base, tmp_path / "c.pth", preset="salmon", progress=False)
@@ -213,7 +213,7 @@ def test_presets_know_alpha_and_rank(
 def test_non_lora_trainables_lie_beside_an_adapter(
     saved: Callable[[str], tuple[Path, Path, nn.Module]], tmp_path: Path
 ) -> None:
-    """What LLaVA's trainers save there is part of the tuned model."""
+    """Tensors that LLaVA's trainers save beside an adapter are part of the tuned model."""
     base, adapter, _ = saved("lora")
     folder = tmp_path / "beside"
     folder.mkdir()
@@ -229,7 +229,7 @@ def test_non_lora_trainables_lie_beside_an_adapter(
 
 @pytest.mark.filterwarnings("ignore:.*")
 def test_heads_and_rows_of_an_adapted_site(saved: Callable[[str], tuple[Path, Path, nn.Module]]) -> None:
-    """Parts of effective weights are parts of the whole."""
+    """Heads and rows of effective weights equal those of the whole site."""
     base, adapter, _ = saved("dora")
     checkpoint = al.open_checkpoint(adapter, base=base)
     gate = checkpoint.sites.where(role="gate_proj", layer=1)[0]
@@ -289,18 +289,18 @@ def broken(tensors: dict[str, torch.Tensor], config: dict[str, Any], what: str) 
         ("no other half", "lora_B without lora_A"),
         ("another layer", "none of the 8 LoRA pairs"),
         ("another width", "its factors make"),
-        ("no product", "make no product"),
+        ("no product", "can't be multiplied"),
         ("NaN in a factor", "NaN or infinity"),
         ("no magnitude", "DoRA without its magnitude"),
         ("two adapters", "several adapters"),
         ("two pairs", "names the same parameter as"),
         ("whole numbers", "a factor of int32"),
         ("floats of a byte", "a factor of float8_e4m3fn"),
-        ("DoRA in words", "use_dora is 'false', neither true nor false"),
-        ("NaN alpha", "lora_alpha is nan"),
+        ("DoRA in words", "use_dora must be true or false, got 'false'"),
+        ("NaN alpha", "lora_alpha must be a number"),
         ("catastrophic pattern", "takes too long to match"),
-        ("another rank", "have rank 4, and 5 is what"),
-        ("no rank", "r 0, which is no rank"),
+        ("another rank", "have rank 4, but its config or the preset says 5"),
+        ("no rank", "r must be a whole number between 1 and 1,000,000,000, got 0"),
         ("short magnitude", r"magnitudes of shape \(3,\) for"),
         ("not LoRA", "a 'IA3' adapter"),
         ("part of the base moved", "moved part of the base"),
@@ -310,7 +310,7 @@ def broken(tensors: dict[str, torch.Tensor], config: dict[str, Any], what: str) 
 def test_a_broken_adapter_is_a_clear_error(
     what: str, message: str, saved: Callable[[str], tuple[Path, Path, nn.Module]], tmp_path: Path
 ) -> None:
-    """What PEFT would load in silence is refused, and named; without its base too where that says nothing."""
+    """An adapter that PEFT would silently load wrong is refused; without its base too, where possible."""
     base, adapter, _ = saved("lora")
     tensors = load_file(adapter / "adapter_model.safetensors")
     config = json.loads((adapter / "adapter_config.json").read_text())
@@ -332,7 +332,7 @@ def test_a_broken_adapter_is_a_clear_error(
 def test_nothing_is_said_against_what_peft_saves(
     kind: str, saved: Callable[[str], tuple[Path, Path, nn.Module]]
 ) -> None:
-    """Looked at alone, a sound adapter of any kind has no note."""
+    """A sound adapter of any kind, looked at alone, has no note."""
     _, adapter, _ = saved(kind)
 
     assert [] == [line for line in look(adapter).lines() if line[0] == "beside"]
@@ -344,7 +344,7 @@ def test_nothing_is_said_against_what_peft_saves(
     [
         ({"target_modules": ["zorb"]}, "8 modules with factors are outside its target_modules"),
         ({"layers_to_transform": [1]}, "4 modules with factors are outside its layers_to_transform"),
-        ({"lora_alpha": -6}, "alpha is -6, a negative one"),
+        ({"lora_alpha": -6}, "alpha is negative (-6)"),
     ],
 )
 def test_a_config_that_contradicts_its_factors_is_told(
@@ -353,7 +353,7 @@ def test_a_config_that_contradicts_its_factors_is_told(
     saved: Callable[[str], tuple[Path, Path, nn.Module]],
     tmp_path: Path,
 ) -> None:
-    """PEFT would load less than is there, or the other way round: a finding, and a line of `inspect`."""
+    """If PEFT would load other tensors than the file has, there is a finding, and a line in `inspect`."""
     base, adapter, _ = saved("lora")
     save_file(load_file(adapter / "adapter_model.safetensors"), tmp_path / "adapter_model.safetensors")
     config = json.loads((adapter / "adapter_config.json").read_text()) | settings
@@ -365,8 +365,8 @@ def test_a_config_that_contradicts_its_factors_is_told(
 
 @pytest.mark.filterwarnings("ignore:.*")
 def test_an_adapter_alone_needs_its_base(saved: Callable[[str], tuple[Path, Path, nn.Module]]) -> None:
-    """The path that its config names is a stranger's: it is not followed."""
+    """The base that a config names is never opened: the path comes from a stranger."""
     _, adapter, _ = saved("lora")
 
-    with pytest.raises(CheckpointError, match="Give base="):
+    with pytest.raises(CheckpointError, match="Pass base="):
         al.open_checkpoint(adapter)

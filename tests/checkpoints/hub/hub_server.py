@@ -1,4 +1,4 @@
-"""A hub of our own: the file protocol of huggingface.co, on two ports, with faults to order.
+"""A hub for tests: the file protocol of huggingface.co on two ports, with faults to order.
 
 One port lists repositories (`/api/models/…`) and resolves files; large ones (`.safetensors`) it sends on
 with a 302 to the other port, the CDN, whose links are signed and can expire. Every request is logged.
@@ -25,7 +25,7 @@ from affectlens.checkpoints.hub import remote
 
 
 class Request(NamedTuple):
-    """What was asked: of the hub's `api` or its `resolve`, or of the `cdn`."""
+    """A request: to the hub's `api` or `resolve`, or to the `cdn`."""
 
     at: str
     path: str
@@ -34,7 +34,7 @@ class Request(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """A repository's files at one commit."""
+    """The files of a repository at one commit."""
 
     oid: str
     files: dict[str, bytes]
@@ -42,7 +42,7 @@ class Commit(NamedTuple):
 
 @dataclass
 class Fault:
-    """What goes wrong at one place, how often, and after how many bytes."""
+    """A fault at one place: its kind, how often it happens, and after how many bytes."""
 
     kind: str
     at: str = "cdn"
@@ -51,13 +51,13 @@ class Fault:
 
     @property
     def answered(self) -> bool:
-        """Whether there is nothing more to say."""
+        """Return whether the request is answered already."""
         return self.kind.isdecimal() or self.kind == "crawl"
 
 
 @dataclass
 class Hub:
-    """What the hub holds, what is to go wrong, and what it was asked."""
+    """The repositories of the hub, the faults that are ordered, and the requests so far."""
 
     repositories: dict[str, dict[str, Commit]] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
@@ -72,7 +72,7 @@ class Hub:
     cdn: str = ""
 
     def push(self, name: str, files: dict[str, bytes], *, to: str = "main") -> str:
-        """Add a commit to a branch and say its hash."""
+        """Add a commit to a branch and return its hash."""
         digest = hashlib.sha1(name.encode())
         for file, content in sorted(files.items()):
             digest.update(file.encode() + content)
@@ -85,7 +85,7 @@ class Hub:
         self.faults.append(Fault(kind, at, times, after))
 
     def fault(self, at: str) -> Fault:
-        """Take the fault that is due at a place."""
+        """Take the next fault at a place."""
         with self.lock:
             for due in self.faults:
                 if due.at == at and due.times:
@@ -94,15 +94,15 @@ class Hub:
         return Fault("")
 
     def asked(self, at: str) -> list[Request]:
-        """The requests at one place."""
+        """Return the requests at one place."""
         return [request for request in self.requests if request.at == at]
 
 
 class Server(ThreadingHTTPServer):
-    """A server that says nothing of readers who hang up."""
+    """A server that ignores clients who hang up."""
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
 
 @contextmanager
@@ -126,11 +126,11 @@ def serving() -> Iterator[Hub]:
 
 @contextmanager
 def posing(monkeypatch: pytest.MonkeyPatch, *, cache: Path) -> Iterator[Hub]:
-    """Run a hub that huggingface_hub takes for the hub; a dead line is noticed soon.
+    """Run a hub in place of the real one for huggingface_hub; a dead connection is noticed soon.
 
-    `tests/conftest.py` has set HF_HUB_OFFLINE before huggingface_hub read it into its constants, and the
-    endpoint is such a constant too; so the constants are set. The session is dropped before and after, lest
-    a line to one test's hub serve another.
+    huggingface_hub reads HF_HUB_OFFLINE, which `tests/conftest.py` sets, and the endpoint into constants when
+    it is imported; so the constants are set. The session is closed before and after, so that no connection to
+    the hub of one test serves another.
     """
     with serving() as hub:
         template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
@@ -148,31 +148,31 @@ def posing(monkeypatch: pytest.MonkeyPatch, *, cache: Path) -> Iterator[Hub]:
 
 
 def handler(hub: Hub, kind: "type[Answer]") -> "type[Answer]":
-    """The class that a server makes for each connection."""
+    """Return the class that a server makes for each connection."""
     return type(kind.__name__, (kind,), {"hub": hub})
 
 
 def git_oid(content: bytes) -> str:
-    """The name git gives a file's content."""
+    """Return git's hash of a file's content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 class Answer(BaseHTTPRequestHandler):
-    """What the hub and the CDN have in common: logging, ranges, faults."""
+    """Logging, ranges and faults, which the hub and the CDN share."""
 
     hub: Hub
     protocol_version = "HTTP/1.1"
     timeout = 5  # seconds; an idle connection would keep the server from closing
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Say nothing."""
+        """Do nothing."""
 
     def do_HEAD(self) -> None:
         """Answer without a body."""
         self.do_GET()
 
     def note(self, at: str) -> Fault:
-        """Log the request, and take what is to go wrong with it; a plain status is answered here."""
+        """Log the request and take its fault; one that is a plain status is answered here."""
         asked = Request(at, self.path, self.headers.get("range", ""), "authorization" in self.headers)
         with self.hub.lock:
             self.hub.requests.append(asked)
@@ -184,7 +184,7 @@ class Answer(BaseHTTPRequestHandler):
         return fault
 
     def crawl(self) -> None:
-        """Send headers that don't end, a byte at a time."""
+        """Send endless headers, a byte at a time."""
         for byte in b"HTTP/1.1 200 OK\r\nx-more: " + b"x" * 10_000:
             if self.hub.closing.wait(0.02) or self.close_connection:
                 break
@@ -192,7 +192,7 @@ class Answer(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def reply(self, status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
-        """Answer whole."""
+        """Send a whole answer."""
         self.send_response(status)
         for key, value in {"content-length": str(len(body)), **(headers or {})}.items():
             self.send_header(key, value)
@@ -201,7 +201,7 @@ class Answer(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def give(self, name: str, content: bytes, headers: dict[str, str], *, fault: Fault) -> None:
-        """Answer with the part of a file that was asked for, or as the fault has it."""
+        """Send the requested part of a file, or what the fault makes of it."""
         start, stop = self.part(len(content))
         if fault.kind == "whole":
             start, stop = 0, len(content)
@@ -224,12 +224,12 @@ class Answer(BaseHTTPRequestHandler):
             self.send_body(name, turned[start:stop] + more, fault)
 
     def part(self, size: int) -> tuple[int, int]:
-        """The range asked for; all where there is none."""
+        """Return the requested range; the whole file without one."""
         found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("range", ""))
         return (int(found[1]), min(int(found[2]) + 1, size)) if found else (0, size)
 
     def send_body(self, name: str, body: bytes, fault: Fault) -> None:
-        """Write the body; after some bytes the line may break, stall, or trickle."""
+        """Write the body; after some bytes the connection may break, stall or trickle."""
         broken = fault.kind in ("reset", "stall", "trickle")
         now = body[: fault.after] if broken else body
         self.write(name, now)
@@ -246,7 +246,7 @@ class Answer(BaseHTTPRequestHandler):
         self.close_connection = broken
 
     def write(self, name: str, body: bytes) -> None:
-        """Write and count."""
+        """Write bytes and count them."""
         with self.hub.lock:
             self.hub.sent[name] = self.hub.sent.get(name, 0) + len(body)
         try:
@@ -257,7 +257,7 @@ class Answer(BaseHTTPRequestHandler):
 
 
 class HubAnswer(Answer):
-    """Lists repositories, resolves files; small ones it gives itself."""
+    """Lists repositories and resolves files; sends small files itself."""
 
     def do_GET(self) -> None:
         """Answer `/api/models/{id}`, `/api/models/{id}/revision/{rev}` or `/{id}/resolve/{rev}/{file}`."""
@@ -283,7 +283,7 @@ class HubAnswer(Answer):
         return self.resolve(commit, found[3], fault)
 
     def list(self, name: str, commit: Commit, fault: Fault) -> None:
-        """Say the commit and its files, as `model_info(files_metadata=True)` reads them."""
+        """Send the commit and its files, as `model_info(files_metadata=True)` reads them."""
         files = []
         for file, content in commit.files.items():
             entry: dict[str, object] = {"rfilename": file, "blobId": git_oid(content), "size": len(content)}
@@ -298,7 +298,7 @@ class HubAnswer(Answer):
         return self.give(name, content, {"content-type": "application/json"}, fault=fault)
 
     def resolve(self, commit: Commit, file: str, fault: Fault) -> None:
-        """Give a small file, send on to the CDN for a large one."""
+        """Send a small file, or redirect to the CDN for a large one."""
         if file not in commit.files:
             return self.reply(404, {"x-error-code": "EntryNotFound"})
         content = commit.files[file]
@@ -318,7 +318,7 @@ class HubAnswer(Answer):
 
 
 class CdnAnswer(Answer):
-    """Gives parts of files to who has a link that is still good."""
+    """Sends parts of files to clients with a valid link."""
 
     def do_GET(self) -> None:
         """Answer `/{commit}/{file}?Signature=…`."""

@@ -1,4 +1,4 @@
-"""What is fetched into the hub's cache is all there and what the hub lists, or it is not in the cache."""
+"""A file enters the hub's cache only when it is complete and has the hash that the hub lists."""
 
 import time
 from collections.abc import Iterator
@@ -22,21 +22,21 @@ FILES = {"config.json": CONFIG, "model.safetensors": WEIGHTS, "sub/more.json": b
 
 # what goes wrong, where → what is said
 FAULTS = (
-    ("stall", "cdn", "given up after"),
-    ("trickle", "cdn", "given up after"),
-    ("reset", "cdn", "given up after"),
-    ("500", "cdn", "given up after"),
+    ("stall", "cdn", "gave up after"),
+    ("trickle", "cdn", "gave up after"),
+    ("reset", "cdn", "gave up after"),
+    ("500", "cdn", "gave up after"),
     ("size", "cdn", "changed while it was read"),
-    ("more", "cdn", "more came than the hub lists"),
-    ("turned", "cdn", "what came is not what the hub lists: its hash is another"),
-    ("turned", "resolve", "what came is not what the hub lists: its hash is another"),
-    ("stall", "resolve", "given up after"),
+    ("more", "cdn", "received more bytes than the hub lists"),
+    ("turned", "cdn", "the hash of the downloaded file is not the one that the hub lists"),
+    ("turned", "resolve", "the hash of the downloaded file is not the one that the hub lists"),
+    ("stall", "resolve", "gave up after"),
 )
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A hub of our own; faults that stay are given up soon."""
+    """Run a hub for a test; faults that stay are given up soon."""
     with posing(monkeypatch, cache=tmp_path / "cache") as server:
         server.push("lab/tiny", FILES)
         monkeypatch.setattr(remote, "PATIENCE", 0.5)
@@ -45,12 +45,12 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 
 
 def everything() -> list[str]:
-    """All files of the cache."""
+    """Return all files of the cache."""
     return sorted(str(path) for path in Path(constants.HF_HUB_CACHE).rglob("*") if not path.is_dir())
 
 
 def test_files_lie_where_the_hub_keeps_them(hub: Hub) -> None:
-    """Any tool of the hub finds what was fetched, under the branch and the commit."""
+    """Any tool of the hub finds a downloaded file, under the branch and the commit."""
     listing = hub_files("lab/tiny")
     folder = download(listing, FILES)
 
@@ -61,7 +61,7 @@ def test_files_lie_where_the_hub_keeps_them(hub: Hub) -> None:
 
 
 def test_nothing_is_fetched_twice(hub: Hub) -> None:
-    """What the cache holds is taken from it, also where another commit has it."""
+    """A file in the cache is not downloaded again, also for another commit that has it."""
     download(hub_files("lab/tiny"), FILES)
     hub.push("lab/tiny", {**FILES, "config.json": b"{}"})
     before = dict(hub.sent)
@@ -73,7 +73,7 @@ def test_nothing_is_fetched_twice(hub: Hub) -> None:
 
 @pytest.mark.parametrize(("kind", "at", "message"), FAULTS)
 def test_nothing_half_fetched_counts(hub: Hub, kind: str, at: str, message: str) -> None:
-    """A fault that stays ends in time and in a clear error, leaves no file, and the next try succeeds."""
+    """A lasting fault ends in a clear error in time, leaves no file, and the next try succeeds."""
     listing = hub_files("lab/tiny")
     hub.fail(kind, at=at, times=99, after=7)
     began = time.monotonic()
@@ -91,7 +91,7 @@ def test_nothing_half_fetched_counts(hub: Hub, kind: str, at: str, message: str)
 
 
 def test_a_cache_that_can_not_be_written(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No place for the cache is an error that names it."""
+    """A cache that can't be written to is an error that names it."""
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "cache"))
 
@@ -102,12 +102,12 @@ def test_a_cache_that_can_not_be_written(hub: Hub, tmp_path: Path, monkeypatch: 
 def test_files_of_torch_and_adapters_are_fetched_with_the_same_patience(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What can't be read where it lies is fetched first; a hub that stalls then is given up as ever."""
+    """Torch files and adapters are downloaded first; a hub that stalls then ends in the same error."""
     torch.save({"model.norm.weight": torch.ones(3)}, tmp_path / "pytorch_model.bin")
     weights = (tmp_path / "pytorch_model.bin").read_bytes()
     hub.push("lab/bin", {"config.json": CONFIG, "pytorch_model.bin": weights, "big.h5": b"x" * 99})
     hub.fail("stall", at="resolve", times=99)
-    with pytest.raises(CheckpointError, match="given up after"):
+    with pytest.raises(CheckpointError, match="gave up after"):
         open_checkpoint("lab/bin")
     hub.faults.clear()
 
@@ -118,7 +118,7 @@ def test_files_of_torch_and_adapters_are_fetched_with_the_same_patience(
 
 
 def test_a_revision_names_no_path(hub: Hub) -> None:
-    """A branch's name is remembered below the cache's own folder, or not at all."""
+    """A branch is recorded below the cache's own folder, or not at all."""
     commit = hub.push("lab/tiny", FILES, to="../../../../../out")
     folder = download(hub_files("lab/tiny"), ["config.json"], revision="../../../../../out")
 

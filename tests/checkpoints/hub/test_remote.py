@@ -1,4 +1,4 @@
-"""A hub repository read where it lies: few bytes, one commit, and a clear end to every fault.
+"""A hub repository is read by ranges: few bytes, one commit, and every fault ends in a clear error.
 
 The tests ask a hub of their own (`hub_server.py`).
 """
@@ -47,46 +47,46 @@ RECOVERED = (
 
 # what goes wrong, where, for good or once → what is said
 FATAL = (
-    ("500", "cdn", 99, 0, "the hub gives nothing .HTTP 500.; given up after"),
-    ("429", "cdn", 1, 60, "HTTP 429, ask in 60 s"),
+    ("500", "cdn", 99, 0, "no data from the hub .HTTP 500.; gave up after"),
+    ("429", "cdn", 1, 60, "HTTP 429, retry in 60 s"),
     ("503", "resolve", 99, 0, "HTTP 503"),
-    ("stall", "cdn", 99, 10, "given up after"),
-    ("trickle", "cdn", 99, 10, "given up after"),
-    ("reset", "cdn", 99, 10, "given up after"),
-    ("403", "cdn", 99, 0, "127.0.0.1 refuses what the hub sent us for .HTTP 403."),
+    ("stall", "cdn", 99, 10, "gave up after"),
+    ("trickle", "cdn", 99, 10, "gave up after"),
+    ("reset", "cdn", 99, 10, "gave up after"),
+    ("403", "cdn", 99, 0, "127.0.0.1 refuses the hub's link .HTTP 403."),
     ("416", "cdn", 1, 0, "changed while it was read: it ends before byte"),
-    ("size", "cdn", 1, 0, "changed while it was read: the hub lists 1,6.* bytes, 1,6.* are there"),
-    ("whole", "cdn", 1, 0, "can't give a part of a file. Download it first"),
-    ("place", "cdn", 1, 0, "byte .* was asked for, byte .* came"),
-    ("etag", "cdn", 1, 0, "changed while it was read: its ETag is another"),
-    ("hash", "resolve", 1, 0, "changed while it was read: the hub tells another hash"),
-    ("404", "resolve", 1, 0, "the hub knows no such repository, revision or file"),
-    ("crawl", "cdn", 99, 0, "given up after"),
-    ("crawl", "resolve", 99, 0, "given up after"),
-    ("more", "cdn", 1, 0, "changed while it was read: more came than the hub lists"),
-    ("gzip", "cdn", 1, 0, "the answer came compressed"),
-    ("file", "resolve", 1, 0, "redirected to what is no web address"),
+    ("size", "cdn", 1, 0, "changed while it was read: the hub lists 1,6.* bytes, the server has 1,6.*"),
+    ("whole", "cdn", 1, 0, "can't send parts of a file. Download it first"),
+    ("place", "cdn", 1, 0, "asked for byte .*, received byte .*"),
+    ("etag", "cdn", 1, 0, "changed while it was read: its ETag changed"),
+    ("hash", "resolve", 1, 0, "changed while it was read: the hub now lists another hash"),
+    ("404", "resolve", 1, 0, "the hub has no such repository, revision or file"),
+    ("crawl", "cdn", 99, 0, "gave up after"),
+    ("crawl", "resolve", 99, 0, "gave up after"),
+    ("more", "cdn", 1, 0, "changed while it was read: received more bytes than the hub lists"),
+    ("gzip", "cdn", 1, 0, "the answer is compressed"),
+    ("file", "resolve", 1, 0, "redirected to an address that is not http or https"),
     ("round", "resolve", 99, 0, "more than 5 redirects"),
 )  # fmt: skip
 
 # what goes wrong with a listing → what is said
 UNLISTED = (
-    ("stall", "given up after"),
-    ("trickle", "given up after"),
-    ("crawl", "given up after"),
-    ("reset", "given up after"),
+    ("stall", "gave up after"),
+    ("trickle", "gave up after"),
+    ("crawl", "gave up after"),
+    ("reset", "gave up after"),
     ("500", "HTTP 500"),
-    ("gzip", "the answer came compressed"),
+    ("gzip", "the answer is compressed"),
     ("moved", "private, gated or not there|the hub refuses"),
 )
 
 # what a hub may say instead of a listing → what is said
 NO_LISTINGS = (
-    (b"<html>", "answers, but not as a hub does"),
-    (b"[]", "answers, but not as a hub does"),
-    (b"[" * 100_000, "answers, but not as a hub does"),
-    (b'{"sha": "../../etc"}', "does not tell the commit"),
-    (b'{"sha": 7, "siblings": []}', "does not tell the commit"),
+    (b"<html>", "is not that of a hub"),
+    (b"[]", "is not that of a hub"),
+    (b"[" * 100_000, "is not that of a hub"),
+    (b'{"sha": "../../etc"}', "answer has no commit"),
+    (b'{"sha": 7, "siblings": []}', "answer has no commit"),
     (b'{"sha": "%s", "siblings": 7}' % (b"a" * 40), "no checkpoint here.*In it: nothing"),
 )
 COMMIT = "a" * 40
@@ -109,7 +109,7 @@ NO_CHECKPOINTS = (
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A hub of our own, which huggingface_hub takes for the hub; a dead line is noticed soon."""
+    """Run a hub that huggingface_hub takes for the real one; a dead connection is noticed soon."""
     with posing(monkeypatch, cache=tmp_path / "cache") as server:
         server.push("lab/tiny", {"config.json": CONFIG, "model.safetensors": WEIGHTS, "README.md": b"#"})
         yield server
@@ -117,14 +117,14 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give up soon; where nothing is to fail for good a busy machine must not make it."""
+    """Give up soon; only for tests whose faults last, since a busy machine may be slow."""
     monkeypatch.setattr(remote, "PATIENCE", 0.5)
     monkeypatch.setattr(remote, "ATTEMPT", 0.2)
 
 
 @pytest.fixture
 def file(hub: Hub) -> RemoteFile:
-    """The weights, their header fetched."""
+    """Return the weights with their header read."""
     found = remote_file(hub_files("lab/tiny"), "model.safetensors")
     found.read_ahead()
     found.forget()
@@ -132,7 +132,7 @@ def file(hub: Hub) -> RemoteFile:
 
 
 def read(file: RemoteFile, start: int, stop: int) -> bytes:
-    """Some bytes of a file, in new memory."""
+    """Return some bytes of a file, in new memory."""
     return bytes(file.fetch(start, stop, into=memoryview(bytearray(stop - start + 7))))
 
 
@@ -151,7 +151,7 @@ def test_tensors_are_those_of_the_file(hub: Hub) -> None:
 
 
 def test_opening_reads_the_headers_alone(hub: Hub) -> None:
-    """A file is opened with one range of 256 KiB."""
+    """Opening a file makes one request, for 256 KiB."""
     store = open_hub("lab/tiny")
 
     assert [f"bytes=0-{256 * 1024 - 1}"] == [request.range for request in hub.asked("cdn")]
@@ -160,7 +160,7 @@ def test_opening_reads_the_headers_alone(hub: Hub) -> None:
 
 
 def test_a_long_header_is_read_to_its_end(hub: Hub) -> None:
-    """A header longer than what is read ahead costs one more request, for its rest."""
+    """A header longer than the block read ahead costs one more request, for its rest."""
     header = json.dumps({"__metadata__": {"note": "x" * 300_000}}).encode()[:-1]
     header += b', "a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}'
     hub.push("lab/long", {"model.safetensors": len(header).to_bytes(8, "little") + header + b"abcd"})
@@ -172,7 +172,7 @@ def test_a_long_header_is_read_to_its_end(hub: Hub) -> None:
 
 
 def test_only_the_bytes_that_are_needed_come(hub: Hub, file: RemoteFile) -> None:
-    """A part is asked for by its range, and the signed link serves again."""
+    """Only the range of a part is requested, and the signed link is used again."""
     before = hub.sent["model.safetensors"]
     part = read(file, 700_001, 700_101)
 
@@ -183,7 +183,7 @@ def test_only_the_bytes_that_are_needed_come(hub: Hub, file: RemoteFile) -> None
 
 
 def test_the_token_stays_with_the_hub(hub: Hub) -> None:
-    """The hub gets the token, the host it redirects to does not."""
+    """The token is sent to the hub, and not to the host it redirects to."""
     open_hub("lab/tiny").read("half")
 
     assert {True} == {request.authorized for request in hub.asked("api") + hub.asked("resolve")}
@@ -191,14 +191,14 @@ def test_the_token_stays_with_the_hub(hub: Hub) -> None:
 
 
 def test_a_name_holds_no_secret() -> None:
-    """What errors call a file is its address without password and query."""
+    """Errors call a file by its address, without password and query."""
     file = RemoteFile("https://me:secret@hub.org/lab/x/a.safetensors?token=secret", size=1)
 
     assert "https://hub.org/lab/x/a.safetensors" == file.name
 
 
 def test_equal_files_have_equal_keys(hub: Hub) -> None:
-    """A shard that two repositories share is known by its hash, before a byte of it is read."""
+    """A shard in two repositories is recognised by its hash before a byte of it is read."""
     changed = {**SHARDED, "b.safetensors": save({"b": torch.ones(3)})}
     hub.push("lab/base", SHARDED)
     hub.push("lab/tuned", changed)
@@ -210,7 +210,7 @@ def test_equal_files_have_equal_keys(hub: Hub) -> None:
 
 
 def test_a_file_without_a_hash_is_known_by_its_etag(hub: Hub) -> None:
-    """What git itself holds has git's name, and a server that gives it whole will do."""
+    """A file that git stores has git's hash as key, and may be served whole."""
     hub.fail("whole", at="resolve")
     file = remote_file(hub_files("lab/tiny"), "config.json")
 
@@ -219,7 +219,7 @@ def test_a_file_without_a_hash_is_known_by_its_etag(hub: Hub) -> None:
 
 
 def test_the_commit_is_asked_once(hub: Hub) -> None:
-    """A push meanwhile changes nothing for who has opened the repository."""
+    """A later push changes nothing for an open repository."""
     before = hub_files("lab/tiny")
     hub.push("lab/tiny", {"model.safetensors": save({"other": torch.ones(2)})})
     store = open_hub("lab/tiny", listing=before)
@@ -234,14 +234,14 @@ def test_the_commit_is_asked_once(hub: Hub) -> None:
 
 
 def test_branches_and_tags(hub: Hub) -> None:
-    """`owner/name@revision` names a branch."""
+    """`owner/name@revision` opens a branch."""
     hub.push("lab/tiny", {"only.safetensors": SHARDS["a.safetensors"]}, to="v2")
 
     assert ["a"] == list(open_hub("lab/tiny@v2").headers)
 
 
 def test_shards_beside_a_single_file_do_not_count(hub: Hub) -> None:
-    """Where both are there, the single file is read, as transformers does."""
+    """If both exist, the single file is read, as in transformers."""
     hub.push("lab/both", {**SHARDED, "model.safetensors": WEIGHTS})
 
     assert ["big", "half", "none"] == sorted(open_hub("lab/both").headers)
@@ -249,7 +249,7 @@ def test_shards_beside_a_single_file_do_not_count(hub: Hub) -> None:
 
 @pytest.mark.parametrize(("kind", "at", "times", "after"), RECOVERED)
 def test_faults_that_pass(hub: Hub, kind: str, at: str, times: int, after: int) -> None:
-    """A line that breaks, stalls or is refused for a while goes on at the byte it reached."""
+    """A connection that breaks, stalls or is refused for a while resumes at the byte it reached."""
     file = remote_file(hub_files("lab/tiny"), "model.safetensors")
     hub.fail(kind, at=at, times=times, after=after)
 
@@ -262,7 +262,7 @@ def test_faults_that_pass(hub: Hub, kind: str, at: str, times: int, after: int) 
 def test_faults_that_stay(
     hub: Hub, file: RemoteFile, kind: str, at: str, times: int, after: int, message: str
 ) -> None:
-    """What does not pass ends in time, in an error that names the file and no secret."""
+    """A lasting fault ends in time, in an error that names the file and no secret."""
     hub.fail(kind, at=at, times=times, after=after)
     if at == "resolve":
         hub.signature += 1
@@ -277,7 +277,7 @@ def test_faults_that_stay(
 
 
 def test_a_link_that_expired_is_renewed(hub: Hub, file: RemoteFile) -> None:
-    """When the CDN refuses a signed link, the hub is asked for another."""
+    """If the CDN refuses a signed link, the hub is asked for another."""
     hub.signature += 1
 
     assert WEIGHTS[300_000:300_010] == read(file, 300_000, 300_010)
@@ -285,7 +285,7 @@ def test_a_link_that_expired_is_renewed(hub: Hub, file: RemoteFile) -> None:
 
 
 def test_many_threads_read_one_file(hub: Hub, file: RemoteFile) -> None:
-    """Parts read at the same time are each their own, also when the link expires under them."""
+    """Parts that threads read at the same time are right, also when the link expires meanwhile."""
     starts = range(0, 1_600_000, 100_000)
     hub.signature += 1
     hub.fail("reset", times=3, after=50_000)
@@ -296,7 +296,7 @@ def test_many_threads_read_one_file(hub: Hub, file: RemoteFile) -> None:
 
 
 def test_a_listing_gets_over_a_fault(hub: Hub) -> None:
-    """A hub that fails once when asked for the listing is asked again."""
+    """A listing that fails once is asked for again."""
     hub.fail("503", at="api", times=2)
 
     assert {"config.json", "model.safetensors", "README.md"} == hub_files("lab/tiny").files.keys()
@@ -304,27 +304,27 @@ def test_a_listing_gets_over_a_fault(hub: Hub) -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_a_hub_that_is_gone(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No connection, and no listing for long, end in an error that says so."""
+    """Without a connection, or a listing for long, the error says so."""
     hub.fail("503", at="api", times=99)
-    with pytest.raises(CheckpointError, match=r"lab/tiny: the hub gives nothing .HTTP 503."):
+    with pytest.raises(CheckpointError, match=r"lab/tiny: no data from the hub .HTTP 503."):
         open_hub("lab/tiny")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(CheckpointError, match=r"lab/tiny: the hub gives nothing .*[Rr]efused"):
+    with pytest.raises(CheckpointError, match=r"lab/tiny: no data from the hub .*[Rr]efused"):
         open_hub("lab/tiny")
 
 
 def test_what_the_hub_does_not_give(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Repository, revision, file and right to read: the error says which is missing."""
+    """The error says whether repository, revision, file or access is missing."""
     hub.gated.add("lab/tiny")
     with pytest.raises(
-        CheckpointError, match=r"lab/none: .* no such repository, or it is private.* HF_TOKEN"
+        CheckpointError, match=r"lab/none: the repository does not exist, or is private.* HF_TOKEN"
     ):
         open_hub("lab/none")
     with pytest.raises(CheckpointError, match="lab/tiny@v9: the repository has no such revision"):
         open_hub("lab/tiny@v9")
     with pytest.raises(CheckpointError, match=r"has no file 'x.json'. In it: README.md, config.json"):
         remote_file(hub_files("lab/tiny"), "x.json")
-    with pytest.raises(CheckpointError, match="is no hub id"):
+    with pytest.raises(CheckpointError, match="is not a hub id"):
         open_hub("lab/--x..")
     monkeypatch.setenv("HF_TOKEN", "")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere")
@@ -335,7 +335,7 @@ def test_what_the_hub_does_not_give(hub: Hub, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(("kind", "message"), UNLISTED)
 def test_listings_that_fail(hub: Hub, kind: str, message: str) -> None:
-    """A listing that stalls, trickles, breaks or comes packed ends in time; the token stays with the hub."""
+    """A listing that stalls, trickles, breaks or is compressed ends in time; the token stays with the hub."""
     hub.fail(kind, at="api", times=99, after=10)
     began = time.monotonic()
 
@@ -347,7 +347,7 @@ def test_listings_that_fail(hub: Hub, kind: str, message: str) -> None:
 
 @pytest.mark.parametrize(("body", "message"), NO_LISTINGS)
 def test_what_is_no_listing(hub: Hub, body: bytes, message: str) -> None:
-    """A hub may say anything; what is no listing is an error, and no commit names a folder elsewhere."""
+    """An answer that is not a listing is an error, and no commit can name a folder elsewhere."""
     hub.listings["lab/tiny"] = body
 
     with pytest.raises(CheckpointError, match=message):
@@ -355,7 +355,7 @@ def test_what_is_no_listing(hub: Hub, body: bytes, message: str) -> None:
 
 
 def test_a_listing_has_an_end(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A listing that does not end is not read to its end."""
+    """A listing beyond the limit is not read to its end."""
     monkeypatch.setattr(listing, "JSON_LIMIT", 100_000)
     hub.listings["lab/tiny"] = b" " * 50_000_000
 
@@ -364,7 +364,7 @@ def test_a_listing_has_an_end(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_names_outside_the_repository_are_not_listed(hub: Hub) -> None:
-    """What lies above a repository, or nowhere, is no file of it; nor is one without a size."""
+    """A file outside the repository, or without a name or size, is not listed."""
     entries: list[object] = [{"rfilename": name, "size": 1, "blobId": COMMIT} for name in ODD_NAMES]
     entries += [{"rfilename": "a.json", "size": size} for size in (-1, "1", None)]
     entries += [7, {}, {"rfilename": 7, "size": 1}, {"rfilename": "good.json", "size": 1, "blobId": "../x"}]
@@ -374,7 +374,7 @@ def test_names_outside_the_repository_are_not_listed(hub: Hub) -> None:
 
 
 def test_an_index_of_too_many_shards(hub: Hub) -> None:
-    """No checkpoint has a hundred thousand shards; none of them is asked for."""
+    """An index of a hundred thousand shards is refused before a request for one."""
     shards = [f"{n}.safetensors" for n in range(100_000)]
     index = json.dumps({"weight_map": {f"t{n}": shard for n, shard in enumerate(shards)}}).encode()
     hub.push("lab/many", {INDEX: index})
@@ -389,7 +389,7 @@ def test_an_index_of_too_many_shards(hub: Hub) -> None:
 
 
 def test_a_config_of_ten_gigabytes(hub: Hub) -> None:
-    """What is too large by the hub's own word is not fetched."""
+    """A config that the hub lists as too large is not downloaded."""
     entries = [{"rfilename": "config.json", "size": 10**10, "blobId": COMMIT}]
     hub.listings["lab/tiny"] = json.dumps({"sha": COMMIT, "siblings": entries}).encode()
 
@@ -399,7 +399,7 @@ def test_a_config_of_ten_gigabytes(hub: Hub) -> None:
 
 
 def test_offline(hub: Hub, file: RemoteFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HF_HUB_OFFLINE is kept to, and named."""
+    """With HF_HUB_OFFLINE no request is made, and the error names it."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     asked = len(hub.requests)
 
@@ -412,7 +412,7 @@ def test_offline(hub: Hub, file: RemoteFile, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(("files", "message"), NO_CHECKPOINTS)
 def test_no_checkpoint(hub: Hub, files: dict[str, bytes], message: str) -> None:
-    """What is no checkpoint is said to be none, and what there is instead."""
+    """A repository without a checkpoint is an error that says what it holds."""
     hub.push("lab/odd", {"config.json": CONFIG, **files})
 
     with pytest.raises(CheckpointError, match=message):
@@ -428,7 +428,7 @@ def test_stalled_shards_are_told_at_once(hub: Hub) -> None:
     hub.fail("stall", times=999)
     began = time.monotonic()
 
-    with pytest.raises(CheckpointError, match="given up after"):
+    with pytest.raises(CheckpointError, match="gave up after"):
         open_hub("lab/many")
     assert 3 > time.monotonic() - began
     for thread in threading.enumerate():
@@ -437,7 +437,7 @@ def test_stalled_shards_are_told_at_once(hub: Hub) -> None:
 
 
 def test_whole_snapshots_are_found_in_the_cache(hub: Hub, fetched: Callable[..., Path]) -> None:
-    """The hub's cache serves once all shards are in it, under the branch and under the commit."""
+    """A snapshot in the hub's cache is used once all its shards are there, by branch and by commit."""
     commit = hub.push("lab/base", {**SHARDED, "config.json": CONFIG})
     fetched("config.json", INDEX, "a.safetensors")
 
@@ -449,7 +449,7 @@ def test_whole_snapshots_are_found_in_the_cache(hub: Hub, fetched: Callable[...,
 
 
 def test_adapters_are_found_in_the_cache(hub: Hub, fetched: Callable[..., Path]) -> None:
-    """An adapter is whole with its config and its weights."""
+    """A cached adapter is complete with its config and its weights."""
     hub.push("lab/base", {"adapter_config.json": b"{}", "adapter_model.safetensors": WEIGHTS})
     folder = fetched("adapter_config.json").parent
 
@@ -460,7 +460,7 @@ def test_adapters_are_found_in_the_cache(hub: Hub, fetched: Callable[..., Path])
 
 @pytest.fixture
 def fetched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Download files of lab/base into the hub's cache, and say where the last one is."""
+    """Download files of lab/base into the hub's cache; returns the path of the last one."""
     monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_DISABLE_XET", True)
 
     def download(*names: str) -> Path:

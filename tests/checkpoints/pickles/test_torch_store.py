@@ -1,4 +1,4 @@
-"""Torch's own files: read by the place of their bytes, unwrapped, and refused where they could run code."""
+"""Torch's own files are read from the places of their bytes, and refused where they could run code."""
 
 import argparse
 import os
@@ -83,7 +83,7 @@ WITHOUT_MODEL: tuple[tuple[Any, str], ...] = (
 
 
 class Malicious:
-    """Leaves a mark where it is unpickled by an unguarded reader."""
+    """An object that leaves a mark when an unguarded reader unpickles it."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -93,11 +93,11 @@ class Malicious:
 
 
 class TrainingArguments:
-    """Stands for the Trainer's."""
+    """A stand-in for the Trainer's class."""
 
 
 class DictConfig:
-    """Stands for OmegaConf's."""
+    """A stand-in for OmegaConf's class."""
 
 
 Save = Callable[..., PickleStore]
@@ -105,13 +105,13 @@ Save = Callable[..., PickleStore]
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where to save."""
+    """Return the path to save to."""
     return tmp_path / "pytorch_model.bin"
 
 
 @pytest.fixture
 def opened(path: Path) -> Save:
-    """Saves a value and opens it."""
+    """Save a value and open it."""
 
     def save(value: object, **how: Any) -> PickleStore:
         torch.save(value, path, **how)
@@ -121,13 +121,13 @@ def opened(path: Path) -> Save:
 
 
 def content(tensor: Tensor) -> bytearray:
-    """The bytes of the values."""
+    """Return the bytes of the values."""
     whole = tensor.detach().clone(memory_format=torch.contiguous_format)
     return bytearray(whole.reshape(-1).view(torch.uint8).tolist())
 
 
 def same(one: Tensor, two: Tensor) -> bool:
-    """Equal in shape, dtype and every bit."""
+    """Return whether shape, dtype and every bit are equal."""
     if one.shape != two.shape or one.dtype != two.dtype:
         return False
     bits = [torch.frombuffer(content(tensor), dtype=torch.uint8) for tensor in (one, two) if tensor.numel()]
@@ -135,7 +135,7 @@ def same(one: Tensor, two: Tensor) -> bool:
 
 
 def refused(path: Path) -> str:
-    """The message for a file that does not open; it is short, names the file and advises no risk."""
+    """Return the message for a file that does not open; it is short, names the file and advises no risk."""
     with pytest.raises(CheckpointError) as error:
         open_pickle([path], str(path), config={})
     message = str(error.value)
@@ -147,7 +147,7 @@ def refused(path: Path) -> str:
 
 
 def rezipped(path: Path, change: Callable[[str, bytes], tuple[str, bytes]], **how: Any) -> None:
-    """Write an archive again, each member as `change` returns it."""
+    """Write an archive again, with each member as `change` returns it."""
     with zipfile.ZipFile(path) as archive:
         members = [(name, archive.read(name)) for name in archive.namelist()]
     with zipfile.ZipFile(path, "w", **how) as archive:
@@ -177,7 +177,7 @@ def test_every_kind_of_value_is_read_as_torch_reads_it(opened: Save, path: Path,
 
 @pytest.mark.parametrize("name", [name for name, tensor in (KINDS | STRIDED).items() if tensor.ndim])
 def test_rows_are_those_of_the_whole(opened: Save, name: str) -> None:
-    """Some rows of a tensor are the same rows of all of it."""
+    """Some rows of a tensor equal the same rows of the whole."""
     tensor = (KINDS | STRIDED)[name]
     store = opened({name: tensor, "filled": torch.ones(2)})
 
@@ -186,7 +186,7 @@ def test_rows_are_those_of_the_whole(opened: Save, name: str) -> None:
 
 
 def test_opening_reads_no_values(opened: Save, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A large file opens by its directory and its pickle alone, in little memory."""
+    """Opening a large file reads its directory and its pickle only, in little memory."""
     torch.save({f"w{i}": torch.zeros(1_000_000) for i in range(12)}, path)
     fetched: list[int] = []
     fetch = LocalFile.fetch
@@ -210,7 +210,7 @@ def test_opening_reads_no_values(opened: Save, path: Path, monkeypatch: pytest.M
 def test_a_strip_of_a_transposed_matrix_is_fetched_alone(
     opened: Save, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows of a transposed matrix cost what they weigh, not the whole."""
+    """Rows of a transposed matrix cost their own bytes, not those of the matrix."""
     store = opened({"w": torch.randn(16, 8192).T, "other": torch.ones(2)})
     fetched: list[int] = []
     fetch = LocalFile.fetch
@@ -258,7 +258,7 @@ def test_tied_weights_appear_once(opened: Save) -> None:
 )
 @pytest.mark.parametrize("legacy", [False, True])
 def test_envelopes(opened: Save, wrap: Callable[[Any], Any], legacy: bool) -> None:
-    """The model is found in what it is usually wrapped in."""
+    """The model is found in the usual envelopes."""
     model = {"layers.0.weight": BASE, "layers.0.bias": torch.ones(6), "note": "text"}
     store = opened(wrap(model), _use_new_zipfile_serialization=not legacy)
 
@@ -267,7 +267,7 @@ def test_envelopes(opened: Save, wrap: Callable[[Any], Any], legacy: bool) -> No
 
 
 def test_what_is_beside_the_model_is_counted(opened: Save) -> None:
-    """The optimizer and another copy of the model are left out, and how much that is is said."""
+    """The optimizer and another copy of the model are left out and counted."""
     model = {"w": BASE, "step": 3, 7: torch.ones(2)}
     loop: list[Any] = [torch.ones(3)]
     loop.append(loop)
@@ -333,14 +333,14 @@ def test_sparse_tensors_alone_need_no_values(opened: Save) -> None:
 
 @pytest.mark.parametrize(("value", "message"), WITHOUT_MODEL)
 def test_files_without_a_model(path: Path, value: Any, message: str) -> None:
-    """What holds no weights is called what it is."""
+    """A file without weights is an error that says what it holds."""
     torch.save(value, path)
 
     assert message in refused(path)
 
 
 def test_a_mapping_within_itself_ends(path: Path) -> None:
-    """A model that is its own envelope is an error, not a hang."""
+    """A mapping that contains itself is an error, not a hang."""
     value: dict[str, Any] = {}
     value["model"] = value
     torch.save(value, path)
@@ -349,7 +349,7 @@ def test_a_mapping_within_itself_ends(path: Path) -> None:
 
 
 def test_a_shard_of_zero_is_named(tmp_path: Path) -> None:
-    """DeepSpeed's shards are known by their names, whatever they hold."""
+    """DeepSpeed's shards are recognised by their names, whatever they hold."""
     path = tmp_path / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"
     torch.save({"w": BASE}, path)
 
@@ -357,7 +357,7 @@ def test_a_shard_of_zero_is_named(tmp_path: Path) -> None:
 
 
 def test_a_tensor_without_values_is_an_error(path: Path) -> None:
-    """A model saved from the meta device has names and nothing else."""
+    """A model saved from the meta device is an error: it has no values."""
     torch.save({"w": BASE.to("meta")}, path)
 
     assert "'w': was saved without values" in refused(path)
@@ -377,7 +377,7 @@ def test_no_code_runs(path: Path, tmp_path: Path, legacy: bool) -> None:
 
 
 def test_a_whole_module_is_refused(path: Path) -> None:
-    """A pickled module needs its code."""
+    """A pickled module is refused, since it needs its code."""
     torch.save(nn.Linear(2, 3), path)
     message = refused(path)
 
@@ -387,7 +387,7 @@ def test_a_whole_module_is_refused(path: Path) -> None:
 
 
 def test_settings_are_refused_by_name(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Trainer's arguments and OmegaConf's objects get words of their own."""
+    """The Trainer's arguments and OmegaConf's objects get their own messages."""
     torch.save(TrainingArguments(), path)
 
     assert "settings of the training only" in refused(path)
@@ -401,7 +401,7 @@ def test_settings_are_refused_by_name(path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_another_protocol_is_refused_quietly(path: Path) -> None:
-    """A pickle of a newer protocol neither opens nor warns."""
+    """A pickle of a newer protocol is refused without a warning."""
     torch.save({"w": [frozenset({1}), "x" * 70_000]}, path, pickle_protocol=4)
 
     assert "refused" in refused(path)
@@ -409,14 +409,14 @@ def test_another_protocol_is_refused_quietly(path: Path) -> None:
 
 @pytest.mark.parametrize(("content", "message"), IMPOSTORS)
 def test_impostors(path: Path, content: bytes, message: str) -> None:
-    """What is no torch file is called what it is."""
+    """A file of another format is an error that names the format."""
     path.write_bytes(content)
 
     assert message in refused(path)
 
 
 def test_safetensors_under_another_name(path: Path) -> None:
-    """A safetensors file says so, whatever its header's length."""
+    """A safetensors file is recognised, whatever the length of its header."""
     for count in range(1, 12):
         save_file({f"tensor{i}": BASE.clone() for i in range(count)}, path)
 
@@ -424,7 +424,7 @@ def test_safetensors_under_another_name(path: Path) -> None:
 
 
 def test_deflated_members_are_refused(path: Path) -> None:
-    """Compressed members would be read as garbage."""
+    """Compressed members are refused: their bytes are not the values."""
     torch.save({"w": BASE}, path)
     rezipped(path, lambda name, content: (name, content), compression=zipfile.ZIP_DEFLATED)
 
@@ -432,7 +432,7 @@ def test_deflated_members_are_refused(path: Path) -> None:
 
 
 def test_archives_zipped_again_open(path: Path) -> None:
-    """Members that lie elsewhere than torch's offsets reckon are read where they are."""
+    """Members at other offsets than torch computes are read where they are."""
     torch.save({"a": BASE, "b": BASE + 1}, path)
     rezipped(path, lambda name, content: (name, content))
     store = open_pickle([path], str(path), config={})
@@ -442,7 +442,7 @@ def test_archives_zipped_again_open(path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_doubled_members_are_refused(path: Path) -> None:
-    """Two members of one name would be read differently by two readers."""
+    """Two members of one name are refused: two readers could read different ones."""
     torch.save({"w": BASE, "b": BASE + 1}, path)
     rezipped(path, lambda name, content: (name.replace("data/1", "data/0"), content))
 
@@ -450,7 +450,7 @@ def test_doubled_members_are_refused(path: Path) -> None:
 
 
 def test_big_endian_is_refused(path: Path) -> None:
-    """Values of the other byte order are not read as if they were ours."""
+    """Values of the other byte order are refused."""
     torch.save({"w": BASE}, path)
     rezipped(path, lambda name, content: (name, b"big" if name.endswith("byteorder") else content))
 
@@ -469,7 +469,7 @@ def test_encrypted_members_are_refused(path: Path) -> None:
 
 
 def test_overlapping_members_are_refused(path: Path) -> None:
-    """No byte is two members'."""
+    """Members that share bytes are refused."""
     torch.save({"w": BASE, "b": BASE + 1}, path)
     content = bytearray(path.read_bytes())
     entries = [content.index(b"/data/0", content.index(b"PK\x01\x02")), content.rindex(b"/data/1")]
@@ -489,7 +489,7 @@ def test_a_huge_pickle_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_other_archives_are_named(path: Path) -> None:
-    """A zip of something else, and a program of TorchScript, are no checkpoints."""
+    """Another zip archive and a TorchScript program are errors that say so."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", b"hello")
 
@@ -510,7 +510,7 @@ def test_tensors_fit_their_storage(path: Path, legacy: bool) -> None:
 
 
 def test_tensors_stay_within_their_storage(path: Path) -> None:
-    """What a tensor is made of is counted by the bytes that are there, not by those that are claimed."""
+    """A tensor is checked against the bytes that exist, not against those that are claimed."""
     torch.save({"w": BASE[2:], "v": torch.ones(4)}, path)
     rezipped(path, lambda name, content: (name, content[:-4] if name.endswith("data/0") else content))
 
@@ -518,7 +518,7 @@ def test_tensors_stay_within_their_storage(path: Path) -> None:
 
 
 def test_missing_members_are_an_error(path: Path) -> None:
-    """A pickle that names bytes that are not in the archive is broken."""
+    """A pickle that names a missing storage is an error."""
     torch.save({"w": BASE}, path)
     rezipped(path, lambda name, content: (name.replace("data/0", "data/9"), content))
 
@@ -527,7 +527,7 @@ def test_missing_members_are_an_error(path: Path) -> None:
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_cut_and_changed_files_are_errors(path: Path, legacy: bool) -> None:
-    """Wherever a file is cut short or a byte of its pickle is changed, it opens or is a clear error."""
+    """A file cut short anywhere, or with a changed byte in its pickle, opens or is a clear error."""
     torch.save({"model": {"w": BASE}, "epoch": 1}, path, _use_new_zipfile_serialization=not legacy)
     content = path.read_bytes()
     for end in range(0, len(content) - 1, 7):
@@ -561,7 +561,7 @@ def test_shards_are_one_store(tmp_path: Path) -> None:
 
 
 def test_facts_tell_contents_apart(opened: Save) -> None:
-    """The header hash is of names and shapes, the content hash of all."""
+    """The header hash covers names and shapes, the content hash everything."""
     one, two = opened({"w": BASE}).facts, opened({"w": BASE + 1}).facts
     three = opened({"v": BASE}).facts
 
@@ -571,7 +571,7 @@ def test_facts_tell_contents_apart(opened: Save) -> None:
 
 
 def test_a_change_while_reading_is_noticed(opened: Save, path: Path) -> None:
-    """A file that is written to is not mixed with what it was."""
+    """A file written to while it is read is an error, never a mixture."""
     store = opened({"w": BASE})
     store.check()
     torch.save({"w": torch.ones(50)}, path)
@@ -581,14 +581,14 @@ def test_a_change_while_reading_is_noticed(opened: Save, path: Path) -> None:
 
 
 def test_no_pipe_is_opened(tmp_path: Path) -> None:
-    """A pipe would block a reader for ever."""
+    """A pipe is refused: reading it would block for ever."""
     os.mkfifo(tmp_path / "model.pth")
 
     assert "not an ordinary file" in refused(tmp_path / "model.pth")
 
 
 def test_a_checkpoint_stands_on_it(opened: Save) -> None:
-    """Its tensors have sites as those of safetensors have."""
+    """A torch file has the same sites as a safetensors file."""
     store = opened(
         {
             "model": {

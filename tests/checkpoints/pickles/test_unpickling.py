@@ -1,4 +1,4 @@
-"""The reader of pickles: what torch writes is what it gives back, and it never runs anything."""
+"""The reader of pickles returns what torch writes, and never runs anything."""
 
 import io
 import pickle
@@ -35,7 +35,7 @@ RECORDS: tuple[tuple[bytes, object], ...] = (
 
 
 def load(content: bytes) -> Any:
-    """What a pickle holds."""
+    """Return the object in a pickle."""
     stream = io.BufferedReader(io.BytesIO(content))  # type: ignore[arg-type]
     return Unpickler(stream, "file.bin").load()
 
@@ -43,12 +43,12 @@ def load(content: bytes) -> Any:
 @given(PLAIN)
 @settings(max_examples=100, derandomize=True, deadline=None)
 def test_plain_data_is_read_as_python_reads_it(value: Any) -> None:
-    """Numbers, text, tuples, lists and dicts, however they are nested."""
+    """Numbers, text, tuples, lists and dicts are read as by Python, at any depth."""
     assert value == load(pickle.dumps(value, 2))
 
 
 def test_mappings_of_other_classes_are_dicts() -> None:
-    """An OrderedDict keeps its order, and loses the attributes that could stand for its methods."""
+    """An OrderedDict keeps its order, and loses attributes that could replace its methods."""
     value = OrderedDict(b=1, a=2)
     value._metadata = {"": {"version": 1}}  # type: ignore[attr-defined]
 
@@ -58,12 +58,12 @@ def test_mappings_of_other_classes_are_dicts() -> None:
 
 @pytest.mark.parametrize(("value", "record"), RECORDS)
 def test_what_torch_names_becomes_a_record(value: bytes, record: object) -> None:
-    """Tensors and sizes are told, not made."""
+    """Tensors and sizes become records of their arguments."""
     assert record == load(program(value))
 
 
 def test_settings_are_read_and_no_object_is_made() -> None:
-    """The attributes of an `argparse.Namespace` are those that were saved."""
+    """The attributes of an `argparse.Namespace` are read as they were saved."""
     saved = mapping({"lr": b"K\x01"})
     found = load(program(named("argparse.Namespace") + b")\x81" + saved + b"b"))
 
@@ -71,19 +71,19 @@ def test_settings_are_read_and_no_object_is_made() -> None:
 
 
 def test_a_key_that_is_a_tuple_is_not_hashed() -> None:
-    """Of one nested a million deep the hash alone would kill the process."""
+    """A tuple as key is not hashed: for one nested a million deep that would kill the process."""
     (key,) = load(program(b"})" + b"\x85" * 1_000_000 + b"Ns"))
 
     assert (Odd, "a tuple") == (type(key), str(key))
 
 
 def test_nothing_is_allowed_that_torch_refuses() -> None:
-    """But two classes without code: the settings of a run, and a buffer."""
+    """Every allowed name is allowed by torch too, but for two without code: Namespace and Buffer."""
     assert {"argparse.Namespace", "torch.nn.parameter.Buffer"} == ALLOWED - _get_allowed_globals().keys()
 
 
 def test_instructions_are_counted_over_all_pickles_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file of many pickles gets no more of them than a file of one."""
+    """The limit on instructions is for a file, however many pickles it has."""
     monkeypatch.setattr(unpickling, "_MOST", 8)
     stream = io.BufferedReader(io.BytesIO(program(b"N" * 3) * 2))  # type: ignore[arg-type]
     pickles = Unpickler(stream, "file.bin")

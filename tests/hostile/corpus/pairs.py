@@ -1,4 +1,4 @@
-"""Two checkpoints that each open, and do not fit each other, or hold what can't be compared."""
+"""Two checkpoints that open but don't fit each other, or hold values that can't be compared."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +25,7 @@ _EMBED, _NORM, _DOWN = "model.embed_tokens.weight", "model.norm.weight", "model.
 
 
 def tensors(*, seed: int = 0) -> Tensors:
-    """The tiny model of the corpus; those of another seed are near."""
+    """Return the tiny model of the corpus; with another seed, a model near to it."""
     return {name: torch.from_numpy(value) for name, value in values(seed=seed).items()}
 
 
@@ -38,7 +38,7 @@ def save(folder: Path, found: Tensors, **settings: object) -> Path:
 
 
 def _pair(root: Path, *, base: Change | None, tuned: Change | None, more: tuple[str, ...] = ()) -> list[str]:
-    """Two saves of nearly the same model, of which either may be changed."""
+    """Save nearly the same model twice; either may be changed."""
     folders = []
     for name, change, seed in (("base", base, 0), ("tuned", tuned, 1)):
         found = tensors(seed=seed)
@@ -49,7 +49,7 @@ def _pair(root: Path, *, base: Change | None, tuned: Change | None, more: tuple[
 
 
 def _put(name: str, value: float, *, at: object = (0, 0)) -> Change:
-    """One element becomes this."""
+    """Set one element."""
 
     def change(found: Tensors) -> None:
         found[name][at] = value  # type: ignore[index]
@@ -77,7 +77,7 @@ def _same(found: Tensors) -> None:
 
 
 def _bits(found: Tensors) -> None:
-    """NaN of other bits at the same place."""
+    """Use NaN of other bits at the same place."""
     found.update(tensors())
     found[GATE].view(torch.int32)[0, 0] = 0x7FC00001
 
@@ -88,13 +88,13 @@ def _renamed(found: Tensors) -> None:
 
 
 def _moved(found: Tensors) -> None:
-    """A layer further."""
+    """Move a layer one further."""
     for name in list(found):
         found[name.replace("layers.1", "layers.7")] = found.pop(name)
 
 
 def _more(found: Tensors) -> None:
-    """A third layer."""
+    """Add a third layer."""
     second = {name: value for name, value in found.items() if "layers.1" in name}
     found.update({name.replace("layers.1", "layers.2"): value.clone() for name, value in second.items()})
 
@@ -108,7 +108,7 @@ def _rounded(found: Tensors) -> None:
 
 
 def _drawn(seed: int) -> Change:
-    """Weights of another model altogether."""
+    """Draw the weights of another model."""
     draw = torch.Generator().manual_seed(seed)
     return _every(lambda value: torch.randn(value.shape, generator=draw.manual_seed(seed)))
 

@@ -1,4 +1,4 @@
-"""Pickles that would run code, crash their reader, or take it for ever."""
+"""Pickles that would run code, crash their reader, or keep it busy for ever."""
 
 import pickle
 from functools import partial
@@ -21,7 +21,7 @@ _FILE = "pytorch_model.bin"
 
 
 def _mark(root: Path) -> bytes:
-    """A command that leaves a trace."""
+    """Return a command that leaves a trace."""
     return text(f"touch {root}/ran")
 
 
@@ -43,7 +43,7 @@ _CALLS = (
 
 
 def _calling(root: Path, *, name: str) -> list[str]:
-    """Called with one argument, beside a matrix."""
+    """Call a name with one argument, beside a matrix."""
     return ["inspect", str(zipped(root / "input" / _FILE, model(x=call(name, _mark(root)))))]
 
 
@@ -52,7 +52,7 @@ def _earlier(root: Path, *, name: str) -> list[str]:
 
 
 def _within(root: Path) -> list[str]:
-    """A pickle in a pickle."""
+    """Put a pickle into a pickle."""
     inner = pickle.dumps(b"cposix\nsystem\n", 2)
     inside = call("_codecs.encode", text(inner.decode("latin1")), text("latin1"))
     return [

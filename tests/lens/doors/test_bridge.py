@@ -18,6 +18,7 @@ from affectlens.interventions import Knockout, Mean, Patch, Resample, Scale, Ste
 from affectlens.lens.doors.bridge import bridge, bridge_input
 from affectlens.sites import Point, Points, Site
 from tests.lens.families import BY_NAME, base, logits, tuned
+from tests.numbers import differ
 
 # TransformerLens computes with the parts of fused matrices, so their sums are rounded in another order.
 FUSED = ("phi3", "gpt2")
@@ -59,17 +60,16 @@ def test_a_bridge_computes_what_the_model_computes(name: str) -> None:
     expected, actual = through_hooks(name, ()), bridged(bridge(eager(name)), name)
 
     torch.testing.assert_close(actual, expected, atol=1e-6 * float(expected.abs().max()), rtol=0)
-    assert (name in FUSED) != torch.equal(expected, actual)
+    assert name in FUSED or torch.equal(expected, actual)
 
 
-def test_another_attention_is_rounded_otherwise() -> None:
-    """A lens that attends by sdpa agrees where positions are real, and not to the bit."""
+def test_another_attention_agrees_where_positions_are_real() -> None:
+    """A lens that attends by sdpa has the logits of a bridge, which attends eagerly, up to rounding."""
     lens, batch = al.Lens(base("llava")), BY_NAME["llava"].batch()
     real = batch["attention_mask"].bool()
     expected, actual = logits(lens.model, batch)[real], bridged(bridge(lens), "llava")[real]
 
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
-    assert not torch.equal(expected, actual)
 
 
 def a_neuron(lens: al.Lens, kind: str) -> Points:
@@ -183,7 +183,7 @@ def test_interventions_hold_in_each_step_of_an_answer(name: str) -> None:
     actual = bridge(lens, *plan).original_model.generate(**batch, **settings)  # type: ignore[operator]
 
     assert torch.equal(expected, actual)
-    assert not torch.equal(expected, lens.model.generate(**batch, **settings))  # type: ignore[operator]
+    assert differ(expected, lens.model.generate(**batch, **settings))  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("name", TURNING)

@@ -1,4 +1,4 @@
-"""What is recorded is what passed: values against raw hooks, moments against values, gradients by steps."""
+"""Recordings are right: values against raw hooks, moments against values, gradients against steps."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +12,14 @@ import affectlens as al
 from affectlens.errors import LensError, NoSuchSite
 from affectlens.lens import Activations, Statistics
 from tests.lens.families import BY_NAME, base
+from tests.numbers import differ
 
 FAMILIES = ("llama", "phi3", "llava", "qwen2_5_vl", "gemma3", "qwen2_audio", "t5_gated")
 
 
 @contextmanager
 def hooked(module: nn.Module, *, before: bool) -> Iterator[list[torch.Tensor]]:
-    """What torch's own hook sees go in or come out."""
+    """Collect a module's input or output with a plain hook of torch."""
     seen: list[torch.Tensor] = []
     if before:
         handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
@@ -45,7 +46,7 @@ def language(lens: al.Lens, role: str) -> al.Sites:
     [("down_proj", "gated", "", True), ("o_proj", "heads", "", True), ("down_proj", "output", "", False)],
 )
 def test_values_are_what_a_raw_hook_sees(name: str, role: str, kind: str, of: str, before: bool) -> None:
-    """Whatever the role, what is recorded has the bits that torch's hook is given."""
+    """A recording has the bits that a plain hook of torch sees."""
     lens, batch = al.Lens(base(name)), BY_NAME[name].batch()
     site = lens.sites.where(tower="language", role=role, param="weight")[-1]
     with hooked(lens.module(site), before=before) as seen:
@@ -55,7 +56,7 @@ def test_values_are_what_a_raw_hook_sees(name: str, role: str, kind: str, of: st
 
 
 def test_a_slice_of_a_fused_matrix_is_recorded_alone() -> None:
-    """The gate of Phi-3 is the first half of what its one matrix makes, and up the second."""
+    """In Phi-3, gate is the first half of the fused matrix's output, and up the second."""
     lens, batch = al.Lens(base("phi3")), BY_NAME["phi3"].batch()
     gate, up = language(lens, "gate_proj"), language(lens, "up_proj")
     with hooked(lens.module(gate[0]), before=False) as seen:
@@ -66,7 +67,7 @@ def test_a_slice_of_a_fused_matrix_is_recorded_alone() -> None:
 
 
 def test_heads_and_neurons_are_their_features() -> None:
-    """A head of what goes into o_proj, a neuron of act(gate)·up: the parts of the whole."""
+    """The activations of heads and neurons are slices of the whole."""
     lens, batch = al.Lens(base("llama")), BY_NAME["llama"].batch()
     o, gate = language(lens, "o_proj")[0], language(lens, "gate_proj")[0]
     units = lens.checkpoint.units(o)
@@ -82,7 +83,7 @@ def test_heads_and_neurons_are_their_features() -> None:
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_audio"])
 def test_a_span_is_its_positions_alone(name: str) -> None:
-    """Of a medium as many positions as placeholders, padded on the left where a row has fewer."""
+    """A recorded span has one position per placeholder, padded on the left in shorter rows."""
     lens, batch = al.Lens(base(name)), BY_NAME[name].batch()
     medium = BY_NAME[name].media[0]
     sites = language(lens, "down_proj")
@@ -98,7 +99,7 @@ def test_a_span_is_its_positions_alone(name: str) -> None:
 
 
 def test_moments_are_those_of_the_values() -> None:
-    """Mean, second moment and covariance over batches of padded rows, against float64 over all rows."""
+    """Mean, second moment and covariance over padded batches equal those in float64 over all rows."""
     lens, batch = al.Lens(base("llava")), BY_NAME["llava"].batch()
     points = language(lens, "gate_proj").at("input")
     values = lens.record(points, batch, batch)
@@ -126,7 +127,7 @@ def test_the_second_moment_weighs_a_change_by_behaviour() -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("kind", ["residual", "gated"])
 def test_gradients_are_what_a_small_step_does(name: str, kind: str) -> None:
-    """The derivative along a direction, against the difference that steering by it makes."""
+    """The gradient along a direction equals the difference quotient from steering along it."""
     lens, batch = al.Lens(base(name)), BY_NAME[name].batch()
     points = language(lens, "down_proj")[:1].at(kind)
 
@@ -147,17 +148,17 @@ def test_gradients_are_what_a_small_step_does(name: str, kind: str) -> None:
 
 
 def test_gradients_are_those_of_one_reader() -> None:
-    """What goes into q alone: k and v read the same tensor, and their part is not q's."""
+    """The gradient at the input of q leaves out k and v, which read the same tensor."""
     lens, batch = al.Lens(base("llama")), BY_NAME["llama"].batch()
     one, two = (language(lens, role)[:1].at("input") for role in ("q_proj", "v_proj"))
     found = lens.record(one | two, batch, metric=lambda logits: logits[:, 0])
 
     assert torch.equal(found[one[0]].values, found[two[0]].values)
-    assert not torch.equal(found[one[0]].gradients, found[two[0]].gradients)
+    assert differ(found[one[0]].gradients, found[two[0]].gradients)
 
 
 def test_without_parameters_that_learn_there_are_gradients_too() -> None:
-    """A frozen model has activations whose gradient can be asked."""
+    """A frozen model has gradients of its activations too."""
     model = BY_NAME["llama"].build().requires_grad_(False)
     lens, batch = al.Lens(model), BY_NAME["llama"].batch()
     points = language(lens, "down_proj").at("residual")
@@ -169,7 +170,7 @@ def test_without_parameters_that_learn_there_are_gradients_too() -> None:
 
 
 def test_a_block_records_generation_step_by_step() -> None:
-    """Prompt and generated positions follow each other, as one pass over all of them sees them."""
+    """A recording of generation equals one pass over prompt and answer."""
     lens, batch = al.Lens(base("llama")), BY_NAME["llama"].batch()
     points = language(lens, "down_proj").at("residual")
     with lens.record(points) as recording:
@@ -184,14 +185,14 @@ def test_a_block_records_generation_step_by_step() -> None:
 
 
 def test_what_can_not_be_recorded_is_told() -> None:
-    """Another thing to keep, a point not asked for, one that no pass reaches, gradients without values."""
+    """Errors: an unknown `keep`, no points, gradients without values, a point not recorded or not reached."""
     lens, batch = al.Lens(base("llama")), BY_NAME["llama"].batch()
     points = language(lens, "down_proj").at("residual")
-    with pytest.raises(LensError, match="can't keep 'all'"):
+    with pytest.raises(LensError, match="can't record with keep='all'"):
         lens.record(points, batch, keep="all")
-    with pytest.raises(NoSuchSite, match="no point"):
+    with pytest.raises(NoSuchSite, match="no points"):
         lens.record(points[:0], batch)
-    with pytest.raises(LensError, match="beside values"):
+    with pytest.raises(LensError, match="gradients need the values"):
         lens.record(points, batch, keep="mean", metric=lambda logits: logits[:, 0])
     with pytest.raises(NoSuchSite, match="was not recorded"):
         lens.record(points[:1], batch)[points[1]]
@@ -204,7 +205,7 @@ def test_what_can_not_be_recorded_is_told() -> None:
 
 
 def test_recording_leaves_no_hook() -> None:
-    """After a recording, whole or broken off, the modules are as they were."""
+    """A recording, complete or interrupted, leaves no hook."""
     lens, batch = al.Lens(base("llama")), BY_NAME["llama"].batch()
     points = language(lens, "down_proj").at("residual")
     with pytest.raises(RuntimeError, match="stop"):

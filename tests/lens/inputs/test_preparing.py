@@ -1,4 +1,4 @@
-"""Media through a model's own processor: they reach the model, stand where they are said to, or are told."""
+"""Media reach the model through its processor, at the positions that `spans` reports, or raise an error."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +18,7 @@ from affectlens.lens.inputs.rendering import spans
 from affectlens.lens.live import config_of
 from tests.lens.families import AUDIO, IMAGE, VIDEO, base
 from tests.lens.processors import processor, tokenizer
+from tests.numbers import differ
 
 MEDIA = (
     ("llava", "image"), ("llava_onevision", "image"), ("llava_onevision", "video"), ("qwen2_vl", "image"),
@@ -31,7 +32,7 @@ Show = Callable[..., al.Example]
 
 @pytest.fixture(scope="module")
 def show(tmp_path_factory: pytest.TempPathFactory) -> Show:
-    """Make an example with one medium of a kind, as the n-th there is of it."""
+    """Make the n-th example with one medium of a kind."""
     folder = tmp_path_factory.mktemp("media")
     made = np.random.default_rng(0)
     for n in range(4):
@@ -55,7 +56,7 @@ def lens_of(family: str, *, template: bool = True) -> al.Lens:
 @pytest.mark.parametrize("template", [True, False], ids=["chat", "bare"])
 @pytest.mark.parametrize(("family", "medium"), MEDIA)
 def test_media_reach_the_model(family: str, medium: str, template: bool, show: Show) -> None:
-    """Other pictures, sounds and films give other logits, by the chat template or without one."""
+    """Different pictures, sounds and films give different logits, with and without a chat template."""
     lens = lens_of(family, template=template)
     one, two = (lens.logits(show(medium, n)) for n in (0, 1))
 
@@ -65,7 +66,7 @@ def test_media_reach_the_model(family: str, medium: str, template: bool, show: S
 
 @pytest.mark.parametrize(("family", "medium"), MEDIA)
 def test_an_example_is_the_same_alone_and_beside_another(family: str, medium: str, show: Show) -> None:
-    """Padding changes no answer, and neither does a batch."""
+    """Neither padding nor a batch changes an answer."""
     lens = lens_of(family)
     examples = show(medium, 0), show(medium, 1, text="what is it that you feel?")
     alone = torch.cat([lens.logits(example) for example in examples])
@@ -76,7 +77,7 @@ def test_an_example_is_the_same_alone_and_beside_another(family: str, medium: st
 
 
 def entering(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """What enters the first layer of the language model."""
+    """Return the input of the first layer of the language model."""
     layer = next(part for part in model.modules() if type(part).__name__.endswith("DecoderLayer"))
     seen: list[Tensor] = []
     hook = layer.register_forward_pre_hook(
@@ -90,7 +91,7 @@ def entering(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize(("family", "medium"), MEDIA)
 def test_spans_are_where_the_model_puts_its_embeddings(family: str, medium: str, show: Show) -> None:
-    """The positions whose input is no token's embedding are those of the span, each and no other."""
+    """A span is exactly the positions whose input is not the embedding of their token."""
     lens = lens_of(family)
     batch = lens.prepare(show(medium, 0), show(medium, 1, text="what is it?"))
     found = spans(batch["input_ids"], batch["attention_mask"], config=config_of(lens.model))
@@ -98,7 +99,7 @@ def test_spans_are_where_the_model_puts_its_embeddings(family: str, medium: str,
         words = lens.model.get_input_embeddings()(batch["input_ids"])  # type: ignore[operator]
     put = (words != entering(lens.model, batch)).any(-1)
 
-    where = "image" if family == "internvl" else medium  # whose films are pictures, one after the other
+    where = "image" if family == "internvl" else medium  # InternVL turns films into pictures
     assert put.any()
     assert torch.equal(put, found[where])
     assert torch.equal(batch["attention_mask"].bool(), found["text"] | found[where])
@@ -106,7 +107,7 @@ def test_spans_are_where_the_model_puts_its_embeddings(family: str, medium: str,
 
 @pytest.mark.parametrize(("family", "medium"), MEDIA)
 def test_places_and_media_have_to_agree(family: str, medium: str, show: Show) -> None:
-    """A place without its medium, too many of either, and a chat that leaves one out: none goes through."""
+    """A placeholder without a medium, a medium without a placeholder, or too many of either is an error."""
     for template in (True, False):
         lens = lens_of(family, template=template)
         token = getattr(lens.processor, f"{medium}_token")
@@ -115,13 +116,13 @@ def test_places_and_media_have_to_agree(family: str, medium: str, show: Show) ->
         twice = ({"role": "user", "content": [{"type": medium}, {"type": medium}]},)
         bad += [show(medium, 0, messages=chat) for chat in (silent, twice) if template]
         for example in bad:
-            with pytest.raises(LensError, match=r"places for (pictures|sounds|films)") as caught:
+            with pytest.raises(LensError, match=r"placeholders for (pictures|sounds|films)") as caught:
                 lens.prepare(example)
             assert str(caught.value).isprintable()
 
 
 def test_a_chat_says_where_media_stand(show: Show) -> None:
-    """Between two texts of a message, in the order of its parts."""
+    """Media stand between the texts of a message, in the order of its parts."""
     lens = lens_of("qwen2_5_omni")
     parts = [
         {"type": "text", "text": "a"},
@@ -138,16 +139,18 @@ def test_a_chat_says_where_media_stand(show: Show) -> None:
 
 
 def test_a_tokenizer_takes_no_media(show: Show) -> None:
-    """A picture is refused, and so is the placeholder of one, which the model would take for a picture."""
+    """A tokenizer alone refuses a picture, and a placeholder that the model would take for a picture."""
     lens = al.Lens(base("llava"), tokenizer())
-    with pytest.raises(LensError, match=r"example 'image0' has a picture, but .* takes text alone"):
+    with pytest.raises(LensError, match=r"example 'image0' has a picture, but .* takes text only"):
         lens.prepare(show("image"))
-    with pytest.raises(LensError, match="its input has places for pictures, and there are no pictures"):
+    with pytest.raises(
+        LensError, match="its text has placeholders for pictures, but the example has no pictures"
+    ):
         lens.prepare(al.Example("1", "x", "what is <image>?"))
 
 
 def test_media_that_a_model_does_not_take_are_told(show: Show) -> None:
-    """What it does take is said."""
+    """The error says which media the processor takes."""
     with pytest.raises(LensError, match="has a sound, but LlavaProcessor takes text and pictures"):
         lens_of("llava").prepare(show("audio"))
     with pytest.raises(LensError, match="has a film, but Qwen2AudioProcessor takes text and sounds"):
@@ -155,7 +158,7 @@ def test_media_that_a_model_does_not_take_are_told(show: Show) -> None:
 
 
 def test_the_channels_of_a_sound_are_one(tmp_path: Path) -> None:
-    """The same on two channels is what it is on one."""
+    """A sound with two equal channels has the features of one channel."""
     mono = (np.random.default_rng(1).normal(size=6000) * 3000).astype(np.int16)
     wavfile.write(tmp_path / "one.wav", 16_000, mono)
     wavfile.write(tmp_path / "two.wav", 16_000, np.stack([mono, mono], axis=1))
@@ -183,15 +186,15 @@ def test_sounds_at_other_rates_are_heard_alike(tmp_path: Path) -> None:
 
 
 def test_a_sound_longer_than_is_heard_is_told(tmp_path: Path) -> None:
-    """The rest would be dropped without a word."""
+    """A sound longer than the model takes is an error: its end would be cut silently."""
     wavfile.write(tmp_path / "long.wav", 16_000, np.ones(20_000, np.int16))
-    with pytest.raises(LensError, match=r"a sound of 1\.2 s, and the model hears 1 s; cut it"):
+    with pytest.raises(LensError, match=r"a sound of 1\.2 s, but the model takes 1 s at most; cut it"):
         lens_of("qwen2_audio").prepare(al.Example("1", "x", audio=(str(tmp_path / "long.wav"),)))
 
 
 @pytest.mark.parametrize("medium", ["image", "audio", "video"])
 def test_broken_media_are_told(medium: str, tmp_path: Path) -> None:
-    """By the name of the file, in one line."""
+    """The error names the file."""
     (tmp_path / "broken").write_bytes(b"RIFF\0\0\0\0WAVEjunk")
     name = "images" if medium == "image" else medium
     example = al.Example("1", "x", **{name: (str(tmp_path / "broken"),)})  # type: ignore[arg-type]
@@ -200,7 +203,7 @@ def test_broken_media_are_told(medium: str, tmp_path: Path) -> None:
 
 
 def test_films_go_by_their_own_clocks(tmp_path: Path) -> None:
-    """Frames that stand for longer are further apart, each film's by its own animation."""
+    """Slower films have more seconds per step, each film by its own animation."""
     made = np.random.default_rng(0)
     frames = [Image.fromarray(made.integers(0, 255, (56, 56, 3), dtype=np.uint8)) for _ in range(4)]
     for wait in (250, 1000):  # milliseconds
@@ -210,12 +213,12 @@ def test_films_go_by_their_own_clocks(tmp_path: Path) -> None:
         lens = lens_of(family)
 
         assert [0.5, 2.0] == lens.prepare(fast, slow)[name].tolist()
-        assert not torch.equal(lens.logits(fast), lens.logits(slow))
+        assert differ(lens.logits(fast), lens.logits(slow))
 
 
 @pytest.mark.parametrize(("family", "medium"), MEDIA)
 def test_a_batch_may_hold_texts_too(family: str, medium: str, show: Show) -> None:
-    """Beside an example with a medium, one without any is what it is alone."""
+    """An example without media has the same logits alone and beside one with media."""
     lens = lens_of(family)
     text = al.Example("text", "x", "and what do you feel?")
     alone = torch.cat([lens.logits(show(medium)), lens.logits(text)])
@@ -224,7 +227,7 @@ def test_a_batch_may_hold_texts_too(family: str, medium: str, show: Show) -> Non
 
 
 def test_films_without_torchvision_are_told(show: Show) -> None:
-    """Where no one here knows how a family's films are put together, it says what would."""
+    """Films of an unknown family raise an error that names torchvision; its pictures work."""
     made = lens_of("qwen2_vl").processor
     films = made.video_processor
     made.video_processor = processors.Frames("Glm4vProcessor")
@@ -237,7 +240,7 @@ def test_films_without_torchvision_are_told(show: Show) -> None:
 
 
 def test_frames_are_put_together_as_pictures_are() -> None:
-    """A film of one frame, held, has the patches of that picture; one of two frames has both in them."""
+    """A film of one frame has the patches of that picture; a film of two frames has the patches of both."""
     frames = np.random.default_rng(0).integers(0, 255, (2, 56, 56, 3), dtype=np.uint8)
     pictures = processor("qwen2_vl").image_processor
     stand = processor("qwen2_vl").video_processor
@@ -251,7 +254,7 @@ def test_frames_are_put_together_as_pictures_are() -> None:
 
 
 def test_a_processor_is_loaded_without_torchvision(tmp_path: Path, show: Show) -> None:
-    """Its parts come one by one, the settings of films from the files; pictures and films are as before."""
+    """A processor loaded part by part gives the logits of the saved one, for pictures and films."""
     saved = processor("qwen2_5_vl")
     base("qwen2_5_vl").save_pretrained(tmp_path)
     saved.save_pretrained(tmp_path)
@@ -263,7 +266,7 @@ def test_a_processor_is_loaded_without_torchvision(tmp_path: Path, show: Show) -
 
 
 def test_sounds_alone_are_heard(show: Show) -> None:
-    """A model that only hears answers from its decoder's first token, and has no place for a text."""
+    """A model that takes sounds alone answers from its decoder's first token, and refuses a text."""
     lens = lens_of("whisper", template=False)
     first = torch.tensor([[lens.model.config.decoder_start_token_id]])
     one, two = (lens.prepare(show("audio", n, text="")) for n in (0, 1))
@@ -271,7 +274,7 @@ def test_sounds_alone_are_heard(show: Show) -> None:
         expected = lens.model(input_features=one["input_features"], decoder_input_ids=first).logits[:, -1]
 
     assert torch.equal(expected, lens.logits(show("audio", 0, text="")))
-    assert not torch.equal(expected, lens.run(two)[:, -1])
+    assert differ(expected, lens.run(two)[:, -1])
     assert 1 == len(lens.generate(show("audio", 0, text=""), max_new_tokens=2))
-    with pytest.raises(LensError, match="hears sounds alone, and has no place for the text 'well"):
+    with pytest.raises(LensError, match="takes sounds without text, but the text is 'well"):
         lens.prepare(show("audio"))

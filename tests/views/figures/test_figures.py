@@ -1,4 +1,4 @@
-"""Figures hold the numbers of their tables, and no name from a file reaches plotly unescaped."""
+"""Figures show the numbers of their tables; names from files reach plotly escaped."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ MOVED = {"o_proj": 0.4, "gate_proj": 0.2, "up_proj": 0.1}
 
 
 def test_map_has_layers_by_roles_in_order(make_drift: Drifts) -> None:
-    """A cell of the map is the relative drift in percent, roles in the order q k v o gate up down."""
+    """A cell of the map is the relative drift in percent; roles are ordered q k v o gate up down."""
     figure = drift_map(make_drift(layers=3, scale={"gate_proj": 2.0}))
     tuned = figure.data[0]
 
@@ -46,7 +46,7 @@ def test_map_draws_any_measure(make_drift: Drifts) -> None:
 
 
 def test_map_leaves_unreached_cells_empty(make_drift: Drifts) -> None:
-    """What the tuning could not reach is no zero."""
+    """A cell that the tuning could not reach is empty, not zero."""
     drift = make_drift()
     drift.frame.loc[drift.frame["role"] == "v_proj", "targeted"] = False
     row = [z == z for z in drift_map(drift).data[0].z[0]]
@@ -55,9 +55,9 @@ def test_map_leaves_unreached_cells_empty(make_drift: Drifts) -> None:
 
 
 def test_bars_show_both_norms_control_and_noise(make_drift: Drifts) -> None:
-    """With one rms everywhere, every bar stands at the line of noise alone, under both norms."""
+    """With equal rms everywhere, every bar ends at the line of iid noise under both norms."""
     traces = {(trace.name, trace.xaxis): list(trace.y) for trace in role_bars(make_drift()).data}
-    tuned, noise = "tuned − base", "noise alone, one rms"
+    tuned, noise = "tuned − base", "iid noise, equal rms"
 
     assert traces[tuned, "x"] == pytest.approx(traces[noise, "x"])
     assert [0.001] * 7 == pytest.approx(traces[tuned, "x2"])
@@ -65,16 +65,16 @@ def test_bars_show_both_norms_control_and_noise(make_drift: Drifts) -> None:
 
 
 def test_contrast_shows_ratios_beside_noise(make_drift: Drifts) -> None:
-    """The relative ratio of equal noise is the inverse ratio of the base norms: 10/8."""
+    """Under iid noise, the ratio of relative drifts is the inverse ratio of the base norms: 10/8."""
     ratios = {trace.name: list(trace.x) for trace in norm_contrast(make_drift()).data}
 
     assert [1.0, 1.0, 1.25, 1.0, 1.0] == pytest.approx(ratios["tuned − base"])
-    assert 1.25 == pytest.approx(ratios["noise alone, one rms"][2])
+    assert 1.25 == pytest.approx(ratios["iid noise, equal rms"][2])
     assert 1.25 == pytest.approx(ratios["control − base"][2])
 
 
-def test_effects_stand_on_the_scale_of_scores(make_effects: Sweeps) -> None:
-    """A transplant starts from base, a revert from tuned, with paired intervals, null and control."""
+def test_effects_are_drawn_on_the_scale_of_scores(make_effects: Sweeps) -> None:
+    """Transplants start from base, reverts from tuned; intervals, null and control are drawn beside them."""
     figure = effect_panels(make_effects(MOVED))
     dots = [trace for trace in figure.data if trace.name.startswith("tuned")]
     null = next(trace for trace in figure.data if trace.name.startswith("null"))
@@ -89,14 +89,14 @@ def test_effects_stand_on_the_scale_of_scores(make_effects: Sweeps) -> None:
 
 
 def test_zero_ablation_carries_its_note(make_effects: Sweeps) -> None:
-    """A figure of zeroed roles says that it can't speak for the gate."""
+    """A figure of zeroed roles notes that it says nothing about the gate."""
     figure = effect_panels(make_effects(MOVED, actions=("transplant", "zero")), actions=["zero"])
 
-    assert any("no word on the gate" in note.text for note in figure.layout.annotations)
+    assert any("says nothing about the gate" in note.text for note in figure.layout.annotations)
 
 
 def test_unknown_action_and_metric_are_errors(make_effects: Sweeps) -> None:
-    """What was not done can't be drawn."""
+    """An unknown action or metric is an error that suggests the nearest one."""
     with pytest.raises(TableError, match=r"no effect has action='reverse'.*Did you mean 'revert'"):
         effect_panels(make_effects(MOVED), actions=["reverse"])
     with pytest.raises(TableError, match="no rows have metric='acuracy'"):
@@ -104,7 +104,7 @@ def test_unknown_action_and_metric_are_errors(make_effects: Sweeps) -> None:
 
 
 def test_small_multiples_have_a_row_a_task(make_effects: Sweeps) -> None:
-    """Two tasks make two rows of panels, affect first."""
+    """Two tasks make two rows of panels, the affective task first."""
     one, two = make_effects(MOVED, kind="control", task="sums"), make_effects(MOVED)
     both = Effects(
         pd.concat([one.frame, two.frame]), {"tasks": {**one.origin["tasks"], **two.origin["tasks"]}}
@@ -115,7 +115,7 @@ def test_small_multiples_have_a_row_a_task(make_effects: Sweeps) -> None:
 
 
 def test_names_are_escaped_in_every_figure(make_drift: Drifts, make_effects: Sweeps, hostile: str) -> None:
-    """No text of a figure holds a tag from a name in a file."""
+    """No text of a figure contains a tag from a name in a file."""
     drift = make_drift()
     drift.frame["parameter"] = hostile
     effects = make_effects({hostile: 0.4, "gate_proj": 0.2}, task=hostile, metric=hostile)
@@ -134,7 +134,7 @@ def _texts(node: Any) -> list[str]:
 
 
 def test_nothing_measured_and_nothing_done_are_errors(make_drift: Drifts, make_effects: Sweeps) -> None:
-    """A column of nulls and a table without rows can't be drawn."""
+    """A column of nulls and a table without rows are errors."""
     drift, effects = make_drift(), make_effects(MOVED)
     drift.frame["mean_abs"] = float("nan")
     with pytest.raises(TableError, match="'mean_abs' was not measured"):

@@ -1,4 +1,4 @@
-"""The report is one file that says everything, loads nothing and runs nothing but its own scripts."""
+"""The report is one file that shows every table, loads nothing and runs only its own scripts."""
 
 import re
 import shutil
@@ -19,12 +19,12 @@ MOVED = {"o_proj": 0.4, "gate_proj": 0.2, "up_proj": 0.1}
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ORDER = [
     "What was compared", "Findings", "Every parameter, accounted for", "Where it moved", "Role by role",
-    "Gate against up", "What carries the change", "Scores of the whole models", "Methods and limits",
+    "Gate against up", "Effects by group of sites", "Scores of the whole models", "Methods and limits",
 ]  # fmt: skip
 
 
-def test_sections_stand_in_order(make_drift: Drifts, make_effects: Sweeps) -> None:
-    """From what was compared to the methods, in the order of the argument."""
+def test_sections_are_in_order(make_drift: Drifts, make_effects: Sweeps) -> None:
+    """Sections run from what was compared to the methods, in the order of the argument."""
     html = Report(make_drift(), make_effects(MOVED)).html
 
     assert ORDER == re.findall(r"<h2>(.*?)</h2>", html)
@@ -32,7 +32,7 @@ def test_sections_stand_in_order(make_drift: Drifts, make_effects: Sweeps) -> No
 
 @pytest.mark.parametrize("names", [("drift",), ("effects",), ("drift", "effects", "other"), ("other",)])
 def test_any_tables_make_a_report(make_drift: Drifts, make_effects: Sweeps, names: tuple[str, ...]) -> None:
-    """A drift alone, effects alone and further tables all make a page."""
+    """A drift alone, effects alone and other tables each make a page."""
     tables = {"drift": make_drift(), "effects": make_effects(MOVED), "other": Table(make_drift().frame)}
     report = Report(*(tables[name] for name in names), notes="a note")
 
@@ -41,7 +41,7 @@ def test_any_tables_make_a_report(make_drift: Drifts, make_effects: Sweeps, name
 
 
 def test_ledger_accounts_for_both_sides(make_drift: Drifts) -> None:
-    """The ledger's totals are held against the sizes of the files."""
+    """The ledger's totals are compared with the parameters of the sources."""
     whole, part = make_drift(layers=2), make_drift(layers=2)
     part.origin["sources"]["tuned"]["parameters"] *= 2
 
@@ -51,8 +51,8 @@ def test_ledger_accounts_for_both_sides(make_drift: Drifts) -> None:
     assert "does not account for all of tuned: 1,536 of 3,072 (50\xa0%)" in Report(part).html
 
 
-def test_settings_stand_once_where_the_tables_agree(make_drift: Drifts, make_effects: Sweeps) -> None:
-    """A seed that both tables state is stated once; a command of each bears the table's name."""
+def test_settings_appear_once_if_the_tables_agree(make_drift: Drifts, make_effects: Sweeps) -> None:
+    """A seed that both tables share appears once; commands that differ carry the table's name."""
     effects = make_effects(MOVED)
     effects.origin.update(dtype="float32", device="cpu")
     html = Report(make_drift(), effects).html
@@ -65,8 +65,8 @@ def test_settings_stand_once_where_the_tables_agree(make_drift: Drifts, make_eff
     assert "<td>device</td><td>cpu</td>" in Report(effects).html
 
 
-def test_findings_are_loud_and_stand_once(make_drift: Drifts, make_effects: Sweeps) -> None:
-    """What both tables found amiss is told once, what only the effects found at the top, none cut short."""
+def test_findings_appear_once_and_in_full(make_drift: Drifts, make_effects: Sweeps) -> None:
+    """A finding of both tables appears once, one of the effects at the top, and none is cut."""
     long = "the reference is not the tuned model itself: " + "why " * 100
     drift, effects = make_drift(findings=["amiss in both"]), make_effects(MOVED)
     effects.origin["findings"] = ["amiss in both", long]
@@ -81,28 +81,30 @@ def test_findings_are_loud_and_stand_once(make_drift: Drifts, make_effects: Swee
 
 
 def test_small_print_counts_the_clusters(make_effects: Sweeps) -> None:
-    """How far the intervals can be trusted is said, with the clusters of each task that states them."""
+    """The small print says how reliable the intervals are, with the clusters of each task if known."""
     effects = make_effects(MOVED)
     plain = Report(effects).html
     effects.origin["tasks"]["emotion"]["clusters"] = 12
     counted = Report(effects).html
 
     assert "the BCa bootstrap over clusters of examples, widened for small samples" in plain
-    assert "With few clusters (below 50 or so) they cover less than they promise." in plain
+    assert "With few clusters (below about 50) they cover less than 95\xa0%." in plain
     assert "Independent clusters of examples" not in plain
     assert "Independent clusters of examples: emotion 12 (few)." in counted
 
 
 def test_a_bar_at_the_line_is_no_verdict_on_the_role(make_drift: Drifts) -> None:
-    """A norm that noise would give says nothing of what the role does."""
+    """The caption says that a norm equal to noise says nothing about what the role does."""
     html = Report(make_drift()).html
 
-    assert "is one whose norm doesn&#x27;t tell it from noise, whatever the role does" in html
+    assert (
+        "the norm doesn&#x27;t distinguish the role&#x27;s drift from noise, whatever the role does" in html
+    )
     assert "did nothing that noise" not in html
 
 
 def test_no_name_escapes(make_drift: Drifts, make_effects: Sweeps, hostile: str) -> None:
-    """A name that would run as a script is text wherever it stands."""
+    """A name that would run as a script is text everywhere on the page."""
     html = (
         hostile_report(make_drift, make_effects, hostile).html
         + hostile_report(make_drift, make_effects, hostile)._repr_html_()
@@ -113,7 +115,7 @@ def test_no_name_escapes(make_drift: Drifts, make_effects: Sweeps, hostile: str)
 
 
 def test_nothing_is_loaded(make_drift: Drifts, make_effects: Sweeps) -> None:
-    """Outside plotly's own code the page holds no address, and no tag that loads."""
+    """Outside plotly's own code the page contains no address and no tag that loads anything."""
     html = Report(make_drift(), make_effects(MOVED)).html
     ours = re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)
 
@@ -131,7 +133,7 @@ def test_summary_for_a_notebook_is_short(make_drift: Drifts, make_effects: Sweep
 def test_browser_reports_no_error_and_asks_for_nothing(
     make_drift: Drifts, make_effects: Sweeps, hostile: str, tmp_path: Path
 ) -> None:
-    """A browser draws every figure without a word on the console; the policy would report any request."""
+    """A browser draws every figure with an empty console, where the policy would report any request."""
     page = hostile_report(make_drift, make_effects, hostile).save(tmp_path / "report.html")
     dom, console = browse(page)
 
@@ -142,7 +144,7 @@ def test_browser_reports_no_error_and_asks_for_nothing(
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium here")
 def test_browser_test_would_notice(make_drift: Drifts, tmp_path: Path) -> None:
-    """A page that loads something, or runs a foreign script, is heard by the same browser."""
+    """The same browser reports a page that loads something or runs a foreign script."""
     html = Report(make_drift()).html.replace(
         "</main>", "<img src='https://localhost/x'><script>1</script></main>"
     )
@@ -167,7 +169,7 @@ def hostile_report(make_drift: Drifts, make_effects: Sweeps, hostile: str) -> Re
 
 
 def cards(html: str) -> str:
-    """The section with the sentences."""
+    """Return the section with the sentences."""
     return re.findall(r"<section><h2>Findings</h2>.*?</section>", html, flags=re.DOTALL)[0]
 
 

@@ -1,4 +1,4 @@
-"""Two tables of different checkpoints are never merged in silence."""
+"""Tables of different checkpoints are reported as such, and shown side by side."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +33,7 @@ def test_different_checkpoints_are_loud(
     theirs: dict[str, Any],
     words: str,
 ) -> None:
-    """Hashes that differ say so; what has no hash can't tell, and equal sides are one column."""
+    """Different hashes or sizes are reported; without a hash nothing is, and equal sides share a column."""
     drift, effects = make_drift(), make_effects({"o_proj": 0.4, "gate_proj": 0.2})
     drift.origin["sources"]["tuned"] = {"name": "one", **ours}
     effects.origin["sources"] = {"tuned": {"name": "two", **theirs}}
