@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from scipy.stats import binomtest, quantile_test, spearmanr
 
 from affectlens.drift.aggregating import KEYS, parsed
 from affectlens.drift.contrasting import NORMS
@@ -185,16 +186,12 @@ def chance(ranks: Float[np.ndarray, "runs groups"], *, seed: int = SEED) -> tupl
 
 def sign_test(larger: int, smaller: int) -> float:
     """The p of the exact two-sided sign test; NaN below six runs, where none can reach .05."""
-    from scipy.stats import binomtest
-
     runs = larger + smaller
     return float(binomtest(larger, runs).pvalue) if runs >= FEWEST else np.nan
 
 
 def median_interval(values: Float[np.ndarray, " runs"]) -> tuple[float, float]:
     """The distribution-free interval of the median that covers in 95 % or more; NaN below six values."""
-    from scipy.stats import quantile_test
-
     if len(values) < FEWEST:
         return np.nan, np.nan
     low, high = quantile_test(values, p=0.5).confidence_interval(0.95)
@@ -264,8 +261,6 @@ def _tested(values: pd.DataFrame, noise: pd.DataFrame) -> dict[str, Any]:
 
 
 def _spearman(one: np.ndarray, two: np.ndarray) -> float:
-    from scipy.stats import spearmanr
-
     known = np.isfinite(one).all() and np.isfinite(two).all() and np.ptp(one) and np.ptp(two)
     return float(spearmanr(one, two).statistic) if known else np.nan  # it warns of a constant side
 
