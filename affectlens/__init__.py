@@ -3,7 +3,8 @@
     where (sites) → what is on disk (checkpoints) → how far it moved (drift) → the live model (lens)
       → what if (interventions) → judged by what (tasks) → what changed (effects) → shown (views)
 
-Public names are resolved when first used, so that `import affectlens` loads neither torch nor pandas.
+Python resolves the public names when they are first used, so `import affectlens` loads neither torch nor
+pandas.
 """
 
 from typing import TYPE_CHECKING
@@ -102,4 +103,5 @@ __getattr__ = resolver(__name__, _HOME)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    # Without what this file needs itself, and the modules that happen to be imported by now.
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from affectlens.printable import NULL, cell, plain, sentence
+from affectlens.printable import aligned, cell, plain, sentence
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -167,27 +167,3 @@ def warned(findings: Iterable[object]) -> list[str]:
     """
     words = (f"! {sentence(finding)}" for finding in findings)
     return [line for one in words for line in textwrap.wrap(one, WIDTH, subsequent_indent="  ")]
-
-
-def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Set rows in columns, numbers to the right.
-
-    >>> print(aligned(["role", "rms"], [["gate_proj", "0.1"], ["q", "0.25"]]))
-    role        rms
-    gate_proj   0.1
-    q          0.25
-    """
-    cells = [list(map(plain, row)) for row in rows]
-    grid = [list(map(plain, header)), *cells]
-    widths = [max(len(row[i]) for row in grid) for i in range(len(header))]
-    right = [bool(cells) and all(_numeric(row[i]) for row in cells) for i in range(len(header))]
-
-    def line(row: Sequence[str]) -> str:
-        cells = zip(row, widths, right, strict=True)
-        return "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in cells).rstrip()
-
-    return "\n".join(line(row) for row in grid)
-
-
-def _numeric(cell: str) -> bool:
-    return not cell or cell[0] in "-+0123456789[" or cell in ("inf", "nan", NULL)

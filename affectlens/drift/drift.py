@@ -22,6 +22,7 @@ from affectlens.drift.groups import (
 from affectlens.errors import NoSuchSite, near
 from affectlens.sites import Site
 from affectlens.table import Table, site_of
+from affectlens.table_frames import WholeFrame
 from affectlens.table_schema import Columns, Shape
 
 
@@ -85,7 +86,7 @@ class Drift(Table):
     def ledger(self) -> pd.DataFrame:
         """Every parameter of both sides, by state: `state sites base_parameters tuned_parameters note`."""
         columns = ["state", "sites", "base_parameters", "tuned_parameters", "note"]
-        return pd.DataFrame(self.origin.get("ledger", []), columns=columns)
+        return WholeFrame(self.origin.get("ledger", []), columns=columns)
 
     @property
     def findings(self) -> tuple[str, ...]:

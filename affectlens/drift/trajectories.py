@@ -21,6 +21,7 @@ from affectlens.drift.groups import KEYS, Groups, norms, over, parsed
 from affectlens.errors import TableError
 from affectlens.printable import plain
 from affectlens.table import Table, provenance
+from affectlens.table_frames import WholeFrame
 
 _SITE = ["parameter", "tower", "stack", "layer", "role", "expert", "param", "label"]
 _STEP = {name: f"step_{name}" for name in ("frobenius", "base_norm", "relative")}
@@ -49,7 +50,7 @@ class Trajectory(Table):
     def ledger(self) -> pd.DataFrame:
         """Every parameter of the start and of each step, by state; as `Drift.ledger`, with `step` first."""
         columns = ["step", "state", "sites", "base_parameters", "tuned_parameters", "note"]
-        return pd.DataFrame(self.origin.get("ledger", []), columns=columns)
+        return WholeFrame(self.origin.get("ledger", []), columns=columns)
 
     @property
     def findings(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import pandas as pd
 from affectlens.errors import TableError
 from affectlens.stats.intervals import Interval, bootstrap, effective, tango
 from affectlens.table import Table
+from affectlens.table_frames import WholeFrame
 from affectlens.table_schema import Columns, Shape
 from affectlens.tasks import Scores
 from affectlens.tasks.scores import TASK
@@ -47,7 +48,7 @@ class Effects(Table):
     def failed(self) -> pd.DataFrame:
         """The interventions that are missing because they failed: `action sites kind tries why`."""
         columns = ["action", "sites", "kind", "tries", "why"]
-        return pd.DataFrame(self.origin.get("failed", []), columns=columns)
+        return WholeFrame(self.origin.get("failed", []), columns=columns)
 
     def ranks(self, metric: str = "margin") -> pd.DataFrame:
         """Rank each group's effect among the draws of its null: `action sites task draws at_least p`.
