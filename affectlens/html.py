@@ -1,17 +1,14 @@
-"""Escape-safe fragments for reprs and the report: names come from files, and files from strangers."""
+"""HTML fragments for reprs and the report; every name is escaped, since files may come from strangers."""
 
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from affectlens.printable import (
-    cell,
-    plain,
-    seen,
-)
+from affectlens.printable import cell, plain, seen
 
-NO_FORMULAS = "tex2jax_ignore mathjax_ignore"  # classes: else a notebook would typeset what is between two $
-# A tint that lets both light and dark themes, and their text, show through.
+# CSS classes; without them a notebook typesets the text between two $ as a formula.
+NO_FORMULAS = "tex2jax_ignore mathjax_ignore"
+# A translucent bar, so that the text stays readable in light and dark themes.
 _BAR = "text-align:right;min-width:7em;background:linear-gradient(#4a90c47a,#4a90c47a) no-repeat left/{}% 68%"
 
 
@@ -25,7 +22,7 @@ def escape(name: object) -> str:
 
 
 def text(words: object) -> str:
-    """Escape running text, in full however long it is.
+    """Escape running text, at full length.
 
     >>> text("a < b")
     'a &lt; b'
@@ -40,10 +37,10 @@ def table(
     caption: str = "",
     most: Mapping[str, float] | None = None,
 ) -> str:
-    """Draw a table; every cell is escaped.
+    """Write a table; every cell is escaped.
 
-    Behind the numbers of a column in `most` stands a bar, as long as the number's share of the value there;
-    the number itself stays text.
+    `most` maps columns to their largest value: behind each number of such a column is a bar, whose length
+    is the number's share of it. The number stays text.
     """
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
     scales = [(most or {}).get(name, 0.0) for name in header]

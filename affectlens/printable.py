@@ -91,9 +91,7 @@ def aligned(header: Sequence[str], rows: Iterable[Sequence[str]], *, width: int 
     room = None if width is None or right[-1:] == [True] else max(_NARROWEST, width - left)
 
     def lines(row: Sequence[str]) -> Iterator[str]:
-        *before, last = (
-            c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)
-        )
+        *before, last = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
         first, *others = (textwrap.wrap(last, room) or [""]) if room else [last]
         yield "  ".join([*before, first]).rstrip()
         yield from (" " * left + other for other in others)

@@ -1,7 +1,8 @@
-"""The forms a table is written in, and read back from; each takes a frame and the head that goes with it.
+"""The file formats of a table: a writer for each suffix, and a reader for those that lose nothing.
 
-The head (schema and origin, as JSON) lies inside Parquet and JSON, and in the first line of a CSV. A
-name may hold anything: each form escapes what its readers would take for more than text.
+A writer takes a frame and its head (schema and origin, as JSON), which is stored in Parquet and JSON, and in
+the first line of a CSV. A name may contain anything, so each format escapes what its readers would run or
+render.
 """
 
 import csv
@@ -18,10 +19,10 @@ import pandas as pd
 
 from affectlens import printable
 
-MOST = 50_000_000  # cells that are read from a Parquet file
+MOST = 50_000_000  # cells of a Parquet file that is read
 Read = tuple[pd.DataFrame, str, dict[str, Any]]  # frame, schema, origin
-# A spreadsheet runs what begins with one of these as a formula, at times past what is blank before it. It may
-# begin a cell wherever a separator is, whose quotes mean nothing to a program that separates otherwise.
+# A spreadsheet runs a cell that begins with one of these as a formula, some skip blanks before it. A cell may
+# begin after any separator, even inside quotes: a program that expects another separator ignores them.
 _FORMULA = r"(?=[=+\-@\uff1d\uff0b\uff0d\uff20\t\r\n])"
 _BLANK = r"(?:[^\S\t\r\n]|[\0-\x08\x0e-\x1f\x7f\ufeff])*"
 _BEGIN = re.compile(rf"((?:^|[,;\t\r\n]){_BLANK})('*){_FORMULA}")
@@ -33,7 +34,7 @@ _INSIDE = re.compile(rf"[,;](?={_BLANK}{_FORMULA})")
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a frame as strict JSON values: every digit kept, NaN and null as null."""
+    """Convert the rows of a frame to strict JSON values: every digit is kept, NaN becomes null."""
     kept = frame.astype(object).where(frame.notna(), None)
     return [{str(k): _plain(v) for k, v in row.items()} for row in kept.to_dict("records")]
 
@@ -47,12 +48,12 @@ def _plain(value: Any) -> Any:
 
 
 def flat(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame without its columns of arrays, for forms that have a number or a word a cell."""
+    """Drop the columns of arrays, for formats with a number or a word in each cell."""
     return frame[[name for name in frame if not holds_arrays(frame[name])]]
 
 
 def holds_arrays(column: pd.Series) -> bool:
-    """Whether cells of a column are arrays."""
+    """Return True if a cell of the column is an array."""
     return column.dtype == object and any(isinstance(cell, np.ndarray) for cell in column)
 
 
@@ -69,9 +70,9 @@ def _from_parquet(path: Path) -> Read:
     import pyarrow.parquet as pq
 
     stated = pq.read_metadata(path)
-    rows_stated = sum(stated.row_group(at).num_rows for at in range(stated.num_row_groups))
-    if rows_stated * stated.num_columns > MOST:  # a few bytes can state a billion equal cells
-        raise ValueError(f"it states {rows_stated:,} rows")
+    count = sum(stated.row_group(at).num_rows for at in range(stated.num_row_groups))
+    if count * stated.num_columns > MOST:  # a billion equal cells fit into a few bytes
+        raise ValueError(f"{count:,} rows × {stated.num_columns} columns exceed {MOST:,} cells")
     rows = pq.read_table(path)
     head = json.loads((rows.schema.metadata or {})[b"affectlens"])
     return rows.to_pandas(), head["schema"], head["origin"]
@@ -87,7 +88,7 @@ def _to_csv(frame: pd.DataFrame, head: str, path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as stream:
         stream.write(f"# {head}\n")
         safe = safe.rename(columns=_quoted)
-        # Not minimally quoted: a carriage return in a name would end the row.
+        # With minimal quoting, a carriage return in a name would end the row.
         safe.to_csv(stream, index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
 
 
@@ -96,7 +97,7 @@ def _from_csv(path: Path) -> Read:
         head = json.loads(stream.readline().removeprefix("# "))
         kinds = head["columns"]
         dtypes = {_quoted(name): dtype for name, kind in kinds.items() if (dtype := _DTYPES.get(kind))}
-        # Null is written as nothing, so that a checkpoint may be called "nan".
+        # A null is an empty cell, so that a checkpoint may have the name "nan".
         frame = pd.read_csv(stream, dtype=dtypes, keep_default_na=False, na_values=[""])
     frame.columns = list(kinds)
     for name in (name for name, kind in kinds.items() if kind in _WORDS):
@@ -106,7 +107,7 @@ def _from_csv(path: Path) -> Read:
 
 
 def _kinds(frame: pd.DataFrame) -> dict[str, str]:
-    """What each column holds, for forms that can't say it themselves; `str?` may have nulls beside words."""
+    """Map each column to its type, for formats that don't store it; `str?` marks text with nulls."""
     return {str(name): _kind(column) for name, column in frame.items()}
 
 
@@ -119,7 +120,7 @@ def _kind(column: pd.Series) -> str:
 
 
 def _quoted(text: str, *, nulls: bool = False) -> str:
-    """Put a quote before what a spreadsheet would run, and before nothing where that could be a null."""
+    """Put a quote before a formula, and before an empty cell if that could be read as a null."""
     return f"'{text}" if nulls and set(text) <= {"'"} else _BEGIN.sub(r"\1'\2", text)
 
 
@@ -128,7 +129,7 @@ def _unquoted(text: str, *, nulls: bool) -> str:
 
 
 def _one_cell(string: re.Match[str]) -> str:
-    """A string of the head in which no comma or semicolon begins a cell that would be run."""
+    """Escape the commas and semicolons in a string of the head that could begin a formula."""
     return _INSIDE.sub(lambda found: f"\\u{ord(found[0]):04x}", string[0])
 
 
@@ -171,7 +172,7 @@ def _to_latex(frame: pd.DataFrame, head: str, path: Path) -> None:
     path.write_text("\n".join([*lines, *body, r"\bottomrule", r"\end{tabular}", ""]), "utf-8")
 
 
-# An underscore within a word is one in Markdown too; most viewers run HTML, some also what is between $.
+# Most viewers of Markdown render HTML, some typeset what is between two $. An underscore in a word is safe.
 _MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\`*[]|!~$"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"})
 
 
@@ -179,7 +180,7 @@ _LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
-    | {"[": "{[}", "*": "{*}"}  # after \\ or \toprule these begin an argument
+    | {"[": "{[}", "*": "{*}"}  # after \\ or \toprule LaTeX reads these as an argument
 )
 
 

@@ -1,11 +1,12 @@
-"""What a table that was read has to hold: the kind of each column, and the shape of its origin.
+"""Check a table that was read: the type of each column, and the structure of its origin.
 
-A saved table may come from a stranger. A class of tables declares what it can't do without, and what is read
-is held to it once, so that nothing that works on a table has to doubt it.
+A saved table may come from a stranger. Each class of tables declares the columns and entries that it relies
+on; `Table.load` checks them once, so that no other code has to.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -13,14 +14,68 @@ import pandas as pd
 from affectlens.errors import TableError
 from affectlens.printable import plain
 
-Columns = Mapping[str, str]  # name → kind, with `?` after it where cells may be null
-# A type; `[shape]`, a list of it; `{...: shape}`, a mapping to it; `{"key": shape}`, where a key may lack.
+Columns = Mapping[str, str]  # name → kind, with `?` if cells may be null
+# A type; `[shape]` for a list of it; `{...: shape}` for a mapping to it; `{"key": shape}`, each key optional.
 Shape = Any
-LARGEST = 2**63  # no count is larger, and what is can't be drawn or summed
+LARGEST = 2**63  # no count is larger, and a larger number can't be drawn or summed
+_WORDS = {
+    list: "a list", dict: "a mapping", str: "text", bool: "true or false", int: "a whole number",
+    float: "a number", NoneType: "null",
+}  # fmt: skip
+
+
+def required(frame: pd.DataFrame, columns: tuple[Columns, ...]) -> pd.DataFrame:
+    """Return the frame, with numeric types for numbers, if it has the columns. Raises `TableError` if not.
+
+    All of the first group must be there, and all or none of every further group. More columns are allowed.
+    """
+    if not frame.columns.is_unique:
+        twice = frame.columns[frame.columns.duplicated()][0]
+        raise TableError(f"two columns have the name {plain(twice)}")
+    for at, group in enumerate(columns):
+        missing = [name for name in group if name not in frame]
+        if missing and (at == 0 or len(missing) < len(group)):
+            raise TableError(f"column {missing[0]!r} is missing")
+    kinds = {name: kind for group in columns for name, kind in group.items() if name in frame}
+    for name, kind in kinds.items():
+        _check(frame[name], kind)
+    numbers = [name for name, kind in kinds.items() if kind.startswith(("number", "count"))]
+    # A file may not say what type a column has whose cells are all null.
+    return frame.astype({name: float for name in numbers if frame[name].dtype == object})
+
+
+def misshapen(value: Any, shape: Shape, *, path: str = "origin") -> Iterator[str]:
+    """Yield a sentence for each place where a JSON value does not have the shape."""
+    kind: Any = type(shape) if isinstance(shape, list | dict) else shape
+    if not isinstance(value, kind) or (isinstance(value, int) and abs(value) > LARGEST):
+        yield f"{path} must be {_either(kind)}, not {plain(repr(value), 40)}"
+    elif isinstance(shape, list):
+        for at, one in enumerate(value):
+            yield from misshapen(one, shape[0], path=f"{path}[{at}]")
+    elif isinstance(shape, dict):
+        for key, one in value.items():
+            if (inner := shape.get(key, shape.get(...))) is not None:
+                yield from misshapen(one, inner, path=f"{path}.{plain(key, 40)}")
+
+
+def _either(kind: Any) -> str:
+    kinds = get_args(kind) or (kind,)
+    return " or ".join(_WORDS[one] for one in kinds if one is not int or float not in kinds)
+
+
+def _check(column: pd.Series, kind: str) -> None:
+    words, fits = _KINDS[kind.removesuffix("?")]
+    null = column.isna()
+    if null.any() and not kind.endswith("?"):
+        raise TableError(f"column {column.name!r} must hold {words}, but row {null.argmax() + 1} is null")
+    for row, cell in enumerate(column.tolist()):
+        if not null.iat[row] and not fits(cell):
+            there = f"row {row + 1} has {plain(repr(cell), 40)}"
+            raise TableError(f"column {column.name!r} must hold {words}, but {there}")
 
 
 def _text(cell: Any) -> bool:
-    """Half of a surrogate pair is no text, and can't be written."""
+    # Half a surrogate pair can't be encoded, so it could not be saved again.
     return isinstance(cell, str) and cell == cell.encode("utf-8", "ignore").decode()
 
 
@@ -43,50 +98,3 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "boolean": ("true or false", lambda cell: isinstance(cell, bool)),
     "array": ("arrays of numbers", _array),
 }
-
-
-def required(frame: pd.DataFrame, columns: tuple[Columns, ...]) -> pd.DataFrame:
-    """Return the frame, its numbers as numbers, if it has the columns; raises `TableError` if not.
-
-    The first columns have to be there; of each further group all or none. Others may be there too.
-    """
-    if not frame.columns.is_unique:
-        twice = frame.columns[frame.columns.duplicated()][0]
-        raise TableError(f"two columns are called {plain(twice)}")
-    for at, group in enumerate(columns):
-        missing = [name for name in group if name not in frame]
-        if missing and (at == 0 or len(missing) < len(group)):
-            raise TableError(f"column {missing[0]!r} is missing")
-    kinds = {name: kind for group in columns for name, kind in group.items() if name in frame}
-    for name, kind in kinds.items():
-        _check(frame[name], kind)
-    numbers = [name for name, kind in kinds.items() if kind.startswith(("number", "count"))]
-    # Where all cells are null, a file may say nothing of their kind.
-    return frame.astype({name: float for name in numbers if frame[name].dtype == object})
-
-
-def _check(column: pd.Series, kind: str) -> None:
-    words, fits = _KINDS[kind.removesuffix("?")]
-    null = column.isna()
-    if null.any() and not kind.endswith("?"):
-        raise TableError(f"column {column.name!r} has to hold {words}, and row {null.argmax() + 1} is null")
-    for row, cell in enumerate(column.tolist()):
-        if not null.iat[row] and not fits(cell):
-            told = f"row {row + 1} has {plain(repr(cell), 40)}"
-            raise TableError(f"column {column.name!r} has to hold {words}, and {told}")
-
-
-def misshapen(value: Any, shape: Shape, *, path: str = "origin") -> Iterator[str]:
-    """Say where a value of JSON has not the shape."""
-    kind: Any = type(shape) if isinstance(shape, list | dict) else shape
-    if not isinstance(value, kind) or (isinstance(value, int) and abs(value) > LARGEST):
-        names = {list: "a list", dict: "a mapping", str: "text"}
-        words = names.get(kind, str(kind))
-        yield f"{path} has to be {words}, not {plain(repr(value), 40)}"
-    elif isinstance(shape, list):
-        for at, one in enumerate(value):
-            yield from misshapen(one, shape[0], path=f"{path}[{at}]")
-    elif isinstance(shape, dict):
-        for key, one in value.items():
-            if (inner := shape.get(key, shape.get(...))) is not None:
-                yield from misshapen(one, inner, path=f"{path}.{plain(key, 40)}")

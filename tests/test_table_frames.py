@@ -9,9 +9,8 @@ from affectlens.printable import NULL
 from affectlens.table_frames import WholeFrame
 
 NOTE = "stored on one side, tied to the input embedding on the other: not compared"
-FRAME = WholeFrame(
-    {"state": ["tied"], "sites": [1], "base_parameters": [693_760], "tuned_parameters": [None], "note": [NOTE]}
-)
+ROW = {"state": "tied", "sites": 1, "base_parameters": 693_760, "tuned_parameters": None, "note": NOTE}
+FRAME = WholeFrame([ROW])
 
 
 @pytest.mark.parametrize("width", [20, 60, 80, 100, 300])
@@ -43,7 +42,7 @@ def test_the_ledger_of_a_diff_is_printed_whole(demo: al.Demo, monkeypatch: pytes
 
 
 def test_it_is_a_pandas_frame() -> None:
-    """What is made of it is an ordinary frame."""
+    """Selections and aggregations of it are ordinary frames."""
     assert isinstance(FRAME, pd.DataFrame)
     assert pd.DataFrame is type(FRAME.set_index("state"))
     assert 1 == FRAME.set_index("state").loc["tied", "sites"]

@@ -1,4 +1,4 @@
-"""A saved table that is damaged or from a stranger: told of by file and place, or as good as another."""
+"""A saved table that is damaged or from a stranger: an error names the file and the place, or it works."""
 
 import json
 import os
@@ -18,6 +18,7 @@ from affectlens.drift.drift import Drift
 from affectlens.errors import TableError
 from affectlens.table import Table
 from affectlens.table_formats import MOST
+from affectlens.table_schema import required
 from affectlens.views import Report
 from tests.views.conftest import drift, effects
 
@@ -34,13 +35,13 @@ GOOD: dict[str, Table] = {
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where something lies in a value of JSON."""
+    """List the paths to everything inside a JSON value."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [path] * bool(path) + [found for key, one in inner for found in places(one, (*path, key))]
 
 
 def changed(value: Any, path: tuple[Any, ...], junk: Any, *, gone: bool) -> None:
-    """Put junk in a place, or take away what is there."""
+    """Put junk at a path, or delete what is there."""
     *most, last = path
     for key in most:
         value = value[key]
@@ -51,7 +52,7 @@ def changed(value: Any, path: tuple[Any, ...], junk: Any, *, gone: bool) -> None
 
 
 def told(kind: type[Table], path: Path) -> str:
-    """What is said of a file, after its name; nothing if it can be shown."""
+    """Return the error for a file, without its name; nothing if the table can be shown."""
     try:
         found = kind.load(path)
         shown = (repr(found), found._repr_html_(), Report(found).html)
@@ -62,8 +63,8 @@ def told(kind: type[Table], path: Path) -> str:
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # what can't be computed is null
 @pytest.mark.parametrize("name", GOOD)
-def test_random_damage_is_told_of(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Wherever junk lies in a table's rows, columns and origin: `TableError`, or a report."""
+def test_random_damage_is_reported(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Junk anywhere in the rows, columns or origin of a table gives a `TableError`, or a report."""
     path = tmp_path_factory.mktemp("damaged") / "t.json"
     text = GOOD[name].save(path).read_text("ascii")
     parts = json.loads(text)
@@ -87,51 +88,57 @@ COLUMNS: list[tuple[str, str, Any, str]] = [
     ("drift", "tower", "gone", "column 'tower' is missing"),
     ("drift", "targeted", "gone", "column 'targeted' is missing"),
     ("drift", "control_rms", "gone", "column 'control_rms' is missing"),
-    ("drift", "frobenius", "x", "column 'frobenius' has to hold numbers, and row 1 has 'x'"),
-    ("drift", "frobenius", 10**30, f"column 'frobenius' has to hold numbers, and row 1 has {10**30}"),
-    ("drift", "frobenius", True, "column 'frobenius' has to hold numbers, and row 1 has True"),
-    ("drift", "size", None, "column 'size' has to hold whole numbers from 0, and row 1 is null"),
-    ("drift", "size", -1, "column 'size' has to hold whole numbers from 0, and row 1 has -1"),
-    ("drift", "layer", 0.5, "column 'layer' has to hold whole numbers from 0, and row 1 has 0.5"),
-    ("drift", "role", 1, "column 'role' has to hold text, and row 1 has 1"),
-    ("drift", "parameter", "\ud800", "column 'parameter' has to hold text, and row 1 has '\\ud800'"),
-    ("drift", "targeted", "no", "column 'targeted' has to hold true or false, and row 1 has 'no'"),
+    ("drift", "frobenius", "x", "column 'frobenius' must hold numbers, but row 1 has 'x'"),
+    ("drift", "frobenius", 10**30, f"column 'frobenius' must hold numbers, but row 1 has {10**30}"),
+    ("drift", "frobenius", True, "column 'frobenius' must hold numbers, but row 1 has True"),
+    ("drift", "size", None, "column 'size' must hold whole numbers from 0, but row 1 is null"),
+    ("drift", "size", -1, "column 'size' must hold whole numbers from 0, but row 1 has -1"),
+    ("drift", "layer", 0.5, "column 'layer' must hold whole numbers from 0, but row 1 has 0.5"),
+    ("drift", "role", 1, "column 'role' must hold text, but row 1 has 1"),
+    ("drift", "parameter", "\ud800", "column 'parameter' must hold text, but row 1 has '\\ud800'"),
+    ("drift", "targeted", "no", "column 'targeted' must hold true or false, but row 1 has 'no'"),
     ("drift", "label", "\x1b", ""),
     ("drift", "another", "x", ""),
     ("effects", "metric", "gone", "column 'metric' is missing"),
     ("effects", "parameters", 0, ""),
-    ("effects", "kind", None, "column 'kind' has to hold text, and row 1 is null"),
-    ("effects", "effect", [1], "column 'effect' has to hold numbers, and row 1 has array([1.])"),
+    ("effects", "kind", None, "column 'kind' must hold text, but row 1 is null"),
+    ("effects", "effect", [1], "column 'effect' must hold numbers, but row 1 has array([1.])"),
 ]  # fmt: skip
 ORIGINS: list[tuple[str, Any, str]] = [
-    ("drift", [], "this is not a table of affectlens (TypeError('its origin is no mapping'))"),
-    ("drift", {"sources": [1]}, "origin.sources has to be a mapping, not [1]"),
-    ("drift", {"sources": {"base": None}}, "origin.sources.base has to be a mapping, not None"),
-    ("drift", {"sources": {"base": "x"}}, "origin.sources.base has to be a mapping, not 'x'"),
+    ("drift", [], "this is not a table of affectlens (TypeError('its origin is not a mapping'))"),
+    ("drift", {"sources": [1]}, "origin.sources must be a mapping, not [1]"),
+    ("drift", {"sources": {"base": None}}, "origin.sources.base must be a mapping, not None"),
+    ("drift", {"sources": {"base": "x"}}, "origin.sources.base must be a mapping, not 'x'"),
     ("drift", {"sources": {"base": {"parameters": "x"}}},
-     "origin.sources.base.parameters has to be int | None, not 'x'"),
-    ("drift", {"sources": {"\x1b": 1}}, "origin.sources.\ufffd has to be a mapping, not 1"),
-    ("drift", {"ledger": "x"}, "origin.ledger has to be a list, not 'x'"),
-    ("drift", {"ledger": None}, "origin.ledger has to be a list, not None"),
-    ("drift", {"ledger": [1]}, "origin.ledger[0] has to be a mapping, not 1"),
-    ("drift", {"ledger": [{"sites": 10**30}]}, f"origin.ledger[0].sites has to be int | None, not {10**30}"),
-    ("drift", {"versions": [1]}, "origin.versions has to be a mapping, not [1]"),
-    ("drift", {"findings": 5}, "origin.findings has to be a list, not 5"),
-    ("drift", {"findings": [5]}, "origin.findings[0] has to be text, not 5"),
-    ("drift", {"custom": ["role"]}, "column 'role' has to hold numbers, and row 1 has 'q_proj'"),
+     "origin.sources.base.parameters must be a whole number or null, not 'x'"),
+    ("drift", {"sources": {"\x1b": 1}}, "origin.sources.\ufffd must be a mapping, not 1"),
+    ("drift", {"ledger": "x"}, "origin.ledger must be a list, not 'x'"),
+    ("drift", {"ledger": None}, "origin.ledger must be a list, not None"),
+    ("drift", {"ledger": [1]}, "origin.ledger[0] must be a mapping, not 1"),
+    ("drift", {"ledger": [{"sites": 10**30}]},
+     f"origin.ledger[0].sites must be a whole number or null, not {10**30}"),
+    ("drift", {"sources": {"base": {"bytes": "x"}}},
+     "origin.sources.base.bytes must be a number or null, not 'x'"),
+    ("drift", {"command": 5}, "origin.command must be text or a list or null, not 5"),
+    ("effects", {"tasks": {"emotion": {"fit": 5}}},
+     "origin.tasks.emotion.fit must be true or false or null, not 5"),
+    ("drift", {"versions": [1]}, "origin.versions must be a mapping, not [1]"),
+    ("drift", {"findings": 5}, "origin.findings must be a list, not 5"),
+    ("drift", {"findings": [5]}, "origin.findings[0] must be text, not 5"),
+    ("drift", {"custom": ["role"]}, "column 'role' must hold numbers, but row 1 has 'q_proj'"),
     ("drift", {}, ""),
     ("drift", {"another": [1]}, ""),
-    ("effects", {"tasks": None}, "origin.tasks has to be a mapping, not None"),
-    ("effects", {"tasks": {"emotion": "x"}}, "origin.tasks.emotion has to be a mapping, not 'x'"),
-    ("effects", {"failed": [1]}, "origin.failed[0] has to be a mapping, not 1"),
+    ("effects", {"tasks": None}, "origin.tasks must be a mapping, not None"),
+    ("effects", {"tasks": {"emotion": "x"}}, "origin.tasks.emotion must be a mapping, not 'x'"),
+    ("effects", {"failed": [1]}, "origin.failed[0] must be a mapping, not 1"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "column", "junk", "expected"), COLUMNS)
-def test_a_damaged_column_is_told_of(
+def test_a_damaged_column_is_reported(
     name: str, column: str, junk: Any, expected: str, tmp_path: Path
 ) -> None:
-    """The file, the column, its kind and the first row that is not of it."""
+    """The error names the file, the column, its type and the first row that has another."""
     path = GOOD[name].save(tmp_path / "t.json")
     parts = json.loads(path.read_text("ascii"))
     if junk == "gone":
@@ -146,34 +153,43 @@ def test_a_damaged_column_is_told_of(
 
 
 @pytest.mark.parametrize(("name", "origin", "expected"), ORIGINS)
-def test_a_damaged_origin_is_told_of(name: str, origin: Any, expected: str, tmp_path: Path) -> None:
-    """The file, the key and what has to be there."""
+def test_a_damaged_origin_is_reported(name: str, origin: Any, expected: str, tmp_path: Path) -> None:
+    """The error names the file, the entry and its type."""
     path = GOOD[name].save(tmp_path / "t.json")
     path.write_text(json.dumps({**json.loads(path.read_text("ascii")), "origin": origin}), "ascii")
 
     assert expected == told(type(GOOD[name]), path)
 
 
+def test_two_columns_of_one_name_are_refused() -> None:
+    """A selection by name would be ambiguous."""
+    frame = pd.concat([GOOD["drift"].frame, GOOD["drift"].frame[["role"]]], axis=1)
+
+    with pytest.raises(TableError, match=r"^two columns have the name role$"):
+        required(frame, Drift.columns)
+
+
 @pytest.mark.parametrize("column", [name for name in GOOD["drift"].frame if "control" not in name])
 def test_a_parquet_without_a_column_is_refused(column: str, tmp_path: Path) -> None:
-    """Each is needed, whichever form the table is in."""
+    """Every column is needed, in every format."""
     path = replace(GOOD["drift"], frame=GOOD["drift"].frame.drop(columns=column)).save(tmp_path / "t.parquet")
 
     assert f"column {column!r} is missing" == told(Drift, path)
 
 
 def test_more_rows_than_fit_are_refused(tmp_path: Path) -> None:
-    """Equal cells take no room in a file, and would fill the memory."""
+    """Millions of equal cells are a small file, but would fill the memory."""
     path = Drift(pd.DataFrame({"size": np.zeros(MOST + 1, np.int8)})).save(tmp_path / "t.parquet")
 
     assert 1_000_000 > path.stat().st_size
-    expected = f"this is not a table of affectlens (ValueError('it states {MOST + 1:,} rows'))"
+    why = f"{MOST + 1:,} rows × 1 columns exceed {MOST:,} cells"
+    expected = f"this is not a table of affectlens (ValueError('{why}'))"
     assert expected == told(Drift, path)
 
 
 @pytest.mark.parametrize("broken", ["drift", "effects"])
 def test_a_report_of_a_damaged_table_is_one_line(broken: str, tmp_path: Path) -> None:
-    """On the command line: exit code 1, the file and the place, and no report."""
+    """The command ends with exit code 1, names the file and the place, and writes no report."""
     paths = {name: table.save(tmp_path / f"{name}.parquet") for name, table in GOOD.items()}
     table = GOOD[broken]
     replace(table, origin={**table.origin, "findings": 5}).save(paths[broken])
@@ -183,6 +199,6 @@ def test_a_report_of_a_damaged_table_is_one_line(broken: str, tmp_path: Path) ->
     )
 
     assert 1 == run.returncode
-    assert f"{paths[broken].name}: origin.findings has to be a list, not 5" in run.stderr.replace("\n", " ")
+    assert f"{paths[broken].name}: origin.findings must be a list, not 5" in run.stderr.replace("\n", " ")
     assert 3 >= run.stderr.count("\n")
     assert not (tmp_path / "r.html").exists()

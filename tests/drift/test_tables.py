@@ -241,7 +241,7 @@ def test_a_file_without_arrays_says_so(units: al.Drift, tmp_path: Path) -> None:
 def test_arrays_have_no_order(units: al.Drift) -> None:
     """Neither `where` nor `top` takes a column of arrays."""
     for ask in (lambda: units.where(unit_frobenius=1.0), lambda: units.top(3, "unit_frobenius")):
-        with pytest.raises(TableError, match="'unit_frobenius' holds an array a row"):
+        with pytest.raises(TableError, match="'unit_frobenius' has an array in each row"):
             ask()
 
 
