@@ -230,7 +230,7 @@ def provenance() -> dict[str, Any]:
 
 
 def writable(path: str | Path) -> Path:
-    """Return the path if a table can be saved there. Raises `TableError` if not, so call it before the work."""
+    """Return the path if a table can be saved there; call it before the work. Raises `TableError` if not."""
     final = Path(path)
     _known(final)
     try:

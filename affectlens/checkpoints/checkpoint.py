@@ -23,7 +23,7 @@ from affectlens.sites import (
     sections,
     units,
 )
-from affectlens.sites.locating import _placed
+from affectlens.sites.locating import placed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +70,7 @@ class Checkpoint:
             shapes = {name: header.shape for name, header in store.headers.items()}
             config = store.config or (like.config if like else {})
             context = context_of(like) if like else {}
-            self.laid, self.storage = _placed(store.name, shapes, config, context=context)
+            self.laid, self.storage = placed(store.name, shapes, config, context=context)
         self.sites = Sites(self.storage)
         towers = {site.tower for site in self.storage}
         self._heads = {tower: heads(part) for tower, part in sections(self.config, towers).items()}

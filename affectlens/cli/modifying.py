@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from affectlens.cli.text import aligned, warned
-from affectlens.printable import plain, seen
+from affectlens.cli.text import warned
+from affectlens.printable import aligned, plain, seen
 
 if TYPE_CHECKING:
     from affectlens.checkpoints import Checkpoint

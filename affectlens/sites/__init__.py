@@ -1,9 +1,9 @@
-"""WHERE: names and shapes become canonical sites, and each site knows its slice of storage.
+"""WHERE: turn the names and shapes of tensors into canonical sites, each with its slice of storage.
 
-    names, shapes ─ naming ─▶ canonical names ─ placing (towers, roles, mlps) ─▶ tower, stack, layer, role
-                  ─ fusing ─▶ the parts of fused tensors ─ locating ─▶ Site, and Storage: where it lies
+    names, shapes ─ names ─▶ canonical names ─ placement (towers, roles, mlps) ─▶ tower, stack, layer, role
+                  ─ fused, layout ─▶ the parts of each tensor ─ locating ─▶ Site → Storage
 
-Neither torch nor transformers is needed to say where a parameter belongs.
+No module here needs torch or transformers.
 """
 
 from affectlens.sites.layout import Laid, lay_out, record

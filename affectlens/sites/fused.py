@@ -1,6 +1,6 @@
-"""How fused tensors come apart: by shape where shapes decide, else by a short table of model types.
+"""Split fused tensors: by shape if the shape decides, otherwise by a short table of model types.
 
-What neither decides stays whole: half a gate called a gate is worse than a fused tensor called one.
+If neither decides, the tensor stays whole: a wrong split would mix gate and up in every figure.
 """
 
 import re
@@ -15,7 +15,7 @@ GATE_UP = ("gate_proj", "up_proj")
 
 
 class Setting(NamedTuple):
-    """What surrounds a fused tensor: its model, and the shapes of its siblings by role."""
+    """The surroundings of a fused tensor: its model, and the shapes of its siblings by role."""
 
     model_type: str
     tower: str
@@ -25,17 +25,17 @@ class Setting(NamedTuple):
     config: Mapping[str, Any]  # the section of the config for this tower
 
     def number(self, *keys: str) -> int | None:
-        """The first of these config entries that is a positive whole number."""
+        """Return the first of these config entries that is a positive whole number."""
         return number(self.config, *keys)
 
     def head_dim(self, width: int | None) -> int | None:
-        """The size of a head: as the config says, else `width` over the heads."""
+        """Return the size of a head: as the config says, otherwise `width` over the number of heads."""
         stated = self.number("head_dim", "d_kv", "d_head")
         every = heads(self.config)[0]
         return stated or (width // every if every and width else None)
 
 
-# (model type, end of the module's name) → how q, k and v lie in one tensor; the rest are concatenated.
+# (model type, end of the module's name) → the layout of q, k and v in one tensor. All others concatenate.
 _QKV_LAYOUTS = tuple(
     (re.compile(kind), re.compile(name), layout)
     for kind, name, layout in (
@@ -54,7 +54,7 @@ _QKV_LAYOUTS = tuple(
 )
 
 
-# Halves that hold up first: the activation decides which half is the gate, not the name.
+# Models whose first half is up. The code decides which half goes through the activation, not the name.
 _UP_FIRST = tuple(
     (re.compile(kind), re.compile(name))
     for kind, name in (
@@ -65,18 +65,18 @@ _UP_FIRST = tuple(
 )
 
 
-# Even rows gate, odd rows up.
+# Models with the gate in even rows and up in odd rows.
 _INTERLEAVED = tuple(
     (re.compile(kind), re.compile(name)) for kind, name in ((r"gpt_oss", r"experts"), (r"inkling\w*", r"w13"))
 )
 
 
-# The first matrix of an MLP that holds a gate too, though its name does not say so.
+# Models whose first MLP matrix includes a gate although its name does not say so.
 _GLU = re.compile(r"aya_vision|cohere2_vision|moonshine\w*|moshi\w*|kyutai\w*|dots3_note\w*|chatglm|clvp\w*")
 
 
 def fused(role: str, shape: Shape, *, setting: Setting) -> Fused | None:
-    """Take a fused parameter apart; None for one that is whole, or that nothing tells how to split."""
+    """Return the slices of a fused parameter; None if it is not fused, or its layout is unknown."""
     if not shape:
         return None
     if role == "qkv_proj":
@@ -101,7 +101,7 @@ def fused(role: str, shape: Shape, *, setting: Setting) -> Fused | None:
 
 
 def glu_in_fc1(module: str, model_type: str) -> bool:
-    """Whether an fc1 twice as wide as its fc2 asks is gate and up, and known in which order."""
+    """Return True if an fc1 twice as wide as its fc2 needs is known to be gate and up, in this order."""
     return module.endswith((".Wi", ".input_linear")) or bool(_GLU.fullmatch(model_type))
 
 
@@ -118,12 +118,12 @@ def _qkv(shape: Shape, setting: Setting) -> Fused | None:
             return _headwise(layout, dim, shape, setting, width)
     by_turns = setting.model_type.startswith("bailing")
     if setting.name.endswith(("query_key_value", "wqkv")) and setting.tower == "language" and not by_turns:
-        return None  # some models lay these out by head and some in turn; only a model type tells
+        return None  # some models interleave these by head, some concatenate them: the name does not tell
     return _in_turn(dim, shape, setting, width)
 
 
 def _kv(shape: Shape, setting: Setting) -> Fused | None:
-    """Keys, then values; but one latent that serves as both (DeepSeek-V4) has this name, too."""
+    """Split keys and values, unless one latent serves as both: DeepSeek-V4 has a `kv_proj` of that kind."""
     if (
         not setting.name.endswith((".to_kv", ".kv", ".kv_linear", ".c_attn"))
         and setting.model_type != "jetmoe"
@@ -137,7 +137,7 @@ def _kv(shape: Shape, setting: Setting) -> Fused | None:
 def _in_turn(dim: int, shape: Shape, setting: Setting, width: int | None) -> Fused | None:
     total = shape[dim]
     values = setting.beside.get("attn_out_gate", ())
-    if setting.name.endswith("in_proj_qkv") and values:  # linear attention: as wide as its output gate
+    if setting.name.endswith("in_proj_qkv") and values:  # linear attention: v is as wide as its output gate
         return _concat(dim, shape, QKV, ((total - values[0]) // 2,) * 2 + (values[0],))
     if width and width < total and not (total - width) % 2:
         return _concat(dim, shape, QKV, (width, (total - width) // 2, (total - width) // 2))
@@ -164,7 +164,7 @@ def _headwise(layout: str, dim: int, shape: Shape, setting: Setting, width: int 
         layout = "concat" if setting.config.get("multi_query", True) else "per_head"
     if layout == "concat":
         return _concat(dim, shape, QKV, (every * size, size, size))
-    if layout == "codegen":  # four chunks for four chips, each q, v, k
+    if layout == "codegen":  # trained on four chips: four chunks, each with q, v, k
         return _periodic(dim, shape, ("q_proj", "v_proj", "k_proj"), (every * size // 4,) * 3, times=4)
     if layout == "kv_group":
         if not groups or every % groups:
@@ -193,7 +193,7 @@ def _gate_up(shape: Shape, setting: Setting) -> Fused | None:
         if kind.fullmatch(setting.model_type) and re.search(name.pattern, setting.name):
             roles = ("up_proj", "gate_proj")
     if setting.name.endswith(("up_gate_proj", "ff_proj")) and roles == GATE_UP:
-        return None  # the name says one order and most code has the other
+        return None  # the name suggests one order, most code uses the other
     if any(kind.fullmatch(setting.model_type) and name.search(setting.stored) for kind, name in _INTERLEAVED):
         slices = (("gate_proj", 0, 1), ("up_proj", 1, 2))
         return Fused(dim, shape[dim], "interleaved", 2, slices)
@@ -202,9 +202,9 @@ def _gate_up(shape: Shape, setting: Setting) -> Fused | None:
 
 
 def _gate_up_dim(shape: Shape, down: Shape) -> int | None:
-    """The dimension that gate and up share: the one twice as long as what goes into down."""
+    """Find the dimension along which gate and up are fused: twice as long as the input of down."""
     if len(down) != len(shape) or len(down) < 2:
-        # A bias, or a file without its down: only a plain matrix leaves no doubt.
+        # A bias, or a shard without its down: only a vector or a plain matrix is unambiguous.
         return {1: 0, 2: 0}.get(len(shape)) if not down or len(shape) == 1 else len(shape) - 1
     if shape[-2] == 2 * down[-1]:
         return len(shape) - 2
@@ -213,7 +213,7 @@ def _gate_up_dim(shape: Shape, down: Shape) -> int | None:
 
 def _gated_query(shape: Shape, setting: Setting) -> Fused | None:
     out, norm = setting.beside.get("o_proj", ()), setting.beside.get("q_norm", ())
-    # Only a query with an output gate beside each head is twice as wide as what o_proj takes in.
+    # Only a query with an output gate for each head is twice as wide as the input of o_proj.
     if len(out) == 2 and len(norm) == 1 and shape[0] == 2 * out[1] and "kv_b_proj" not in setting.beside:
         return _periodic(0, shape, ("q_proj", "attn_out_gate"), (norm[0], norm[0]))
     return None
@@ -239,7 +239,7 @@ def _concat(dim: int, shape: Shape, roles: tuple[str, ...], sizes: tuple[int, ..
 def _periodic(
     dim: int, shape: Shape, roles: tuple[str, ...], sizes: tuple[int | None, ...], *, times: int | None = None
 ) -> Fused | None:
-    """Slices that recur `times` times; None where the shape has no room for exactly that many."""
+    """Return slices that recur every period; None if the shape does not hold exactly `times` periods."""
     slices, start = [], 0
     for role, size in zip(roles, sizes, strict=True):
         if not size:

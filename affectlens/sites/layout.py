@@ -1,4 +1,4 @@
-"""Each stored tensor with all that its name and shape, its siblings and the config tell of it."""
+"""Describe each stored tensor by its name, shape, siblings and config: place, role, slices, experts."""
 
 import re
 from collections import defaultdict
@@ -13,9 +13,9 @@ from affectlens.sites.tower_configs import model_type, sections
 from affectlens.sites.towers import TOWERS
 
 _EXPERT = re.compile(rf"(?:^|\.)experts\.(?:expert_)?({INDEX})(?=\.)")
-_END_TO_END = re.compile(r"(?:^|\.)experts\.mlp\.")  # DBRX has them in one matrix
+_END_TO_END = re.compile(r"(?:^|\.)experts\.mlp\.")  # DBRX concatenates its experts in one matrix
 _SHARED = re.compile(r"(?:^|\.)shared_(?:experts?|mlp)(?=\.)")
-_MOST_EXPERTS = 4096  # a header of a few bytes may claim any number
+_MOST_EXPERTS = 4096  # a header of a few bytes may claim any number, and each becomes a site
 _WHOLE = {
     "gate_proj": ("gate_up_proj",), "up_proj": ("gate_up_proj", "up_proj"), "down_proj": ("down_proj",),
     "fc1": ("up_proj",), "fc2": ("down_proj",),
@@ -24,20 +24,20 @@ _IN_EXPERT = ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "gate_up_
 
 
 class Laid(NamedTuple):
-    """One stored tensor."""
+    """A stored tensor and everything that is known about it."""
 
     name: str  # canonical
-    memory: str  # of the live model's parameter, which may hold all experts where the file has one
+    memory: str  # the live model's parameter, which may stack all experts if the file has them one by one
     shape: Shape
     place: Placement
     fused: Fused | None
-    expert: int | str | None  # its number, or "stacked" for all of them along the first dimension
+    expert: int | str | None  # its number, or "stacked" if the first dimension counts experts
     block: str | None  # "expert", "shared_expert" or None
     transposed: bool
 
     @property
     def param(self) -> str:
-        """`weight`, `bias` or `param`; experts keep theirs as bare parameters."""
+        """`weight`, `bias` or `param`; stacked experts are bare parameters, so the name tells."""
         if self.expert == "stacked" and self.place.param == "param":
             return "bias" if self.name.endswith("bias") else "weight"
         return self.place.param
@@ -49,7 +49,7 @@ def lay_out(
     *,
     context: Mapping[str, Shape] | None = None,
 ) -> dict[str, Laid]:
-    """Say of each tensor what it is; `context` holds tensors of the same model that are elsewhere."""
+    """Describe each tensor; `context` holds the tensors of the same model that are stored elsewhere."""
     config = config or {}
     names = canonical([*shapes, *(context or {})], config)
     known = {names[tensor]: shape for tensor, shape in {**(context or {}), **shapes}.items()}
@@ -68,8 +68,8 @@ def lay_out(
         parts = fused(place.role, shape, setting=setting)
         expert, block = _expert(place, shape)
         if expert == "stacked" and parts and parts.dim == 0:
-            parts = None  # the first dimension counts experts, so nothing else can be fused along it
-        # DBRX lays its experts end to end, the last matrix of each turned.
+            parts = None  # the first dimension counts experts, so it can't hold fused parts
+        # DBRX concatenates its experts, and transposes the last matrix of each.
         turned = (
             place.module.endswith("experts.mlp.w2")
             or (place.module in conv1d and len(shape) == 2)
@@ -81,7 +81,7 @@ def lay_out(
 
 
 def _stacked(name: str, role: str, model_type: str) -> str:
-    """The live parameter that an expert of a file becomes a part of, where transformers stacks them."""
+    """Return the live parameter that holds a file's expert if transformers stacks the experts."""
     known = stacked(model_type)
     for whole in _WHOLE.get(role, ()):
         if whole in known:
@@ -92,7 +92,7 @@ def _stacked(name: str, role: str, model_type: str) -> str:
 def _with_glu(
     where: dict[str, Placement], shapes: Mapping[str, Shape], settings: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Placement]:
-    """Recognise a gate fused into the first matrix of a plain-looking MLP: it is twice too wide."""
+    """Recognise a gate in the first matrix of an MLP with plain names: it is twice as wide as needed."""
     last = {_block(p): shapes[name] for name, p in where.items() if p.role == "fc2" and p.param != "bias"}
     gated = set()
     for name, place in where.items():
@@ -114,7 +114,7 @@ def _with_glu(
 
 
 def _block(place: Placement) -> tuple[str, str]:
-    """What a parameter shares with its siblings: the path up to its own name."""
+    """Return what a parameter has in common with its siblings: the tower, and the path of the parent."""
     parent = WRAPPED.sub("", place.module).rpartition(".")[0]
     return place.position.tower, re.sub(r"(?<=\w)\.(?:self|attention|output|intermediate)$", "", parent)
 
@@ -132,7 +132,7 @@ def _beside(
 
 
 def _conv1d(where: Mapping[str, Placement], shapes: Mapping[str, Shape]) -> frozenset[str]:
-    """The modules stored (in, out), as GPT-2's Conv1D: the bias has the length of the second dimension."""
+    """Find the modules stored as (in, out), like GPT-2's Conv1D: the bias is as long as dimension 1."""
     biases = {p.module: shapes[n] for n, p in where.items() if p.param == "bias"}
     turned, alike = set(), {}
     for name, place in where.items():
@@ -142,7 +142,7 @@ def _conv1d(where: Mapping[str, Placement], shapes: Mapping[str, Shape]) -> froz
                 turned.add(place.module)
             if leaf.startswith("c_") or leaf == "q_attn":
                 alike[place.module] = place.position.tower
-    # A square matrix shows nothing itself; its family does.
+    # The shape of a square matrix does not tell; the other matrices of its tower do.
     towers = {alike[module] for module in turned if module in alike}
     return frozenset(turned | {module for module, tower in alike.items() if tower in towers})
 
@@ -169,11 +169,11 @@ def _experts_transposed(place: Placement, shape: Shape, near: Mapping[str, Shape
 
 
 def record(tensor: str, laid: Laid, *, dtype: str) -> dict[str, Any]:
-    """Describe a tensor as JSON has it.
+    """Describe a tensor for JSON.
 
-    `fused` says how its parts lie: of every `period` indices along `dim` (of all `size` of them, where
-    the layout is "concat"), `slices` give the role from `start` to `stop`. `expert` is a number, or
-    "stacked" for all experts along the first dimension.
+    `fused` gives its layout: in every `period` indices along `dim` (in all `size` of them if the layout is
+    "concat"), `slices` lists the roles from `start` to `stop`. `expert` is a number, or "stacked" if the
+    first dimension counts experts.
     """
     at = laid.place.position
     return {

@@ -1,9 +1,9 @@
-"""Canonical names: what transformers calls a parameter in memory, whatever the file calls it.
+"""Canonical names: the name of a parameter in memory under transformers, whatever its name in the file.
 
-Training frameworks wrap names, and a model saved by different releases differs in where its parts
-hang. For the model types that transformers knows, `conversions.json` holds its own renamings as plain
-patterns; the layouts of others are recognised by their parts. Only strings are rewritten: no model and
-no config is built.
+Training frameworks add prefixes, and releases of transformers save one model with different paths. For the
+model types that transformers knows, `conversions.json` lists its own renamings as regular expressions
+(`python -m benchmarks.conversions` writes it); the layouts of other models are recognised by their parts.
+Only strings are rewritten, no model or config is built.
 """
 
 import json
@@ -13,17 +13,17 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-# Put in front of every name by those who wrap the model, or between names by those who wrap its modules.
+# Prefixes that a wrapper of the model adds, and infixes that a wrapper of its modules adds (DDP, FSDP, PEFT).
 _WRAPPERS = re.compile(r"^(?:(?:module|llama_model)\.)+(?=.*\.)")
 _WRAPPED = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|base_model\.model"
     r"|base_layer|(?:modules_to_save|original_module)(?:\.default)?)\."
 )
 _PARTS = r"(?:visual|vision_tower|audio_tower|multi_modal_projector|language_model)\."
-_LONGEST, _DEEPEST = 400, 40  # characters, parts
+_LONGEST, _DEEPEST = 400, 40  # characters and parts of a name; matching longer ones takes too long
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _MULTIMODAL = re.compile(rf"^(?:model\.)?{_PARTS}")
-# For model types that transformers does not know; in this order, each on what the one before it left.
+# For model types that transformers does not know; applied in this order, each to the result of the last.
 _LAYOUT = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -34,21 +34,21 @@ _LAYOUT = tuple(
         (r"^(model\.(?:vision_tower|audio_tower)\.)(?:vision_model|audio_model)\.", r"\1"),
     )
 )
-# The number of a layer or expert, in digits that Python writes; a longer one is none, and no table holds it.
+# The number of a layer or expert in ASCII digits; a longer one does not fit into the tables of results.
 INDEX = r"[0-9]{1,9}"
 
 
 class Renaming(NamedTuple):
-    """One renaming of transformers: below `scope`, the first match of `find` becomes `put`."""
+    """One renaming of transformers: below the path `scope`, `put` replaces the first match of `find`."""
 
     scope: str | None
     base: str | None  # a prefix of the scope that a file may lack
     find: re.Pattern[str]
     put: str
-    guard: re.Pattern[str] | None  # applies only to files where this is found
+    guard: re.Pattern[str] | None  # the renaming applies only to files where a name matches this
 
     def rename(self, name: str) -> str:
-        """Apply it once."""
+        """Rename a parameter, or return its name unchanged."""
         scope = f"{self.scope}." if self.scope else ""
         prefix = f"{self.base}.{scope}" if self.base else scope
         if self.scope is None:
@@ -57,7 +57,7 @@ class Renaming(NamedTuple):
             prefix = scope
         if not name.startswith(prefix):
             return name
-        below = name[len(prefix) :]  # cut off, so that `^` is where the scope begins
+        below = name[len(prefix) :]  # without the prefix, so that `^` matches where the scope begins
         match = self.find.search(below)
         if match is None:
             return name
@@ -65,14 +65,14 @@ class Renaming(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What `conversions.json` has on an architecture."""
+    """The entries of `conversions.json` for an architecture."""
 
     rules: tuple[Renaming, ...]
-    kept: frozenset[str]  # names in memory, numbers as N, that rules made for files would rename
+    kept: frozenset[str]  # names in memory, with N for numbers, which the rules for files would rename
 
 
 def canonical(names: Iterable[str], config: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """Map each name to the canonical one; `config` is the model's `config.json`, where there is one.
+    """Map each name to its canonical name; `config` is the model's `config.json`, if there is one.
 
     >>> canonical(["language_model.model.norm.weight", "vision_tower.post_layernorm.bias"])
     {'language_model.model.norm.weight': 'model.language_model.norm.weight', \
@@ -93,16 +93,20 @@ def canonical(names: Iterable[str], config: Mapping[str, Any] | None = None) -> 
 
 
 def is_name(name: str) -> bool:
-    """Whether this can be the name of a parameter: over what is longer, patterns take too long."""
+    """Return False for a string that is too long for a name, and for regular expressions."""
     return len(name) <= _LONGEST and name.count(".") < _DEEPEST
 
 
 def bare_name(name: str) -> str:
-    """A name without what wrappers put before or into it."""
+    """Remove the prefixes and infixes that wrappers add.
+
+    >>> bare_name("module._fsdp_wrapped_module.model.norm.weight")
+    'model.norm.weight'
+    """
     if not is_name(name):
         return name
     before = None
-    while before != name:  # wrappers wrap wrappers
+    while before != name:  # wrappers are nested
         before, name = name, _WRAPPED.sub("", _WRAPPERS.sub("", name))
     return name
 
@@ -114,21 +118,21 @@ def _in_memory(name: str) -> str:
 
 
 def stacked(model_type: str) -> frozenset[str]:
-    """The tensors that hold all experts of a layer when transformers has a model of this type in memory."""
+    """Return the parameters that hold all experts of a layer in transformers' model of this type."""
     return frozenset(_table()["stacked"].get(model_type, ()))
 
 
 def recognised(config: Mapping[str, Any]) -> bool:
-    """Whether transformers has a model of this config's type, so that its names have one meaning."""
+    """Return True if transformers has a model of this config's type, so that its names are unambiguous."""
     return _known(config) is not None
 
 
 def _known(config: Mapping[str, Any]) -> Known | None:
-    """What there is on a config's architecture; None where transformers does not know it."""
+    """Look up a config's architecture; None if transformers does not know it."""
     table = _table()
     kind, names = config.get("model_type"), config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
-    # Remote code may use the type of a model that transformers knows for another model.
+    # Remote code may give another model a type that transformers knows.
     if not isinstance(kind, str) or config.get("auto_map"):
         return None
     numbers = table["classes"].get(name) if isinstance(name, str) else None
@@ -149,13 +153,13 @@ def _table() -> dict[str, Any]:
 
 
 def compiled(row: Sequence[Any]) -> Renaming:
-    """A row of the table, ready to use."""
+    """Compile a row of `conversions.json`."""
     scope, base, find, put, guard = row
     return Renaming(scope, base, re.compile(find), put, re.compile(guard) if guard else None)
 
 
 def words(alternatives: str) -> str:
-    r"""A regular expression for any of these.
+    r"""Write a regular expression that matches any of these words.
 
     >>> words("gate_proj w[13] \\w+_gate")
     '(?:gate_proj|w[13]|\\w+_gate)'

@@ -1,4 +1,4 @@
-"""From canonical names and shapes to places: tower, stack, layer, role."""
+"""Place each parameter by its canonical name and shape: tower, stack, layer, role."""
 
 import re
 from collections import defaultdict
@@ -8,32 +8,33 @@ from typing import NamedTuple
 from affectlens.sites.module import Module
 from affectlens.sites.names import is_name
 from affectlens.sites.roles import role
+from affectlens.sites.site import Shape
 from affectlens.sites.towers import Position, positions
 
-Shape = tuple[int, ...]
-# A parametrised weight (weight norm) is stored as its factors; a packed attention as in_proj_weight.
+# Weight norm stores a weight as two factors.
 _FACTORS = re.compile(r"\.(?:parametrizations\.weight\.original\d|weight_[gv])$")
-# What stands between a module's name and its weight: clipped linears, gated halves of their own.
+# Infixes between a module's name and its weight: clipped linears, the halves of a gated MLP.
 WRAPPED = re.compile(r"(?<=[a-z0-9])\.(?:linear)$|(?<=fc1)\.proj$|\.w_in(?=\.w_[01]$)")
 _TABLE_OF_TOKENS = re.compile(
     r"(?:embed_tokens|wte|word_embeddings?|tok(?:en)?_embeddings?|embed_in|shared|embed)$"
 )
 _LAYER = re.compile(r"\.\d+\.$")
-_MOST = 1000  # names beside each other; the experts of a layer are 512 at most
-_MOST_SIBLINGS = 256  # a longer list is no block, and to ask each of all the others would take hours
+# Siblings. A longer list is not a block (a layer has at most 512 experts), and comparing each name with all
+# the others would take hours.
+_MOST = 1000
 
 
 class Placement(NamedTuple):
-    """Where a parameter sits and what it does."""
+    """The place and the role of a parameter."""
 
     position: Position
     role: str
-    param: str  # `weight`, `bias`, or `param` for one that is neither
+    param: str  # `weight`, `bias`, or `param` for a bare parameter
     module: str
 
 
 def places(shapes: Mapping[str, Shape], model_type: str = "") -> dict[str, Placement]:
-    """Placement every parameter, given canonical names."""
+    """Place every parameter, given canonical names."""
     split = {name: _split(name) for name in shapes if is_name(name)}
     params: dict[str, dict[str, Shape]] = defaultdict(dict)
     for name, (module, param) in split.items():
@@ -66,10 +67,10 @@ def _split(name: str) -> tuple[str, str]:
 
 
 class Siblings:
-    """The names beside each module, over all layers of its list: one shard of a split layer must not mislead.
+    """The names beside each module, in any layer of its list.
 
-    Shapes are those of the module's own layer, since layers may differ in width. A thousand names side by
-    side are a list, and say nothing of each other.
+    A layer that is split over two shards shows only some of its names in each. Shapes are those of the
+    module's own layer, since layers may differ in width.
     """
 
     def __init__(self, where: Mapping[str, Position], weights: Mapping[str, Shape]) -> None:
@@ -86,7 +87,7 @@ class Siblings:
                 local, shape = parent, ()
 
     def of(self, module: str, at: Position) -> Mapping[str, Shape]:
-        """The names beside a module, with the shapes of their weights where its layer has them."""
+        """Return the names beside a module, with the shapes of their weights if its layer has them."""
         above, parent = module.removesuffix(at.local), WRAPPED.sub("", at.local).rpartition(".")[0]
         if (above, parent) not in self._known:
             names = self._names[_LAYER.sub("", above), parent]

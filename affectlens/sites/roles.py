@@ -1,7 +1,8 @@
-"""What a module does: one ordered table over its path, and what only its surroundings can tell.
+"""Find the role of a module with one ordered table of path patterns and conditions.
 
-The first row that matches wins. A name alone calls routers and attention gates `gate_proj`, so rows ask
-for context (inside an attention, a bare parameter, a vector); MLPs are recognised as families after it.
+The first row that matches wins. A name is not enough: routers and attention gates are called `gate_proj` too.
+So rows have conditions (inside an attention, a bare parameter, a vector). `mlps.py` handles the matrices of
+MLPs, which no row matches.
 """
 
 import re
@@ -106,7 +107,7 @@ def _short_convolution(module: Module) -> bool:
     return bool(module.siblings.keys() & {"conv", "spatial_conv"})
 
 
-# (role, the end of the path, what else must hold)
+# (role, the end of the path, a condition)
 _TABLE: tuple[tuple[str, re.Pattern[str], Need | None], ...] = tuple(
     (role, re.compile(rf"(?:^|\.){words(pattern)}$"), need)
     for role, pattern, need in (
@@ -196,7 +197,7 @@ _TABLE: tuple[tuple[str, re.Pattern[str], Need | None], ...] = tuple(
 
 
 def role(module: Module) -> str:
-    """Name the role of a module; `other` where names and surroundings establish none."""
+    """Name the role of a module; `other` if its name and siblings establish none."""
     for found, pattern, need in _TABLE:
         if pattern.search(module.local) and (need is None or need(module)):
             return found
@@ -204,7 +205,7 @@ def role(module: Module) -> str:
 
 
 def _of_bias(module: Module) -> str | None:
-    """A bias that hangs beside its matrix, `q_bias` beside `q`, has the matrix's role."""
+    """Give a bias beside its matrix, such as `q_bias` beside `q`, the role of the matrix."""
     if not bare(module) or not module.leaf.endswith("_bias") or "experts" in module.local:
         return None
     stem = module.leaf.removesuffix("_bias")

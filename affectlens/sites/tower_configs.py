@@ -1,4 +1,4 @@
-"""The part of a config that speaks of a tower."""
+"""The section of a config that describes a tower."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,12 +11,12 @@ _KEYS = {
     "qformer": r"qformer_config|speech_qformer_config",
     "talker": r"talker_config",
 }
-_LONGEST = 100  # characters of a type
+_LONGEST = 100  # characters of a model type
 _TOWER = re.compile("|".join(f"(?P<{tower}>{names})" for tower, names in _KEYS.items()))
 
 
 def sections(config: Mapping[str, Any], towers: Iterable[str]) -> dict[str, Mapping[str, Any]]:
-    """Find the settings of towers; those at the top for one that has none of its own.
+    """Find the settings of each tower; a tower without a section has those at the top level.
 
     >>> sections({"model_type": "llava", "text_config": {"num_attention_heads": 8}}, ["language"])
     {'language': {'num_attention_heads': 8, 'model_type': 'llava'}}
@@ -33,18 +33,25 @@ def sections(config: Mapping[str, Any], towers: Iterable[str]) -> dict[str, Mapp
 
 
 def model_type(config: Mapping[str, Any]) -> str:
-    """The type that a config names; empty where it names none, or something that is none."""
+    """Return the model type that a config states; empty if it is missing or not a short string."""
     stated = config.get("model_type")
     return stated if isinstance(stated, str) and len(stated) <= _LONGEST else ""
 
 
 def number(config: Mapping[str, Any], *keys: str) -> int | None:
-    """The first of these settings that is a positive whole number; a config comes from strangers."""
+    """Return the first of these settings that is a positive whole number.
+
+    A config may come from a stranger, so any other value counts as missing.
+    """
     return next((n for key in keys if type(n := config.get(key)) is int and n > 0), None)
 
 
 def heads(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """How many heads an attention has, and how many of k and v: fewer under grouped queries."""
+    """Return the number of attention heads, and that of k and v: fewer with grouped queries.
+
+    >>> heads({"num_attention_heads": 32, "num_key_value_heads": 8})
+    (32, 8)
+    """
     every = number(
         config,
         "num_attention_heads",
@@ -65,7 +72,7 @@ def heads(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
 
 
 def _parts(config: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    # Outer sections first: the text config of a thinker lies one deeper than that of a plain model.
+    # Outer sections first: the text config of a thinker is one level deeper than that of a plain model.
     parts = [(str(key), part) for key, part in config.items() if isinstance(part, dict)]
     yield from parts
     if depth < 3:

@@ -1,4 +1,4 @@
-"""A selection drawn as a tree: tower, stack, what is outside the layers, what each layer has."""
+"""Draw a selection as a tree: tower, stack, the roles outside of layers, the roles in each layer."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ Size = Callable[[Site], int]
 
 
 class Node(NamedTuple):
-    """A line of the tree and what hangs below it."""
+    """A line of the tree, and the lines below it."""
 
     name: str
     note: str
@@ -18,7 +18,7 @@ class Node(NamedTuple):
 
 
 def nodes(sites: Iterable[Site], size: Size | None = None) -> tuple[Node, ...]:
-    """Group sites into a tree; `size` gives parameters to add up, else the sites are counted."""
+    """Group sites into a tree. Its notes add up the `size` of the sites, or count them if None."""
     found = []
     for tower, inside in _grouped(sites, lambda site: site.tower):
         below: list[Node] = []
@@ -35,7 +35,7 @@ def _branches(sites: Sequence[Site], size: Size | None) -> Iterator[Node]:
     inside = [site for site in sites if site.layer is not None]
     if inside:
         note = _note(inside, size)
-        yield Node(spelt(layers(inside)), note, tuple(_roles(inside, size)))
+        yield Node(layer_words(layers(inside)), note, tuple(_roles(inside, size)))
 
 
 def _roles(sites: Sequence[Site], size: Size | None) -> Iterator[Node]:
@@ -44,12 +44,12 @@ def _roles(sites: Sequence[Site], size: Size | None) -> Iterator[Node]:
         extra = f", {len(experts)} experts" if experts else ""
         spans = layers(found)
         whole = {site.layer for site in found} == {site.layer for site in sites}
-        extra += f", {spelt(spans)}" if spans and not whole else ""
+        extra += f", {layer_words(spans)}" if spans and not whole else ""
         yield Node(str(role), _note(found, size) + extra)
 
 
-def spelt(spans: str) -> str:
-    """`layer 3`, `layers 0-5`."""
+def layer_words(spans: str) -> str:
+    """Write `layer 3` or `layers 0-5`."""
     return f"layer {spans}" if spans.isdigit() else f"layers {spans}"
 
 
@@ -67,7 +67,7 @@ def _note(sites: Sequence[Site], size: Size | None) -> str:
 
 
 def drawn(tree: Iterable[Node], indent: str = "") -> Iterator[str]:
-    """Draw nodes as lines of text, the notes in a column of their own."""
+    """Draw nodes as lines of text, with the notes in a second column."""
     flat = list(_flat(tree, indent))
     width = max((len(name) for name, _ in flat), default=0)
     for name, note in flat:
@@ -81,7 +81,7 @@ def _flat(tree: Iterable[Node], indent: str) -> Iterator[tuple[str, str]]:
 
 
 def marked_up(tree: Iterable[Node]) -> str:
-    """Draw nodes as nested HTML that folds; every name is escaped."""
+    """Draw nodes as HTML that can be folded; every name is escaped."""
     return "".join(map(_details, tree))
 
 

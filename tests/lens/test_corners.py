@@ -283,7 +283,7 @@ def test_spans_are_names_or_numbers_of_any_kind() -> None:
     assert gates.at("gated", span=3) == gates.at("gated", span=np.int64(3))
     assert gates.at("gated", span=(1, 2)) == gates.at("gated", span=[1, np.int64(2)])
     for wrong in (1.5, (2, "last"), slice(3)):
-        with pytest.raises(NoSuchSite, match="is no span"):
+        with pytest.raises(NoSuchSite, match="no span"):
             gates.at("gated", span=wrong)
     with pytest.raises(NoSuchSite, match="no span 'picture'"):
         al.Knockout(gates, source="picture", target="last")

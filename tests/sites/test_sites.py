@@ -47,7 +47,7 @@ def test_one_of_several_that_is_not_there_is_an_error() -> None:
 
 def test_expect() -> None:
     """A wrong count is an error that shows the selection."""
-    with pytest.raises(WrongCount, match="expected 3 sites, there are 8"):
+    with pytest.raises(WrongCount, match="expected 3 sites, got 8"):
         SITES.where(role="gate_proj").expect(3)
 
 

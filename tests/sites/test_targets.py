@@ -48,7 +48,7 @@ def test_half_of_a_fused_matrix_is_refused() -> None:
     sites = from_module(tiny("qwen2_5_vl")).sites.where(tower="vision", role="q_proj")
 
     with pytest.raises(
-        NoSuchSite, match=r"attn.qkv.bias' holds vision.0.k_proj.bias too, which is not selected"
+        NoSuchSite, match=r"attn.qkv.bias' also holds vision.0.k_proj.bias, which is not selected"
     ):
         sites.to_target_modules()
 
