@@ -145,7 +145,8 @@ def unmatched(noun: str, name: str, choice: object, *, known: Iterable[object], 
     """
     if callable(choice):
         return f"no {noun} has a {name} that satisfies the function. {title}: {near('', known)}"
-    return f"no {noun} has {name}={choice!r}. {title}: {near(choice, known)}"
+    meant = choice if isinstance(choice, str) else ""  # no number is a misspelling of another
+    return f"no {noun} has {name}={choice!r}. {title}: {near(meant, known)}"
 
 
 def _fitted(path: str) -> str:

@@ -11,6 +11,7 @@ from affectlens.sites.site import Site
 # `Sites.at` explains each kind and span.
 KINDS = ("output", "input", "pre_activation", "gated", "heads", "residual")
 SPANS = ("image", "audio", "video", "text", "prompt", "last", "generated")
+_SPANS = ("token numbers", *SPANS)  # as errors list them
 Span = str | int | tuple[int, ...] | None
 
 
@@ -21,7 +22,7 @@ def numbered(span: object) -> Span:
     try:
         return tuple(map(index, span)) if isinstance(span, Iterable) else index(span)  # type: ignore[arg-type]
     except TypeError:
-        raise NoSuchSite(f"no span {span!r}. Spans: {', '.join(SPANS)}, or token numbers") from None
+        raise NoSuchSite(f"no span {span!r}. Spans: {', '.join(_SPANS)}") from None
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,7 @@ class Points(Sequence[Point]):
             if point.kind not in KINDS:
                 raise NoSuchSite(f"no point {point.kind!r}. Points: {near(point.kind, KINDS)}")
             if isinstance(point.span, str) and point.span not in SPANS:
-                raise NoSuchSite(
-                    f"no span {point.span!r}. Spans: {near(point.span, SPANS)}, or token numbers"
-                )
+                raise NoSuchSite(f"no span {point.span!r}. Spans: {near(point.span, _SPANS)}")
 
     def expect(self, count: int) -> "Points":
         """Return the selection if it has `count` points; raise `WrongCount` if not."""

@@ -56,7 +56,7 @@ class Sites(Sequence[Site]):
             listed = choice if isinstance(choice, list | tuple | set | frozenset) else ()
             lost = [one for one in listed if isinstance(one, str) and not any(_fits(n, one) for n in known)]
             if lost or not kept:
-                wrong = lost[0] if lost and kept else choice
+                wrong = lost[0] if lost else choice
                 title = f"{name.capitalize()}s here"
                 raise NoSuchSite(unmatched("site", name, wrong, known=known, title=title))
         return Sites(kept, within=self.within)
