@@ -141,6 +141,7 @@ def _with_glu(
 def _block(place: Placement) -> tuple[str, str]:
     """Return what a parameter has in common with its siblings: the tower, and the path of the parent."""
     parent = WRAPPED.sub("", place.module).rpartition(".")[0]
+    # BERT and its kin put the matrices of one block into these submodules.
     return place.position.tower, re.sub(r"(?<=\w)\.(?:self|attention|output|intermediate)$", "", parent)
 
 

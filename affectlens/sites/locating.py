@@ -78,6 +78,7 @@ def placed(
 
     Base and tuned mostly have the same names, so the result is cached.
     """
+    # Two saves that differ in these entries alone share one result of the cache.
     known = {key: value for key, value in config.items() if key not in _ABOUT_THE_SAVE}
     try:
         text = json.dumps(known, default=str)

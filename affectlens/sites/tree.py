@@ -48,7 +48,7 @@ def layers(sites: Iterable[Site]) -> str:
     >>> layers([Site("language", "gate_proj", layer=i) for i in (0, 1, 2, 5)])
     '0-2, 5'
     """
-    runs: list[list[int]] = []
+    runs: list[list[int]] = []  # first and last layer of each
     for layer in sorted({site.layer for site in sites if site.layer is not None}):
         if runs and layer == runs[-1][1] + 1:
             runs[-1][1] = layer
@@ -77,6 +77,7 @@ def _roles(sites: Sequence[Site], size: Size | None) -> Iterator[Node]:
         extra = f", {len(experts)} experts" if experts else ""
         spans = layers(found)
         whole = {site.layer for site in found} == {site.layer for site in sites}
+        # The line above says which layers there are; a role that is in all of them need not repeat it.
         extra += f", {layer_words(spans)}" if spans and not whole else ""
         yield Node(str(role), _note(found, size) + extra)
 
