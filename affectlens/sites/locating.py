@@ -72,7 +72,7 @@ def sites_of(laid: Mapping[str, Laid], source: str = "these names") -> dict[Site
 
 
 def placed(
-    source: str, shapes: Shapes, config: Mapping[str, Any], *, context: Shapes
+    shapes: Shapes, config: Mapping[str, Any], *, context: Shapes, source: str
 ) -> tuple[Mapping[str, Laid], Mapping[Site, Storage]]:
     """Describe the tensors of a checkpoint and find its sites. Raises `CheckpointError` as `locate` does.
 

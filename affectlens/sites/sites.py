@@ -59,7 +59,7 @@ class Sites(Sequence[Site]):
             if lost or not kept:
                 wrong = lost[0] if lost else choice
                 title = f"{name.capitalize()}s here"
-                raise NoSuchSite(unmatched("site", name, wrong, known=known, title=title))
+                raise NoSuchSite(unmatched("site", name, choice=wrong, known=known, title=title))
         return Sites(kept, within=self.within)
 
     def expect(self, count: int) -> "Sites":
