@@ -46,8 +46,7 @@ def diff(
     each gated MLP are matched. `measures` maps names to functions of two float32 blocks, base and tuned,
     whose values are added up. `executor`, anything with `submit`, measures each shard as one job.
 
-    Raises `CheckpointError` for files that can't be read and `NothingToCompare` for sides that share no
-    matrix.
+    Raises `CheckpointError` for unreadable files, `NothingToCompare` for sides that share no matrix.
 
     >>> import affectlens as al
     >>> base, tuned, control, _ = al.load_demo()
@@ -59,13 +58,10 @@ def diff(
     """
     custom = _named(measures)
     wanted = Detail.of(detail, exact=bool(custom))  # a function of blocks needs the values, not factors
-    if spectra is not None and (type(spectra) is not int or spectra < 1):
-        raise TableError(f"spectra must be a whole number, 1 or more, got {spectra!r}")
+    _check_spectra(spectra)
     before = open_checkpoint(base, preset=preset, alpha=alpha)
     pairing = pair(before, open_checkpoint(tuned, base=before, preset=preset, alpha=alpha))
-    beside = None if control is None else open_checkpoint(control, base=before, preset=preset, alpha=alpha)
-    if beside is not None:
-        beside = pair(before, beside).tuned  # a part of a model is read beside base
+    beside = None if control is None else _paired(before, control, preset=preset, alpha=alpha)
     sides = (before, pairing.tuned, *([beside] if beside else []))
     plan = list(strips(pairing, beside, detail=wanted))
     with _bar(plan, progress) as bar:
@@ -74,11 +70,7 @@ def diff(
         else:
             work = jobs(plan, sides, alpha=alpha, preset=preset, detail=detail, custom=custom)
             found = spread(plan, work, executor=executor, tell=bar.update)
-    told = [
-        f"No {kind}s were measured: neither the config nor the shapes give their number."
-        for kind in sorted(wanted.units)
-        if not any(strip.units is not None and strip.units.kind == kind for strip in plan)
-    ]
+    told = list(_unmeasured(plan, wanted))
     columns = [symmetric(pairing, tell=told.append, show=_each(progress))] if align else []
     if spectra:
         columns.append(spectral(found, spectra, detail=wanted, tell=told.append, show=_each(progress)))
@@ -87,6 +79,22 @@ def diff(
     rows = frame(found, pairing, beside=_joined(columns))
     origin = _origin(pairing, beside, rows, found, told)
     return Drift(rows, {**origin, "custom": sorted(custom)} if custom else origin)
+
+
+def _check_spectra(k: int | None) -> None:
+    if k is not None and (type(k) is not int or k < 1):
+        raise TableError(f"spectra must be a whole number, 1 or more, got {k!r}")
+
+
+def _paired(base: Checkpoint, control: Source, *, preset: str | None, alpha: float | None) -> Checkpoint:
+    # Not only opened: a control that is a part of a model gets its names from the pairing.
+    return pair(base, open_checkpoint(control, base=base, preset=preset, alpha=alpha)).tuned
+
+
+def _unmeasured(plan: list[Strip], wanted: Detail) -> Iterator[str]:
+    for kind in sorted(wanted.units):
+        if not any(strip.units is not None and strip.units.kind == kind for strip in plan):
+            yield f"No {kind}s were measured: neither the config nor the shapes give their number."
 
 
 def _bar(plan: list[Strip], progress: bool) -> Any:

@@ -141,7 +141,7 @@ def measured(job: Job) -> dict[Site, Sums]:
     """Run a job in a worker: open the sides and measure the sums of its sites."""
     base = open_checkpoint(job.sources[0], preset=job.preset, alpha=job.alpha)
     opened = (open_checkpoint(s, base=base, preset=job.preset, alpha=job.alpha) for s in job.sources[1:])
-    tuned, *control = (pair(base, side).tuned for side in opened)  # a part of a model is read beside base
+    tuned, *control = (pair(base, side).tuned for side in opened)  # names a part of a model as base does
     pairing = Pairing(base, tuned, Sites(job.sites), Sites(()), Sites(()), Sites(()))
     plan = list(
         strips(pairing, control[0] if control else None, detail=Detail.of(job.detail, exact=bool(job.custom)))

@@ -236,7 +236,7 @@ def test_what_a_tuning_could_not_reach_is_not_ranked(three: list[al.Drift]) -> N
     assert (
         "1 of 10 groups are not ranked, because not every tuning could reach them: q_proj." in found.findings
     )
-    assert any("for no run moved them: " in told and "norm" in told for told in found.findings)
+    assert any("because no run moved them: " in told and "norm" in told for told in found.findings)
 
 
 def test_groups_that_a_run_lacks_are_told(three: list[al.Drift]) -> None:

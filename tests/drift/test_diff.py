@@ -151,7 +151,7 @@ def test_a_control_that_controls_nothing_is_told(pair: tuple[Path, Path], save: 
     stranger = al.diff(*pair, control=save(tiny("llava", seed=7), "stranger"))
 
     assert "probably not a tuning of the same base" in " ".join(stranger.findings)
-    with pytest.raises(NothingToCompare, match="the control is probably no tuning"):
+    with pytest.raises(NothingToCompare, match="the control is probably not a tuning"):
         refuse_unrelated(stranger)
     assert "equals base in every value" in " ".join(al.diff(*pair, control=pair[0]).findings)
     assert "is it the same tuning?" in " ".join(al.diff(*pair, control=pair[1]).findings)
