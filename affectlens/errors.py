@@ -135,12 +135,12 @@ def near(asked: object, known: Iterable[object], *, most: int = 8) -> str:
     return (shown or "none") + (f". Did you mean {close[0]!r}?" if close else "")
 
 
-def unmatched(noun: str, name: str, choice: object, *, known: Iterable[object], title: str = "Here") -> str:
+def unmatched(noun: str, name: str, *, choice: object, known: Iterable[object], title: str = "Here") -> str:
     """Say that nothing in a selection has a value, and list the values that exist.
 
-    >>> unmatched("site", "role", "gate", known=["gate_proj"], title="Roles here")
+    >>> unmatched("site", "role", choice="gate", known=["gate_proj"], title="Roles here")
     "no site has role='gate'. Roles here: gate_proj. Did you mean 'gate_proj'?"
-    >>> unmatched("row", "layer", lambda layer: layer > 9, known=[0, 1])
+    >>> unmatched("row", "layer", choice=lambda layer: layer > 9, known=[0, 1])
     'no row has a layer that satisfies the function. Here: 0, 1'
     """
     if callable(choice):

@@ -52,6 +52,7 @@ def opened(path: Path) -> int:
 
     A pipe or device could block a reader forever, and opening a device may already have an effect.
     """
+    # Without O_NONBLOCK, opening a pipe waits for a writer; Windows has neither flag.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
         _check_ordinary(path, path.stat())

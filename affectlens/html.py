@@ -50,6 +50,7 @@ def table(
 
 
 def _cell(value: object, most: float) -> str:
+    # numpy's integers are no `int`, but have its methods.
     right = ' class="n"' if isinstance(value, (int, float)) or hasattr(value, "bit_length") else ""
     return f"<td{right}{_bar(value, most)}>{escape(cell(value))}</td>"
 

@@ -67,7 +67,7 @@ class Table:
             kept = frame[[_fits(value, choice) for value in frame[there]]]
             if kept.empty:
                 known = sorted(frame[there].dropna().unique(), key=lambda one: (isinstance(one, str), one))
-                raise NoSuchSite(unmatched("row", name, choice, known=known))
+                raise NoSuchSite(unmatched("row", name, choice=choice, known=known))
             frame = kept
         return type(self)(frame.reset_index(drop=True), self.origin)
 

@@ -14,6 +14,7 @@ import transformers
 from torch import nn
 
 import affectlens as al
+from tests.hostile.running import Server
 
 torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()
@@ -96,6 +97,12 @@ def nudge(model: nn.Module, fragment: str, *, scale: float = 0.01, seed: int = 1
     return model
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the longest tests: side by side with others, one of them at the end would run alone."""
+    items.sort(key=lambda item: not any(map(item.get_closest_marker, ("tutorials", "docs"))))
+
+
 @pytest.fixture(autouse=True)
 def _ctrl_c() -> Iterator[None]:
     """Undo what the command line, run in this process, does about Ctrl-C: it would end all the tests."""
@@ -115,6 +122,14 @@ def save(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return folder
 
     return saved
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A warm process for the command line: torch takes seconds to import, and most runs a tenth of one."""
+    found = Server()
+    yield found
+    found.close()
 
 
 @pytest.fixture(scope="session")

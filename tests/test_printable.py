@@ -1,4 +1,4 @@
-"""A name that is printed is one line of what can be seen, and ends where it did."""
+"""A printed name is one line of visible characters, and keeps both of its ends."""
 
 import time
 import unicodedata
@@ -36,14 +36,14 @@ ANY = st.text(st.characters(exclude_categories=[]))  # halves of surrogate pairs
     ],
 )
 def test_what_can_not_be_seen_is_marked(name: str, expected: str) -> None:
-    """Controls, bidi, zero width, tags, fillers, halves of pairs and floods of marks; not words and emoji."""
+    """Controls, bidi, zero width, tags, fillers, half pairs and many accents are; words and emoji are not."""
     assert expected == plain(name)
 
 
 @BOUNDED
 @given(ANY | st.sampled_from(EVIL))
 def test_a_name_is_one_short_line_in_any_encoding(name: str) -> None:
-    """Nothing in it is unseen, but what holds an emoji together; made plain twice it is the same."""
+    """Every character is visible, except joiners of an emoji; a second pass changes nothing."""
     found = plain(name)
 
     assert 200 >= len(found)
@@ -57,7 +57,7 @@ def test_a_name_is_one_short_line_in_any_encoding(name: str) -> None:
 @BOUNDED
 @given(ANY)
 def test_a_sentence_is_one_line(words: str) -> None:
-    """Line breaks of every kind are blanks."""
+    """Line breaks of every kind become blanks."""
     found = sentence(words)
 
     assert 1 >= len(found.splitlines())
@@ -65,7 +65,7 @@ def test_a_sentence_is_one_line(words: str) -> None:
 
 
 def test_both_ends_of_a_name_stay() -> None:
-    """Which model and layer, and which matrix."""
+    """They tell the model and the layer, and the matrix."""
     found = plain("model.layers.11." + "x" * 100_000 + ".gate_proj.weight")
 
     assert 200 == len(found)
@@ -75,7 +75,7 @@ def test_both_ends_of_a_name_stay() -> None:
 
 
 def test_a_reason_stays_however_long_the_name() -> None:
-    """Words are cut, not the sentence; of one that is all words, the middle."""
+    """Long words are cut, not the sentence; a sentence of many words loses its middle."""
     for name in ("x" * 100_000, "many " * 20_000):
         found = sentence(f"/models/{name}/model.safetensors: tensor 'w': overlaps another")
         assert found.startswith("/models/")
@@ -84,7 +84,7 @@ def test_a_reason_stays_however_long_the_name() -> None:
 
 
 def test_a_name_of_ten_million_characters_takes_no_time() -> None:
-    """What is not shown is not looked at."""
+    """Characters that are left out are not examined."""
     began = time.process_time()
     plain("é" * 10_000_000)
 
@@ -92,5 +92,5 @@ def test_a_name_of_ten_million_characters_takes_no_time() -> None:
 
 
 def test_quotes_are_escaped_for_attributes() -> None:
-    """Both kinds, once."""
+    """Both kinds of quotes are escaped, once."""
     assert "&quot;&#x27;&amp;lt;" == escape("\"'&lt;")

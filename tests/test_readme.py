@@ -9,6 +9,7 @@ import affectlens as al
 from affectlens.cli.text import tell_drift, tell_effects
 from affectlens.studying import roles
 
+pytestmark = pytest.mark.docs
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 AFFECTIVE = ("faces-unseen", "sentences")
 CONTROL = ("turned-unseen", "length", "kaomoji-width")

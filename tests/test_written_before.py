@@ -1,6 +1,6 @@
 """Files that an earlier version wrote still load, with the same numbers, and a sweep goes on from them.
 
-`data/written_before/write.py` wrote them with commit e6ee4aa, before the modules were moved.
+`data/written_before/write_files.py` wrote them with commit e6ee4aa, before the modules were moved.
 """
 
 import json

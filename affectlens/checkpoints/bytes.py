@@ -106,6 +106,7 @@ class LocalFile:
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, str(path)
         self._descriptor = opened(path)
+        # Closed with the object: hundreds of shards would use up the descriptors of a process.
         weakref.finalize(self, os.close, self._descriptor)
         self._state = _state(os.fstat(self._descriptor))
         self.size = self._state.size
@@ -122,6 +123,7 @@ class LocalFile:
             raise ValueError(f"{stop - start} bytes don't fit a buffer of {len(into)}")
         while done < len(wanted):
             try:
+                # One call may read less than asked for, on Linux at most 2 GiB.
                 got = os.preadv(self._descriptor, [wanted[done:]], start + done)
             except OSError as error:
                 raise CheckpointError(self.path, f"can't be read ({error.strerror})") from None

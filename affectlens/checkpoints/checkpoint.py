@@ -78,7 +78,7 @@ class Checkpoint:
             shapes = {name: header.shape for name, header in store.headers.items()}
             config = store.config or (like.config if like else {})
             context = context_of(like) if like else {}
-            self.laid, self.storage = placed(store.name, shapes, config, context=context)
+            self.laid, self.storage = placed(shapes, config, context=context, source=store.name)
         self.sites = Sites(self.storage)
         towers = {site.tower for site in self.storage}
         self._heads = {tower: heads(part) for tower, part in sections(self.config, towers).items()}

@@ -103,6 +103,7 @@ def weight_map(index: Document, path: str, *, suffixes: tuple[str, ...]) -> dict
     index.strict(path)
     if not weights:
         raise CheckpointError(path, "the index lists no tensor")
+    # Once a file: an index has few files, and up to 200,000 tensors.
     for file, tensor in {file: tensor for tensor, file in weights.items()}.items():
         if not plain_name(file):
             raise CheckpointError(path, f"names a file outside the folder: {quoted(file)}", key=tensor)
@@ -160,6 +161,7 @@ def counting(
 
 def _deeper(content: Any, most: int) -> bool:
     """Return whether a value is nested deeper than `most` levels: comparing it could overflow the stack."""
+    # Level by level, since recursion would overflow the stack itself.
     level = [content]
     for _ in range(most):
         items = (item.values() if isinstance(item, dict) else item for item in level)

@@ -36,6 +36,7 @@ class TensorBytes:
         self.name = name
         self._view: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
         self.size = len(self._view)
+        # The address identifies the content only as long as nobody writes to it; see `check`.
         self.key: Hashable = ("memory", tensor.data_ptr(), self.size)
 
     def fetch(self, start: int, stop: int, *, into: memoryview) -> memoryview:
@@ -97,6 +98,7 @@ class MemoryStore:
     def span(self, tensor: str) -> Span | None:
         """Return where the bytes of a tensor are; None off the CPU, or if they are not one run."""
         found = self._tensors[tensor].detach()
+        # The values from before are in another tensor, and perhaps on another device.
         if self.untouched and self._tensors[tensor] in HELD:
             return None
         if found.device.type != "cpu" or not found.is_contiguous() or not found.numel():
@@ -150,6 +152,7 @@ def _offloaded(module: nn.Module) -> dict[str, Callable[[], Tensor]]:
 
 def saved_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Return the parameters of a module, then its persistent buffers: the tensors that a save writes."""
+    # Buffers that are not persistent are computed again on loading, so no file has them.
     kept = {
         f"{name}.{buffer}".removeprefix("."): tensor
         for name, part in module.named_modules()
@@ -190,6 +193,7 @@ def _rescaled(part: nn.Module, scales: object, adapter: str) -> bool:
     rank, alpha = (getattr(part, name, {}).get(adapter) for name in ("r", "lora_alpha"))
     if not rank or alpha is None:
         return False
+    # PEFT sets alpha/r, or alpha/√r for rsLoRA; any other scale was set by hand.
     return all(abs(scales[adapter] - alpha / r) > 1e-6 * abs(alpha) for r in (rank, math.sqrt(rank)))
 
 

@@ -55,6 +55,7 @@ def open_checkpoint(
     if isinstance(source, str | Path):
         store, config = stored(source)
         return _opened(unpacked(store), config, base=base, preset=preset, alpha=alpha)
+    # A live module gets two views: with the interventions that are active now, and from before them.
     found, before = (_live(source, untouched=untouched) for untouched in (False, True))
     live, live.untouched = (
         _opened(store, config, base=base, preset=preset, alpha=alpha) for store, config in (found, before)
@@ -108,6 +109,7 @@ def opens_again(
     root = base.change.base if base.change else base
     if side is base or side.change.base.store.source != root.store.source:
         return False
+    # A worker doesn't know an alpha or preset that was given only here: then the scales differ.
     again = open_checkpoint(side.store.source, base=base, alpha=alpha, preset=preset)
     return all(again.factors[site].scale == known.scale for site, known in side.factors.items())
 
@@ -130,10 +132,12 @@ def stored(source: str | Path) -> tuple[Store, Mapping[str, Any]]:
     listing = listed(hub_id)
     if isinstance(listing, Path):
         return _here(listing, hub_id)
+    # If the cache has this commit, the files on disk are faster than ranges.
     here = cached(listing.source)
     if here is not None:
         return _here(here, hub_id)
     weights = [name for name in listing.files if name.endswith(".safetensors") and "/" not in name]
+    # Adapters are small, and torch files have no header to read by ranges: both are downloaded.
     if ADAPTER in listing.files and not any(name.startswith("model") for name in weights):
         wanted = [name for name in listing.files if _SMALL.fullmatch(name)]
     elif not weights:
@@ -157,6 +161,7 @@ def _opened(
         return Checkpoint(store)
     rule = recipe(store.name, config, preset=preset, alpha=alpha)
     found = sort(store.headers, store.name, bare=rule.bare)
+    # A store with a model of its own is read over that, even if `base` is given.
     if base is not None and not _holds_base(found):
         return adapted(store, open_checkpoint(base), recipe=rule)
     own, factors = _parted(store, found)

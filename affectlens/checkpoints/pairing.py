@@ -76,6 +76,7 @@ class Pairing:
                 "note": note,
             }
             for state, (sites, note) in states.items()
+            # `paired` is listed even without sites: that nothing moved is a result.
             if len(sites) or state == "paired"
         ]
         return [*rows, *self._skipped()]
@@ -166,6 +167,7 @@ def pair(base: Checkpoint, tuned: Checkpoint) -> Pairing:
         raise _nothing(base, tuned)
     lone = base.sites - tuned.sites, tuned.sites - base.sites
     names = [{_name(side, site) for site in sites} for side, sites in zip((base, tuned), lone, strict=True)]
+    # The same tensor by name, but another site on each side: its shape gave it another role there.
     apart = [
         Sites(site for site in sites if _name(side, site) in names[0] & names[1])
         for side, sites in zip((base, tuned), lone, strict=True)
@@ -246,6 +248,7 @@ def _modern(config: Mapping[str, Any]) -> Mapping[str, Any]:
         name: _modern(value) if isinstance(value, Mapping) and name != "rope_parameters" else value
         for name, value in config.items()
     }
+    # Older versions of transformers write `rope_theta` and `rope_scaling` instead of `rope_parameters`.
     if "rope_theta" not in found or "rope_parameters" in found:
         return found
     scaling = found.pop("rope_scaling", None)

@@ -93,6 +93,7 @@ class QuantizedStore:
 def unpacked(store: Store) -> Store:
     """Return a store that shows quantised weights dequantised; one without any is returned as it is."""
     scheme = scheme_of(store)
+    # Tensors of another tool's packing are never read, even if a known format would fit their shapes.
     skipped = dict(_foreign(store.headers))
     found: dict[str, Found] = {}
     for tensor in store.headers:

@@ -24,6 +24,7 @@ def tensor_of(span: Span, header: Header, *, rows: slice | None = None) -> Tenso
     buffer = torch.empty(span.stop - span.start, dtype=torch.uint8)
     target = buffer.numpy().data
     got = span.fetch(0, len(target), into=target)
+    # Memory returns a view and leaves the buffer empty; copied, the result never shares memory.
     if got.obj is not target.obj:
         target[:] = got
     return buffer.view(kind).reshape(shape) if len(target) else torch.empty(shape, dtype=kind)
@@ -32,6 +33,7 @@ def tensor_of(span: Span, header: Header, *, rows: slice | None = None) -> Tenso
 def some(store: Store, where: Storage, *, wanted: slice) -> Tensor:
     """Read some rows of a site; only their bytes are fetched, if they are stored in one run."""
     cut = where.cut
+    # These sites are not runs of stored rows, so the whole site is taken first.
     if where.transposed or where.expert is not None or where.unit is not None:
         return take(store.read(where.tensor, rows(where)), where)[wanted]
     if cut is None or cut.dim:
@@ -40,6 +42,7 @@ def some(store: Store, where: Storage, *, wanted: slice) -> Tensor:
     part, period = cut.stop - cut.start, cut.period
     if period is None:
         return store.read(where.tensor, slice(cut.start + wanted.start, cut.start + wanted.stop))
+    # The wanted rows are spread over periods of the stored tensor: whole periods are read, then cut.
     first, last = wanted.start // part, math.ceil(wanted.stop / part)
     groups = store.read(where.tensor, slice(first * period, last * period))
     return take(groups, where)[wanted.start - first * part : wanted.stop - first * part]
@@ -81,6 +84,7 @@ def put(stored: Tensor, where: Storage, *, value: Tensor) -> None:
     """Write the values of a site into its stored tensor, in place."""
     target = stored if where.expert is None else stored[where.expert]
     if where.unit is not None:
+        # A head or neuron is set within its whole site, which is then written back.
         whole = _whole(_fetched(stored, where), where).clone()
         whole.narrow(where.unit.dim, where.unit.start, where.unit.stop - where.unit.start).copy_(value)
         value = whole

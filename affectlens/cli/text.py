@@ -68,7 +68,7 @@ def _moved(moved: "pd.DataFrame", groups: list[str]) -> list[str]:
     if "control_relative" in moved:
         add("control", moved["control_relative"], "‖Δ‖/‖W_base‖ of the control")
     if "control_cosine" in moved:
-        add("along", moved["control_cosine"].map(_percent), "share of Δ that lies along the control's")
+        add("along", moved["control_cosine"].map(_percent), "share of Δ in the direction of the control")
     if "aligned_relative" in moved:
         aligned = moved["aligned_relative"].map("{:.4g}".format)
         if (moved["aligned_relative"].notna() & (aligned != moved["relative"].map("{:.4g}".format))).any():

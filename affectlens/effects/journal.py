@@ -36,9 +36,9 @@ def discard(path: str | Path) -> None:
 
 
 class Journal:
-    """Log-probabilities by key in one file, each written whole or not at all; `close` it when done.
+    """Log-probabilities by key in one file, each written whole or not at all. Close it after use.
 
-    Raises `JournalError`.
+    Raises `JournalError` for a file that is not a journal, is broken or can't be written.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -1,8 +1,8 @@
-"""Change weights and activations for the length of a block, and leave the very tensors that were there.
+"""Change weights and activations for the length of a block, then put the very same tensors back.
 
-The protocol an intervention meets is here, so that a lens needs to know none of them. Weights are swapped by
-pointer, never edited in place: `w += d; w -= d` changes 2 % of bfloat16 elements for good. Activations are
-rewritten by hooks where they pass.
+What an intervention has to provide is defined here as protocols, so that the lens knows no intervention.
+Weights are swapped by pointer, never edited in place: `w += d; w -= d` changes 2 % of bfloat16 elements for
+good. Activations are rewritten by hooks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,28 +23,28 @@ from affectlens.sites import Point, Site
 
 @runtime_checkable
 class Intervention(Protocol):
-    """Anything that says which sites get which values, given the live weights as they are."""
+    """Anything that returns new values for some sites, given the live weights."""
 
     def edits(self, live: Checkpoint) -> Mapping[Site, Tensor]:
-        """The new values of each site; shapes as in `live`."""
+        """Return the new values of each site; shapes as in `live`."""
         ...
 
 
 @runtime_checkable
 class ActivationIntervention(Protocol):
-    """Anything that says what becomes of the activations at which points."""
+    """Anything that returns, for some points, a function of the activations there."""
 
     def rewrites(self, lens: Live) -> Mapping[Point, Rewrite]:
-        """The function of each point, from the values that pass to those that go on."""
+        """Return for each point a function from the values that arrive to those that go on."""
         ...
 
 
 @runtime_checkable
 class Remarking(Protocol):
-    """An intervention that has something to say of what it does to this model."""
+    """An intervention that warns where its numbers could be misread."""
 
     def remarks(self, lens: Live) -> Sequence[str]:
-        """What a user should know before reading any number, in sentences."""
+        """Return sentences that a user should read before any number."""
         ...
 
 

@@ -1,15 +1,16 @@
 """Live: a running model as hooks, swaps and interventions see it; `Lens` is one.
 
-The parts of the lens and every intervention name this protocol, so that none of them imports the lens.
+The parts of the lens and every intervention name this class, so that none of them imports the lens.
 Below it: which part of a model answers, where its input goes, and which models can't be changed.
 """
 
 import copy
 import sys
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,7 @@ _OURS = ("affectlens", "contextlib")  # frames that a user did not write
 ANSWER: ContextVar[int] = ContextVar("ANSWER", default=0)  # how many last tokens of an input are its answer
 
 
-@runtime_checkable
-class Live(Protocol):
+class Live(ABC):
     """A model in memory with its processor, its parameters by name, and the same parameters by site."""
 
     model: nn.Module
@@ -33,18 +33,18 @@ class Live(Protocol):
     told: set[str]  # remarks made so far; each is made once
 
     @property
+    @abstractmethod
     def checkpoint(self) -> Checkpoint:
         """The live parameters, seen as a checkpoint."""
-        ...
 
     @property
+    @abstractmethod
     def parameters(self) -> Mapping[str, Tensor]:
         """The live parameters and persistent buffers, by the model's own names; tied ones once."""
-        ...
 
+    @abstractmethod
     def prepare(self, *examples: Example, prompt: str = "{text}") -> dict[str, Tensor]:
         """Turn examples into one batch of model input."""
-        ...
 
 
 def over(live: Live, model: nn.Module, *, processor: Any) -> Live:
@@ -77,27 +77,27 @@ def warn(words: str) -> None:
 
 
 def refuse_compiled(model: nn.Module) -> None:
-    """Raise `LensError` where a part of the model is compiled: its graph would pass hooks by."""
+    """Raise `LensError` where a part of the model is compiled: a compiled graph bypasses hooks."""
     for name, module in model.named_modules():
         if _compiled(module):
             raise LensError(
-                f"{name or type(module).__name__} is compiled, and a compiled graph sees no hook. Wrap the "
-                f"model before it is compiled; to `generate` give disable_compile=True"
+                f"{name or type(module).__name__} is compiled, and a compiled graph runs no hooks. Make the "
+                f"lens before compiling; pass disable_compile=True to `generate`"
             )
 
 
 def refuse_whole(model: nn.Module) -> None:
-    """Raise `LensError` for an omni model of several, of which only one answers: a door is to that one."""
+    """Raise `LensError` for an omni model: a door opens only its part that answers in text."""
     if answering(model) is not model:
         name = type(model).__name__
         raise LensError(
-            f"{name} is several models, and its thinker answers; open the door of that one: "
+            f"{name} contains several models, and its thinker answers in text; make a lens of that one: "
             f"al.Lens(lens.model.thinker, lens.processor)"
         )
 
 
 def _compiled(module: nn.Module) -> bool:
-    """Whether a module was compiled in one of the four ways there are: the last is `generate`'s own."""
+    """Return whether a module is compiled, in any of four ways; the last is that of `generate`."""
     own = vars(module)
     return (
         type(module).__name__ == "OptimizedModule"
@@ -108,47 +108,49 @@ def _compiled(module: nn.Module) -> bool:
 
 
 def refuse_unlike(site: Site, parameter: Tensor) -> None:
-    """Raise `LensError` for a parameter whose values can't be swapped by setting its data."""
+    """Raise `LensError` for a parameter that can't be swapped by setting its `data`."""
     data = parameter.data
     if data.device.type == "meta":
         raise LensError(f"{site} is offloaded, so its weights can't be swapped; load without offloading")
-    counts = isinstance(parameter, nn.Parameter)  # a buffer may well hold whole numbers
+    counts = isinstance(parameter, nn.Parameter)  # a buffer may hold integers
     if data.itemsize < 2 or (counts and not data.is_floating_point()):
         raise LensError(
-            f"{site} is quantised ({data.dtype}), so no weights can be put there; load it unpacked"
+            f"{site} is quantised ({data.dtype}), so its weights can't be swapped; load the model unquantised"
         )
     if type(data) not in (Tensor, nn.Parameter):
         kind = type(data).__name__
-        raise LensError(f"{site} is a {kind}, whose values lie elsewhere; load the model without it")
+        raise LensError(
+            f"{site} is a {kind}, which stores its values in other tensors; load the model without it"
+        )
 
 
 def inner(model: nn.Module) -> nn.Module:
-    """The model without the wrapper of PEFT."""
+    """Unwrap PEFT's wrapper, where there is one."""
     found: nn.Module = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
     return found
 
 
 def answering(model: nn.Module) -> nn.Module:
-    """The part of a model that answers in text: of a whole omni model its thinker, else all of it.
+    """Return the part of a model that answers in text: the thinker of an omni model, else the model.
 
-    With an adapter on it, it is PEFT's wrapper, which is what knows of virtual tokens.
+    PEFT's wrapper is kept around it, since it adds the virtual tokens of prompt tuning.
     """
     thinker = getattr(inner(model), "thinker", None)
     return thinker if isinstance(thinker, nn.Module) else model
 
 
 def config_of(model: nn.Module) -> Any:
-    """The config of the part that answers; None for a module without one."""
+    """Return the config of the part that answers; None for a module without one."""
     return getattr(inner(answering(model)), "config", None)
 
 
 def encodes(model: nn.Module) -> bool:
-    """Whether an encoder reads the prompt, and a decoder answers."""
+    """Return whether an encoder reads the prompt and a decoder answers."""
     return getattr(config_of(model), "is_encoder_decoder", False) is True
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where input goes: to the input embedding; where that is offloaded, to where it runs."""
+    """Return the device of the input embedding; if it is offloaded, the device it runs on."""
     part = inner(answering(model))
     try:
         embedding = part.get_input_embeddings()  # type: ignore[operator]

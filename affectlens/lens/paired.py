@@ -1,4 +1,4 @@
-"""A second model beside the first, in the memory of what differs: its tensors, or its adapter's factors."""
+"""Keep a second model beside the first: only the tensors that differ, or its adapter's factors."""
 
 import torch
 from torch import Tensor, nn
@@ -17,28 +17,28 @@ from affectlens.sites import Site, Sites
 
 
 class Paired:
-    """Hold of a tuned model what the live one does not, and switch between the two by pointer.
+    """Holds what a tuned model has and the live one does not, and switches between the two by pointer.
 
         pair = lens.paired("runs/affect")  # reads and compares; the repr says what would be kept
         with pair.tuned():                 # loaded at the first use
             lens.logits(example)
 
-    What a LoRA adapter changes stays its factors, which are applied as PEFT does: to the input of a matrix,
-    beside it. Everything else that differs is held as it is. Raises `LensError` where the tuned model has
-    parameters that this one has no place for.
+    Of a LoRA adapter the factors are kept and applied as PEFT does, to the input of each matrix. Everything
+    else that differs is kept as whole tensors. Raises `LensError` where the tuned model has parameters that
+    this model lacks.
     """
 
     def __init__(self, lens: Live, tuned: Source) -> None:
         self._lens = lens
         self.source: Checkpoint = open_checkpoint(tuned, base=lens.checkpoint.untouched)
         pairing = pair(lens.checkpoint.untouched, self.source)
-        astray = pairing.reshaped | pairing.only_tuned
-        if astray:
+        if unmatched := pairing.reshaped | pairing.only_tuned:
             name = self.source.store.name
             raise LensError(
-                f"{name} has {len(astray)} parameters that have no place here; first: {astray[0]}"
+                f"{name} has {len(unmatched)} parameters that this model lacks or has in another shape; "
+                f"first: {unmatched[0]}. Load the base that it was tuned from"
             )
-        # Files are held to files: in which dtype both are run is not what tells them apart.
+        # Files are compared with files: the dtype in which a model runs does not tell two models apart.
         files = lens.source if self.source.change is None and self.source.store.format != "memory" else None
         self.unlike = pairing.unlike if files is None else pair(files, self.source).unlike
         self._factors = {
@@ -50,7 +50,7 @@ class Paired:
 
     @property
     def bytes(self) -> int:
-        """What is held beside the live model: the tensors that differ, or the factors of those adapted."""
+        """Bytes held beside the live model: the tensors that differ, and the factors of an adapter."""
         names = {
             parameter_name(self._lens.checkpoint.at(site))
             for site in self.differing
@@ -65,7 +65,7 @@ class Paired:
 
     @property
     def donor(self) -> Checkpoint:
-        """The tuned model as a donor of interventions: what is held is read from memory, by pointer."""
+        """The tuned model as a donor of interventions; what is held is read from memory, by pointer."""
         if self._factors:
             return self.source
         self._load()
@@ -77,7 +77,7 @@ class Paired:
         return Checkpoint(JoinedStore(store, parts, config=self.source.config), like=live)
 
     def effective(self) -> Checkpoint:
-        """The live weights with the factors that are applied beside them: what the model computes with."""
+        """Return the live weights combined with the factors: the effective weights inside `tuned()`."""
         live = self._lens.checkpoint
         change = AdapterChange(live, laid={}, whole={}, factors=self._factors, skipped={})
         found = Checkpoint(live.store, change=change)
@@ -85,7 +85,7 @@ class Paired:
         return found
 
     def tuned(self) -> "Switched":
-        """The tuned model, for the length of a `with` block."""
+        """Switch to the tuned model for the length of a `with` block."""
         return Switched(self)
 
     def _differs(self, site: Site) -> bool:
@@ -93,7 +93,7 @@ class Paired:
         return not torch.equal(here, there.to(device=here.device, dtype=here.dtype))
 
     def _tuned(self, site: Site) -> Tensor:
-        """What a site is in tuned; a file of what was trained leaves the rest as it was."""
+        """Read a site of tuned; a file that holds only trained parameters leaves the others as in base."""
         side = self.source if site in self.source.storage else self._lens.checkpoint.untouched
         return side.read(site)
 
@@ -105,7 +105,7 @@ class Paired:
             groups.setdefault(parameter_name(where), []).append(site)
         changed = {parameter_name(live.at(site)) for site in self.differing - self._factors}
         held: list[Swap] = []
-        for name in sorted(changed):  # one parameter at a time: no more is in memory than is kept
+        for name in sorted(changed):  # one parameter at a time, so that the peak memory is what is kept
             held += swapped(self._lens, {site: self._tuned(site) for site in groups[name]})
         self._hooks = [beside(self._lens, site, factors=one) for site, one in self._factors.items()]
         self._held = held
@@ -120,7 +120,7 @@ class Paired:
 
 
 class Switched:
-    """The tuned model in place of the live one."""
+    """Block in which the tuned model replaces the live one."""
 
     def __init__(self, paired: Paired) -> None:
         self._paired, self._swaps = paired, Swaps()
@@ -144,11 +144,11 @@ class Switched:
         self._swaps.undo()
 
     def _put(self, hooks: list[tuple[nn.Module, Beside]]) -> None:
-        """Apply the factors; a block of the same pair inside this one finds them on."""
+        """Apply the factors; a nested block of the same pair finds them applied."""
         lens = self._paired._lens
         for site in self._paired._factors:
             parameter = lens.parameters[parameter_name(lens.checkpoint.at(site))]
-            if parameter in HELD:  # tuned is base as it was, and the factors
+            if parameter in HELD:  # tuned = untouched base + factors
                 self._swaps.swap(parameter, "data", value=HELD[parameter][0].before)
         self._swaps.swap(lens, "checkpoint", value=self._paired.effective())
         for module, hook in hooks:

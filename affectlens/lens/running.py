@@ -1,4 +1,4 @@
-"""Run a model, whatever kind it is: causal, omni, encoder-decoder, with an adapter around it or not.
+"""Run a model of any kind: causal, omni, encoder-decoder, with or without an adapter.
 
 model ── answering ──▶ the part whose forward pass gives logits of text
 batch ── started ──▶ with a decoder's first token ── continued ──▶ with an answer behind it
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from affectlens.errors import AffectlensError, LensError
 from affectlens.lens.live import ANSWER, answering, config_of, encodes, inner
 
-_NOTES = ("token_type_ids", "mm_token_type_ids")  # of a tokenizer, for models that ask for them
+_NOTES = ("token_type_ids", "mm_token_type_ids")  # of a tokenizer, of models that take them
 # A checkpoint's own generation settings may sample, search or punish repetition.
 _GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-# A compiled step would pass hooks by; without a cache each step would look like another prompt.
+# A compiled step would bypass hooks; without a cache each step would look like a new prompt.
 _SEEN = {
     "disable_compile": True,
     "use_cache": True,
@@ -32,14 +32,14 @@ _MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC
 
 
 def typed(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A batch in the model's dtype: pixels come in float32; token ids stay whole numbers."""
+    """Cast the floating-point tensors of a batch to the model's dtype; token ids stay integers."""
     part = answering(model)
     dtype = next((p.dtype for p in part.parameters() if p.dtype.is_floating_point), torch.float32)
     return {n: t.to(dtype) if t.is_floating_point() else t for n, t in batch.items()}
 
 
 def started(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A batch with the token that a decoder begins with, where there is one. Raises `LensError`."""
+    """Add the token that a decoder begins with, where there is a decoder. Raises `LensError`."""
     found = dict(batch)
     takes = _takes(model)
     for name in _NOTES:
@@ -49,14 +49,14 @@ def started(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return found
     token = begins(model)
     if token is None:
-        raise LensError("the config of this model does not say with which token its decoder begins")
+        raise LensError("no config of this model has a decoder_start_token_id or bos_token_id: set one")
     some = next(iter(found.values()))
     found["decoder_input_ids"] = torch.full((rows(found), 1), token, device=some.device)
     return found
 
 
 def begins(model: nn.Module) -> int | None:
-    """The token that a decoder begins with, where the configs of its model say one."""
+    """Return the token that a decoder begins with; None where no config of the model names one."""
     part = inner(answering(model))
     config = config_of(model)
     texts = [config.get_text_config(decoder=True)] if hasattr(config, "get_text_config") else []
@@ -70,13 +70,13 @@ def begins(model: nn.Module) -> int | None:
 
 
 def rows(batch: Mapping[str, Tensor]) -> int:
-    """How many examples a batch holds."""
+    """Count the examples of a batch."""
     named = ("decoder_input_ids", "input_ids", "input_features", "input_values", "pixel_values")
     return len(next(batch[name] for name in named if name in batch))
 
 
 def continued(batch: Mapping[str, Tensor], answer: Int[Tensor, " token"]) -> dict[str, Tensor]:
-    """A batch in which every example goes on with these tokens; in an encoder-decoder its decoder does."""
+    """Append the same tokens to every example; of an encoder-decoder, to the decoder's input."""
     longer = dict(batch)
     decodes = "decoder_input_ids" in batch
     tokens = answer.expand(rows(batch), -1)
@@ -92,13 +92,13 @@ def continued(batch: Mapping[str, Tensor], answer: Int[Tensor, " token"]) -> dic
 def forward(
     model: nn.Module, batch: Mapping[str, Tensor], *, last: int = 1, answer: int = 0
 ) -> Float[Tensor, "batch last vocabulary"]:
-    """The logits of the last positions, in float32. Raises `LensError` where the model can't run.
+    """Return the logits of the last positions, in float32. Raises `LensError` where the model can't run.
 
-    To interventions the last `answer` tokens are no part of the prompt, but generated.
+    Interventions treat the last `answer` tokens as generated, not as part of the prompt.
     """
     takes = _takes(model)
     given = typed(model, started(model, batch))
-    # Where a model can, it computes the logits of the last positions alone.
+    # Saves the logits of all other positions, where the model supports it.
     settings: dict[str, Any] = {"logits_to_keep": last} if "logits_to_keep" in takes else {}
     if (
         "position_ids" in takes
@@ -119,7 +119,7 @@ def forward(
 def generated(
     model: nn.Module, batch: Mapping[str, Tensor], *, tokenizer: Any, max_new_tokens: int
 ) -> list[str]:
-    """The new text of each greedy answer. Raises `LensError` where the model can't give one."""
+    """Generate greedily and return the new text of each example. Raises `LensError`."""
     given = typed(model, started(model, batch))
     settings = {
         **_GREEDY,
@@ -135,7 +135,7 @@ def generated(
 
 
 def _generate(part: nn.Module) -> Callable[..., Tensor]:
-    """How a model generates; of one that transcribes in windows, forced tokens and all, as the others do."""
+    """Return `generate`; for Whisper the common one, as its own transcribes windows and forces tokens."""
     own: Callable[..., Tensor] = part.generate  # type: ignore[assignment]
     if "whisper" not in getattr(own, "__module__", ""):
         return own
@@ -145,14 +145,14 @@ def _generate(part: nn.Module) -> Callable[..., Tensor]:
 
 
 def _takes(model: nn.Module) -> Sequence[str]:
-    """The names of what a model's forward pass takes; PEFT's wrapper passes on what it does not know."""
+    """Return the argument names of a model's forward pass; PEFT's wrapper passes all of them on."""
     return tuple(inspect.signature(inner(answering(model)).forward).parameters)
 
 
 def _numbers(model: nn.Module) -> bool:
-    """Whether positions are told: to those that learned each by its number, padding would shift them.
+    """Return whether position ids must be given: learned absolute positions shift under left padding.
 
-    Where they turn with the distance of two tokens (rotary, ALiBi), padding on the left shifts nothing.
+    Rotary positions and ALiBi depend on distances between tokens, which padding does not change.
     """
     config = config_of(model)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
@@ -161,9 +161,9 @@ def _numbers(model: nn.Module) -> bool:
 
 @contextmanager
 def told(what: str) -> Iterator[None]:
-    """Raise what breaks in the block as a `LensError` that begins with `what`.
+    """Re-raise errors of the block as a `LensError` that begins with `what`.
 
-    Our own errors pass as they are, and so does memory that ran out: a smaller batch may fit.
+    Errors of affectlens pass unchanged, and so do out-of-memory errors: a smaller batch may fit.
     """
     try:
         yield
@@ -176,20 +176,20 @@ def told(what: str) -> Iterator[None]:
 
 
 def broken(error: BaseException) -> bool:
-    """Whether an error says that something broke, and not that someone wants to stop."""
-    # The tokenizers' panic, as when a pattern takes too many steps, is no Exception.
+    """Return whether an error is a failure, not an interrupt or exit."""
+    # A panic of the tokenizers library, e.g. of a regex that runs too long, is not an Exception.
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: Python's, a device's, or an allocator's in its words."""
+    """Return whether an error means out of memory, on the host or on a device."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _MEMORY)
 
 
 def line(error: BaseException) -> str:
-    """What an error says, in one line without control characters; with its type where that is little."""
+    """Return the message of an error on one line, printable; with its type where the message is short."""
     words = " ".join(str(error).partition("Exception raised from")[0].split())
     words = words if len(words) > 20 else f"{type(error).__name__} {words}".strip()
     return "".join(c for c in words[:_LONGEST] if c.isprintable())

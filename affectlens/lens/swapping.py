@@ -1,9 +1,10 @@
-"""Whole new tensors for the parameters that hold some sites: fused ones slice by slice, adapted in effect.
+"""From new values of sites to new tensors of parameters: fused ones slice by slice, adapted ones merged.
 
-    site → new values ──▶ parameter → new tensor (by pointer, where it is all of it)
+    site → new values ──▶ parameter → new tensor (the caller's own tensor, where it is the whole parameter)
 
-An adapted matrix computes with its base and its factors. To give it other weights they go into the base, the
-factors are set to zero, and the module is told to leave them out: then it computes with these weights alone.
+An adapted matrix computes with its base weights and its factors. To give it new weights, they are written
+into the base, the factors are zeroed and the module's adapter is disabled: it then computes with the new
+weights alone.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,14 +27,14 @@ Swap = tuple[Any, str, Any]  # owner, attribute, new value
 
 
 def swapped(lens: Live, edits: Mapping[Site, Tensor]) -> list[Swap]:
-    """The attributes to set so that sites have their new values. Raises `LensError`, and sets none."""
+    """Return the attributes to set so that sites get new values; sets none. Raises `LensError`."""
     _refresh(lens)
     live, parameters = lens.checkpoint, lens.parameters
     for site in edits:
         refuse_unlike(site, parameters[parameter_name(live.at(site))])
     adapted = _adapted(lens, edits)
     new: dict[str, Tensor] = dict(_merged(lens, adapted))
-    given: set[str] = set()  # new tensors that are somebody's own: nothing is written into them
+    given: set[str] = set()  # new tensors that belong to the caller: never write into them
     for site, value in edits.items():
         where = live.at(site)
         if tuple(value.shape) != where.shape:
@@ -54,14 +55,14 @@ def swapped(lens: Live, edits: Mapping[Site, Tensor]) -> list[Swap]:
 
 
 def _refresh(lens: Live) -> None:
-    """Look the tensors up anew where the model has others since: `model.to(…)` makes new buffers."""
+    """Look the tensors up again if the model replaced some: `model.to(…)` makes new buffers."""
     known = {id(tensor) for tensor in lens.parameters.values()}
     if not known.issuperset(id(tensor) for tensor in saved_tensors(lens.model).values()):
         forget(lens)
 
 
 def _adapted(lens: Live, edits: Mapping[Site, Tensor]) -> dict[str, nn.Module]:
-    """The adapted modules that hold a site to be changed, by the name of the parameter."""
+    """Return the adapted modules that hold a site to change, by name of the parameter."""
     live, found = lens.checkpoint, {}
     for site in edits:
         whole = site.at()
@@ -69,18 +70,18 @@ def _adapted(lens: Live, edits: Mapping[Site, Tensor]) -> dict[str, nn.Module]:
             continue
         if live.factors[whole].decomposed:
             raise LensError(
-                f"{site} is adapted by DoRA, which rescales what is put there; merge the adapter first"
+                f"{site} has a DoRA adapter, which would rescale the new values; merge the adapter first"
             )
         where = live.at(whole)
         module = lens.model.get_submodule(module_name(where))
         if any(getattr(module, "lora_bias", {}).values()):
-            raise LensError(f"{site} is adapted with a bias beside its factors; merge the adapter first")
+            raise LensError(f"{site} has an adapter with a bias (lora_bias); merge the adapter first")
         found[parameter_name(where)] = module
     return found
 
 
 def _merged(lens: Live, adapted: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
-    """What adapted parameters are in effect: the parts of them that are not changed stay as they are."""
+    """Yield adapted parameters with their factors merged, so that unchanged parts keep their effect."""
     live = lens.checkpoint
     for name in adapted:
         whole = lens.parameters[name].data.clone()
@@ -91,7 +92,7 @@ def _merged(lens: Live, adapted: Mapping[str, nn.Module]) -> Iterator[tuple[str,
 
 
 def _silenced(lens: Live, adapted: Mapping[str, nn.Module]) -> list[Swap]:
-    """Leave the factors of adapted modules out: PEFT's are set to zero for who reads them, ours forgotten."""
+    """Switch the factors of adapted modules off; PEFT's are also zeroed, for code that reads them."""
     found: list[Swap] = []
     hooks = {n: [h for h in m._forward_hooks.values() if isinstance(h, Beside)] for n, m in adapted.items()}
     for name, module in adapted.items():
@@ -107,7 +108,7 @@ def _silenced(lens: Live, adapted: Mapping[str, nn.Module]) -> list[Swap]:
 
 
 def _less(live: Checkpoint, names: set[str]) -> Checkpoint:
-    """The live checkpoint without the factors of some parameters, which are in them now."""
+    """Return the live checkpoint without the factors of some parameters, which now contain them."""
     assert live.change is not None
     kept = {site: one for site, one in live.factors.items() if parameter_name(live.at(site)) not in names}
     found = Checkpoint(live.store, change=replace(live.change, factors=kept))
@@ -116,7 +117,7 @@ def _less(live: Checkpoint, names: set[str]) -> Checkpoint:
 
 
 class Beside:
-    """Add scale · B·A·x to what a matrix makes of x, unless it is `off`; `on` says that a block has it."""
+    """Hook that adds scale · B·A·x to a matrix's output unless `off`; `on` while a block uses it."""
 
     def __init__(self, a: Tensor, b: Tensor, *, scale: float, features: Any) -> None:
         self._a, self._b, self._scale, self._features = a, b, scale, features
@@ -135,7 +136,7 @@ class Beside:
 
 
 def beside(lens: Live, site: Site, *, factors: LowRank) -> tuple[nn.Module, Beside]:
-    """The hook of a site, and the module that it belongs to."""
+    """Return the hook that applies a site's factors, and the module to hook."""
     place = place_of(Point(site), model=lens.model, live=lens.checkpoint)
     like = lens.parameters[parameter_name(lens.checkpoint.at(site))]
     a, b = (factors.store.read(name).to(like.device) for name in (factors.pair.a, factors.pair.b))
@@ -147,7 +148,7 @@ def beside(lens: Live, site: Site, *, factors: LowRank) -> tuple[nn.Module, Besi
 
 
 def fits_beside(lens: Live, site: Site, *, factors: LowRank) -> bool:
-    """Whether a change of low rank can be computed beside its matrix: of a plain one, on its rows."""
+    """Return whether a low-rank change can be added to the output of its matrix: a plain one, whole rows."""
     if factors.decomposed or factors.pair.embedding or factors.scale is None:
         return False
     where = lens.checkpoint.at(site)

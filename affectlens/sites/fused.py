@@ -95,6 +95,7 @@ def fused(role: str, shape: Shape, *, setting: Setting) -> Fused | None:
     if role == "kv_a_proj_with_mqa":
         return _latent(shape, setting)
     if role == "kv_b_proj":
+        # The latent of MLA expands to the keys without position and the values, head by head.
         parts = setting.number("qk_nope_head_dim"), setting.number("v_head_dim")
         return _periodic(0, shape, ("k_nope", "v_proj"), parts, times=heads(setting.config)[0])
     return None
@@ -106,6 +107,7 @@ def glu_in_fc1(module: str, model_type: str) -> bool:
 
 
 def _qkv(shape: Shape, setting: Setting) -> Fused | None:
+    # The input of o_proj is as wide as the queries, so the rest of the tensor is keys and values.
     out = setting.beside.get("o_proj", ())
     conv1d = len(shape) == 2 and _is_transposed(shape, setting.beside.get("qkv_proj.bias"))
     dim = 1 if conv1d else 0
@@ -116,6 +118,7 @@ def _qkv(shape: Shape, setting: Setting) -> Fused | None:
         known = kind.fullmatch(setting.model_type) and (layout != "chatglm" or setting.tower == "language")
         if known and re.search(rf"(?:^|\.){name.pattern}$", setting.name):
             return _headwise(layout, dim, shape, setting, width)
+    # Bailing concatenates although its module has a name that other models interleave.
     by_turns = setting.model_type.startswith("bailing")
     if setting.name.endswith(("query_key_value", "wqkv")) and setting.tower == "language" and not by_turns:
         return None  # some models interleave these by head, some concatenate them: the name does not tell
@@ -141,6 +144,7 @@ def _in_turn(dim: int, shape: Shape, setting: Setting, width: int | None) -> Fus
         return _concat(dim, shape, QKV, ((total - values[0]) // 2,) * 2 + (values[0],))
     if width and width < total and not (total - width) % 2:
         return _concat(dim, shape, QKV, (width, (total - width) // 2, (total - width) // 2))
+    # Without o_proj, three equal parts are certain only in vision towers and under these names.
     packed = setting.tower == "vision" or setting.name.endswith(("in_proj", ".qkv", "att_proj", "W_pack"))
     if packed and not total % 3:
         return _concat(dim, shape, QKV, (total // 3,) * 3)
@@ -155,6 +159,7 @@ def _headwise(layout: str, dim: int, shape: Shape, setting: Setting, width: int 
     if layout == "chatglm" and setting.config.get("multi_query_attention"):
         return _in_turn(dim, shape, setting, width)
     if layout == "falcon":
+        # 40B groups each k and v with its queries, 7B has one k and v after all queries, 1B is per head.
         if setting.config.get("new_decoder_architecture") or setting.number("n_head_kv"):
             groups, layout = setting.number("num_kv_heads", "n_head_kv") or every, "kv_group"
         else:
@@ -228,6 +233,7 @@ def _latent(shape: Shape, setting: Setting) -> Fused | None:
 
 
 def _is_transposed(shape: Shape, bias: Shape | None) -> bool:
+    # GPT-2's Conv1D stores (in, out): its bias is as long as the second dimension.
     return shape[0] != shape[1] and (bias == (shape[1],) or (bias is None and shape[1] == 3 * shape[0]))
 
 

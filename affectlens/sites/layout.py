@@ -80,6 +80,31 @@ def lay_out(
     return laid
 
 
+def record(tensor: str, laid: Laid, *, dtype: str) -> dict[str, Any]:
+    """Describe a tensor for JSON.
+
+    `fused` gives its layout: in every `period` indices along `dim` (in all `size` of them if the layout is
+    "concat"), `slices` lists the roles from `start` to `stop`. `expert` is a number, or "stacked" if the
+    first dimension counts experts.
+    """
+    at = laid.place.position
+    return {
+        "disk": tensor,
+        "mem": [laid.memory],
+        "tower": at.tower,
+        "stack": at.stack,
+        "layer": at.layer,
+        "role": laid.place.role,
+        "param": laid.param,
+        "fused": _fused(laid),
+        "expert": laid.expert,
+        "block": laid.block,
+        "transposed": "conv1d(in,out)" if laid.transposed and laid.block != "expert" else None,
+        "shape": list(laid.shape),
+        "dtype": dtype,
+    }
+
+
 def _stacked(name: str, role: str, model_type: str) -> str:
     """Return the live parameter that holds a file's expert if transformers stacks the experts."""
     known = stacked(model_type)
@@ -116,6 +141,7 @@ def _with_glu(
 def _block(place: Placement) -> tuple[str, str]:
     """Return what a parameter has in common with its siblings: the tower, and the path of the parent."""
     parent = WRAPPED.sub("", place.module).rpartition(".")[0]
+    # BERT and its kin put the matrices of one block into these submodules.
     return place.position.tower, re.sub(r"(?<=\w)\.(?:self|attention|output|intermediate)$", "", parent)
 
 
@@ -166,31 +192,6 @@ def _experts_transposed(place: Placement, shape: Shape, near: Mapping[str, Shape
     if len(shape) != 3 or place.role not in ("gate_up_proj", "down_proj") or (len(both), len(down)) != (3, 3):
         return False
     return both[-2] != 2 * down[-1] and both[-1] == 2 * down[-2]
-
-
-def record(tensor: str, laid: Laid, *, dtype: str) -> dict[str, Any]:
-    """Describe a tensor for JSON.
-
-    `fused` gives its layout: in every `period` indices along `dim` (in all `size` of them if the layout is
-    "concat"), `slices` lists the roles from `start` to `stop`. `expert` is a number, or "stacked" if the
-    first dimension counts experts.
-    """
-    at = laid.place.position
-    return {
-        "disk": tensor,
-        "mem": [laid.memory],
-        "tower": at.tower,
-        "stack": at.stack,
-        "layer": at.layer,
-        "role": laid.place.role,
-        "param": laid.param,
-        "fused": _fused(laid),
-        "expert": laid.expert,
-        "block": laid.block,
-        "transposed": "conv1d(in,out)" if laid.transposed and laid.block != "expert" else None,
-        "shape": list(laid.shape),
-        "dtype": dtype,
-    }
 
 
 def _fused(laid: Laid) -> dict[str, Any] | None:

@@ -72,12 +72,13 @@ def sites_of(laid: Mapping[str, Laid], source: str = "these names") -> dict[Site
 
 
 def placed(
-    source: str, shapes: Shapes, config: Mapping[str, Any], *, context: Shapes
+    shapes: Shapes, config: Mapping[str, Any], *, context: Shapes, source: str
 ) -> tuple[Mapping[str, Laid], Mapping[Site, Storage]]:
     """Describe the tensors of a checkpoint and find its sites. Raises `CheckpointError` as `locate` does.
 
     Base and tuned mostly have the same names, so the result is cached.
     """
+    # Two saves that differ in these entries alone share one result of the cache.
     known = {key: value for key, value in config.items() if key not in _ABOUT_THE_SAVE}
     try:
         text = json.dumps(known, default=str)

@@ -65,15 +65,18 @@ def in_mlp(module: Module) -> str | None:
 
 
 def _gated(module: Module) -> str | None:
+    # Gated attentions have a gate_proj too.
     if re.search(r"(?:^|[._])att", module.parents) and "mlp" not in module.parents:
         return None
     leaf = module.leaf.removesuffix("_bias") if bare(module) else module.leaf
+    # A shard may hold the family's other matrices elsewhere, so their shapes may be unknown.
     has = {**module.siblings, leaf: module.params.get("weight", module.params.get("param", ()))}
     for family in _GATED:
         if leaf in family and has.keys() >= {*family[:2]} and (family[2] in has or family[2] != "c_proj"):
             gate, up, down = (has.get(name, ()) for name in family)
             if _fits(gate, up, down) or (family[0] == "gate_proj" and _leads(has[leaf], gate, up, down)):
                 return MLP[family.index(leaf)]
+    # A file of gate-only tuning holds no up_proj.
     alone = leaf == "gate_proj" and has.keys() <= {"gate_proj", "down_proj"}
     if alone and _IN_AN_MLP.fullmatch(module.parents.rpartition(".")[2]) and "fusion" not in module.parents:
         return "gate_proj"

@@ -84,6 +84,7 @@ def in_attention(module: Module) -> bool:
     """Match the inside of an attention: its path says so, or a q and a k are beside it."""
     if _ATTENTION.search(module.parents):
         return True
+    # A block that has the attention as a child is not inside of it.
     return (
         "attn" not in module.siblings and _beside(module, Q) and (_beside(module, K) or _beside(module, KV))
     )
@@ -106,6 +107,7 @@ def outside_layers(module: Module) -> bool:
 
 def as_long_as_the_vocabulary(module: Module) -> bool:
     """Match a module outside of the layers with one output for each token."""
+    # An output embedding under another name: only its length tells.
     lengths = {shape[0] for shape in module.params.values() if shape}
     return not module.layered and bool(lengths & module.vocabulary)
 

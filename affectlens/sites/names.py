@@ -111,12 +111,6 @@ def bare_name(name: str) -> str:
     return name
 
 
-def _in_memory(name: str) -> str:
-    for pattern, replacement in _LAYOUT:
-        name = pattern.sub(replacement, name)
-    return name
-
-
 def stacked(model_type: str) -> frozenset[str]:
     """Return the parameters that hold all experts of a layer in transformers' model of this type."""
     return frozenset(_table()["stacked"].get(model_type, ()))
@@ -125,6 +119,27 @@ def stacked(model_type: str) -> frozenset[str]:
 def recognised(config: Mapping[str, Any]) -> bool:
     """Return True if transformers has a model of this config's type, so that its names are unambiguous."""
     return _known(config) is not None
+
+
+def compiled(row: Sequence[Any]) -> Renaming:
+    """Compile a row of `conversions.json`."""
+    scope, base, find, put, guard = row
+    return Renaming(scope, base, re.compile(find), put, re.compile(guard) if guard else None)
+
+
+def words(alternatives: str) -> str:
+    r"""Write a regular expression that matches any of these words.
+
+    >>> words("gate_proj w[13] \\w+_gate")
+    '(?:gate_proj|w[13]|\\w+_gate)'
+    """
+    return f"(?:{'|'.join(alternatives.split())})"
+
+
+def _in_memory(name: str) -> str:
+    for pattern, replacement in _LAYOUT:
+        name = pattern.sub(replacement, name)
+    return name
 
 
 def _known(config: Mapping[str, Any]) -> Known | None:
@@ -150,18 +165,3 @@ def _table() -> dict[str, Any]:
         files("affectlens.sites").joinpath("conversions.json").read_text("utf-8")
     )
     return found
-
-
-def compiled(row: Sequence[Any]) -> Renaming:
-    """Compile a row of `conversions.json`."""
-    scope, base, find, put, guard = row
-    return Renaming(scope, base, re.compile(find), put, re.compile(guard) if guard else None)
-
-
-def words(alternatives: str) -> str:
-    r"""Write a regular expression that matches any of these words.
-
-    >>> words("gate_proj w[13] \\w+_gate")
-    '(?:gate_proj|w[13]|\\w+_gate)'
-    """
-    return f"(?:{'|'.join(alternatives.split())})"

@@ -50,6 +50,7 @@ def places(shapes: Mapping[str, Shape], model_type: str = "") -> dict[str, Place
         near = beside.of(module, at)
         roles[module] = role(Module(at.tower, at.layer is not None, local, found, near, frozenset(tables)))
     placed = {name: Placement(where[m], roles[m], param, m) for name, (m, param) in split.items()}
+    # Strings that are too long for a name still need a site, so that every element is counted.
     for name in shapes.keys() - split.keys():
         placed[name] = Placement(Position("language", None, None, name), "other", "param", name)
     return placed
@@ -60,6 +61,7 @@ def _split(name: str) -> tuple[str, str]:
     module, _, param = name.rpartition(".")
     if param in ("weight", "bias") and module:
         return module, param
+    # torch's MultiheadAttention keeps its packed matrix as a bare parameter.
     for kind in ("weight", "bias"):
         if param == f"in_proj_{kind}":
             return f"{module}.in_proj", kind

@@ -27,6 +27,7 @@ class Sites(Sequence[Site]):
     """
 
     def __init__(self, sites: Iterable[Site], *, within: "Sites | None" = None) -> None:
+        # Sorted, so that two equal selections print, hash and sweep in the same order.
         self._sites = tuple(sorted(dict.fromkeys(sites)))
         self.within: Sites = within if within is not None else self
 
@@ -58,7 +59,7 @@ class Sites(Sequence[Site]):
             if lost or not kept:
                 wrong = lost[0] if lost else choice
                 title = f"{name.capitalize()}s here"
-                raise NoSuchSite(unmatched("site", name, wrong, known=known, title=title))
+                raise NoSuchSite(unmatched("site", name, choice=wrong, known=known, title=title))
         return Sites(kept, within=self.within)
 
     def expect(self, count: int) -> "Sites":
@@ -144,6 +145,7 @@ def _in_order(value: str | int | None) -> tuple[bool, int, str]:
 
 def _fits(value: Any, choice: Any) -> bool:
     if callable(choice):
+        # A function of layers need not expect the None of sites outside of layers.
         return value is not None and bool(choice(value))
     if isinstance(choice, str) and choice in GROUPS:
         return value in GROUPS[choice]
@@ -169,6 +171,7 @@ def to_target_modules(sites: Collection[Site], within: Iterable[Site]) -> str:
         )
     chosen = {site.parameter for site in sites}
     kept = set(sites)
+    # An adapter changes a whole module, so every part of a fused one must be selected.
     for site in within:
         if site.parameter in chosen and site not in kept:
             raise NoSuchSite(

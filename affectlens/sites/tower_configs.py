@@ -63,7 +63,7 @@ def heads(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
         "attention_heads",
         "decoder_attention_heads",
     )
-    inner = config.get("attn_config")
+    inner = config.get("attn_config")  # DBRX and MPT
     grouped = number(inner, "kv_n_heads") if isinstance(inner, dict) else None
     grouped = grouped or number(
         config, "num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num"

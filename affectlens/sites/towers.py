@@ -112,6 +112,7 @@ def positions(modules: Mapping[str, Shape], model_type: str = "") -> dict[str, P
     named = {module: towers[path] for module, path in above.items()}
     split = _split_stacks(modules)
     unnamed = {m: shape for m, shape in modules.items() if named[m] is None}
+    # Only modules whose path names no tower need their convolutions examined.
     senses = _senses(unnamed, split, named=set(named.values()), model_type=model_type)
     found = {}
     lists: dict[str, set[tuple[str, ...]]] = defaultdict(set)
@@ -145,6 +146,7 @@ def _list(module: str, local: str) -> tuple[str, ...]:
 
 def _apart(paths: Collection[tuple[str, ...]]) -> dict[tuple[str, ...], str | None]:
     """Name each list of layers by the part of its path that the tower's other lists lack."""
+    # A single list needs no name, so that a language model has the same sites inside any multimodal one.
     if len(paths) < 2:
         return dict.fromkeys(paths)
     start = next(i for i, parts in enumerate(zip_longest(*paths)) if len(set(parts)) > 1)
@@ -175,6 +177,7 @@ def _named(module: str) -> str | None:
 
 
 def _layer(module: str) -> tuple[int | None, str]:
+    # XLM: `layer_norm1.3` is the first norm of layer 3.
     if match := _INDEXED_NORM.search(module):
         return int(match["n"]), match["local"]
     for match in _INDEXED.finditer(module):
@@ -240,6 +243,7 @@ def _senses(
     )
     for group, _ in kernels:
         found[group] = "vision" if sees else "audio"
+    # Vision transformers without a convolution embed their patches with a linear layer.
     for module, group in groups.items():
         if re.search(r"patch_(?:embed\w*|projection)", module) and found[group] == "language":
             found[group] = "vision"

@@ -29,6 +29,39 @@ def nodes(sites: Iterable[Site], size: Size | None = None) -> tuple[Node, ...]:
     return tuple(found)
 
 
+def drawn(tree: Iterable[Node], indent: str = "") -> Iterator[str]:
+    """Draw nodes as lines of text, with the notes in a second column."""
+    flat = list(_flat(tree, indent))
+    width = max((len(name) for name, _ in flat), default=0)
+    for name, note in flat:
+        yield f"{printable.plain(name).ljust(width)}  {printable.plain(note)}"
+
+
+def marked_up(tree: Iterable[Node]) -> str:
+    """Draw nodes as HTML that can be folded; every name is escaped."""
+    return "".join(map(_details, tree))
+
+
+def layers(sites: Iterable[Site]) -> str:
+    """Write the layers of some sites as ranges.
+
+    >>> layers([Site("language", "gate_proj", layer=i) for i in (0, 1, 2, 5)])
+    '0-2, 5'
+    """
+    runs: list[list[int]] = []  # first and last layer of each
+    for layer in sorted({site.layer for site in sites if site.layer is not None}):
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def layer_words(spans: str) -> str:
+    """Write `layer 3` or `layers 0-5`."""
+    return f"layer {spans}" if spans.isdigit() else f"layers {spans}"
+
+
 def _branches(sites: Sequence[Site], size: Size | None) -> Iterator[Node]:
     outside = [site for site in sites if site.layer is None]
     yield from _roles(outside, size)
@@ -44,13 +77,9 @@ def _roles(sites: Sequence[Site], size: Size | None) -> Iterator[Node]:
         extra = f", {len(experts)} experts" if experts else ""
         spans = layers(found)
         whole = {site.layer for site in found} == {site.layer for site in sites}
+        # The line above says which layers there are; a role that is in all of them need not repeat it.
         extra += f", {layer_words(spans)}" if spans and not whole else ""
         yield Node(str(role), _note(found, size) + extra)
-
-
-def layer_words(spans: str) -> str:
-    """Write `layer 3` or `layers 0-5`."""
-    return f"layer {spans}" if spans.isdigit() else f"layers {spans}"
 
 
 def _grouped(sites: Iterable[Site], key: Callable[[Site], object]) -> list[tuple[object, list[Site]]]:
@@ -66,23 +95,10 @@ def _note(sites: Sequence[Site], size: Size | None) -> str:
     return f"{len(sites)} site" + ("" if len(sites) == 1 else "s")
 
 
-def drawn(tree: Iterable[Node], indent: str = "") -> Iterator[str]:
-    """Draw nodes as lines of text, with the notes in a second column."""
-    flat = list(_flat(tree, indent))
-    width = max((len(name) for name, _ in flat), default=0)
-    for name, note in flat:
-        yield f"{printable.plain(name).ljust(width)}  {printable.plain(note)}"
-
-
 def _flat(tree: Iterable[Node], indent: str) -> Iterator[tuple[str, str]]:
     for node in tree:
         yield indent + node.name, node.note
         yield from _flat(node.below, indent + "  ")
-
-
-def marked_up(tree: Iterable[Node]) -> str:
-    """Draw nodes as HTML that can be folded; every name is escaped."""
-    return "".join(map(_details, tree))
 
 
 def _details(node: Node) -> str:
@@ -90,18 +106,3 @@ def _details(node: Node) -> str:
     if not node.below:
         return f'<div style="margin-left:1.5em">{line}</div>'
     return f'<details open style="margin-left:1em"><summary>{line}</summary>{marked_up(node.below)}</details>'
-
-
-def layers(sites: Iterable[Site]) -> str:
-    """Write the layers of some sites as ranges.
-
-    >>> layers([Site("language", "gate_proj", layer=i) for i in (0, 1, 2, 5)])
-    '0-2, 5'
-    """
-    runs: list[list[int]] = []
-    for layer in sorted({site.layer for site in sites if site.layer is not None}):
-        if runs and layer == runs[-1][1] + 1:
-            runs[-1][1] = layer
-        else:
-            runs.append([layer, layer])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

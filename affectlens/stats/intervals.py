@@ -16,7 +16,7 @@ _NORMAL = NormalDist()
 Z = _NORMAL.inv_cdf(0.975)
 DRAWS = 2000
 FEWEST = 4  # clusters; below that there is no interval
-_BESIDE = 1e-9
+_BESIDE = 1e-9  # from the value to where the search for an end starts
 
 
 class Interval(NamedTuple):
@@ -77,7 +77,7 @@ def tango(gained: int | float, lost: int | float, *, n: int | float) -> Interval
     value = (gained - lost) / n
 
     def excess(delta: float, level: float) -> float:
-        """Return how far the score exceeds a level, times its standard error, which may be zero."""
+        """Return how far the score is above a level, times its standard error, which may be zero."""
         # Under the difference delta, the likelihood of q = P(right → wrong) is largest at a root of a
         # quadratic.
         b = -gained - lost + (2 * n - gained + lost) * delta

@@ -15,20 +15,34 @@ from safetensors.torch import save_file
 
 import affectlens as al
 from tests.conftest import tiny
+from tests.hostile.running import Server
 from tests.tiny_models import tiny as zoo_tiny
 
 ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def affectlens(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command in its own process."""
+@pytest.fixture
+def affectlens(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Run the command in the warm process; how a process starts and ends is tested in `test_process`."""
+
+    def ran(*words: object) -> "subprocess.CompletedProcess[str]":
+        argv = [*map(str, words)]
+        found = server.run(argv, tmp_path_factory.mktemp("run") / "output", warns=True)
+        return subprocess.CompletedProcess(argv, found.code, found.out, found.err)
+
+    return ran
+
+
+def started(*words: object) -> "subprocess.CompletedProcess[str]":
+    """Run the command in a process of its own."""
     command = [sys.executable, "-m", "affectlens", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENV, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENV)
 
 
 def test_diff_prints_the_role_table_and_the_ledger(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """Both are printed, and pandas reads the Parquet file."""
-    run = affectlens("diff", *pair, "-o", tmp_path / "drift.parquet")
+    run = started("diff", *pair, "-o", tmp_path / "drift.parquet")
 
     assert (0, "") == (run.returncode, run.stderr)
     assert "gate_proj" in run.stdout
@@ -37,7 +51,7 @@ def test_diff_prints_the_role_table_and_the_ledger(pair: tuple[Path, Path], tmp_
     assert al.open_checkpoint(pair[0]).parameters == frame["size"].sum()
 
 
-def test_diff_as_json_is_strict(pair: tuple[Path, Path]) -> None:
+def test_diff_as_json_is_strict(affectlens: Run, pair: tuple[Path, Path]) -> None:
     """The output is one JSON document without NaN literals."""
     run = affectlens("diff", *pair, "--json", "--by", "role")
 
@@ -49,7 +63,7 @@ def test_diff_as_json_is_strict(pair: tuple[Path, Path]) -> None:
     assert "gate_proj" in {row["role"] for row in found["by"]}
 
 
-def test_inspect_says_what_a_checkpoint_is(pair: tuple[Path, Path]) -> None:
+def test_inspect_says_what_a_checkpoint_is(affectlens: Run, pair: tuple[Path, Path]) -> None:
     """Type, size, coverage and the tree as text; with --json, one record per tensor."""
     told, listed = affectlens("inspect", pair[0]), affectlens("inspect", pair[0], "--json")
 
@@ -87,7 +101,7 @@ def test_inspecting_two_thousand_tensors_takes_no_two_seconds(tmp_path: Path) ->
     assert ("[]", True) == (heavy, float(seconds) < 2)
 
 
-def test_inspect_verifies_on_the_live_model(pair: tuple[Path, Path]) -> None:
+def test_inspect_verifies_on_the_live_model(affectlens: Run, pair: tuple[Path, Path]) -> None:
     """The forward pass confirms every claim about the base."""
     run = affectlens("inspect", pair[0], "--verify")
 
@@ -96,7 +110,7 @@ def test_inspect_verifies_on_the_live_model(pair: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_inspect_shows_an_adapter(save: Callable[..., Path], tmp_path: Path) -> None:
+def test_inspect_shows_an_adapter(affectlens: Run, save: Callable[..., Path], tmp_path: Path) -> None:
     """It shows rank, targets, scale and the sites the adapter can change, from its own files."""
     peft = pytest.importorskip("peft")
     model = tiny("qwen2")
@@ -115,7 +129,7 @@ def test_inspect_shows_an_adapter(save: Callable[..., Path], tmp_path: Path) -> 
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_inspect_shows_an_adapter_of_stacked_experts(tmp_path: Path) -> None:
+def test_inspect_shows_an_adapter_of_stacked_experts(affectlens: Run, tmp_path: Path) -> None:
     """PEFT does not store the names of bare parameters: they are counted and have no role."""
     peft = pytest.importorskip("peft")
     names = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
@@ -132,7 +146,9 @@ def test_inspect_shows_an_adapter_of_stacked_experts(tmp_path: Path) -> None:
     assert re.search(r"other +4 sites", run.stdout)
 
 
-def test_errors_are_one_line(pair: tuple[Path, Path], save: Callable[..., Path], tmp_path: Path) -> None:
+def test_errors_are_one_line(
+    affectlens: Run, pair: tuple[Path, Path], save: Callable[..., Path], tmp_path: Path
+) -> None:
     """A wrong path, a folder without a checkpoint, and unrelated models: one line and code 1."""
     stranger = save(tiny("llava", seed=5), "stranger")
     other = save(tiny("gemma2", hidden_size=16, head_dim=4), "other")
@@ -149,7 +165,7 @@ def test_errors_are_one_line(pair: tuple[Path, Path], save: Callable[..., Path],
         assert message in run.stderr
 
 
-def test_usage_errors_have_code_2() -> None:
+def test_usage_errors_have_code_2(affectlens: Run) -> None:
     """The parser reports a missing argument."""
     run = affectlens("diff", "one")
 
@@ -157,7 +173,7 @@ def test_usage_errors_have_code_2() -> None:
     assert "Missing argument" in run.stderr
 
 
-def test_names_from_files_can_not_speak_to_the_terminal(tmp_path: Path) -> None:
+def test_names_from_files_can_not_speak_to_the_terminal(affectlens: Run, tmp_path: Path) -> None:
     """Escape sequences in a tensor name, a config or a folder are neither printed nor part of an error."""
     import torch
     from safetensors.torch import save_file
@@ -174,7 +190,7 @@ def test_names_from_files_can_not_speak_to_the_terminal(tmp_path: Path) -> None:
         assert "\x1b" not in run.stdout + run.stderr
 
 
-def test_sweep_study_and_report(tmp_path: Path) -> None:
+def test_sweep_study_and_report(affectlens: Run, tmp_path: Path) -> None:
     """The verbs pass tables to each other, here on a small task."""
     home = Path(al.__file__).parent / "demo"
     lines = (home / "tasks" / "sentences.jsonl").read_text("utf-8").splitlines()[::4]
@@ -182,7 +198,7 @@ def test_sweep_study_and_report(tmp_path: Path) -> None:
     pair = (home / "base", home / "tuned")
     few = f"labels={tmp_path / 'few.jsonl'}"
 
-    swept = affectlens("sweep", *pair, "--task", few, "--n-random", 1, "-o", tmp_path / "effects.parquet")
+    swept = started("sweep", *pair, "--task", few, "--n-random", 1, "-o", tmp_path / "effects.parquet")
     assert 0 == swept.returncode, swept.stderr
     affectlens("diff", *pair, "-o", tmp_path / "drift.parquet")
     told = affectlens(
@@ -191,7 +207,7 @@ def test_sweep_study_and_report(tmp_path: Path) -> None:
     assert 0 == told.returncode, told.stderr
     assert 100_000 < (tmp_path / "r.html").stat().st_size
 
-    studied = affectlens("study", *pair, "--task", few, "--n-random", 1, "--out", tmp_path / "study")
+    studied = started("study", *pair, "--task", few, "--n-random", 1, "--out", tmp_path / "study")
     assert 0 == studied.returncode, studied.stderr
     assert {"drift.parquet", "effects.parquet", "report.html"} == {
         f.name for f in (tmp_path / "study").iterdir()
@@ -199,7 +215,9 @@ def test_sweep_study_and_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("output", ["effects.nope", "/dev/null/effects.parquet"])
-def test_what_can_not_be_written_is_told_before_the_work(output: str, pair: tuple[Path, Path]) -> None:
+def test_what_can_not_be_written_is_told_before_the_work(
+    affectlens: Run, output: str, pair: tuple[Path, Path]
+) -> None:
     """A wrong suffix or folder is an error before the work begins."""
     run = affectlens("diff", *pair, "-o", output)
 
@@ -208,7 +226,7 @@ def test_what_can_not_be_written_is_told_before_the_work(output: str, pair: tupl
 
 
 @pytest.mark.parametrize("task", ["few.jsonl", "emotions=few.jsonl", "labels=none.jsonl"])
-def test_wrong_tasks_are_told(task: str, pair: tuple[Path, Path]) -> None:
+def test_wrong_tasks_are_told(affectlens: Run, task: str, pair: tuple[Path, Path]) -> None:
     """A missing kind, an unknown kind and a missing file: one line each."""
     run = affectlens("sweep", *pair, "--task", task)
 

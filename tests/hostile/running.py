@@ -1,8 +1,10 @@
-"""Run the command line on a case: in a fork of a warm process, or as the real program."""
+"""Run the command line on a case: in a warm process, or as the real program."""
 
 import json
 import os
 import re
+import select
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SECONDS = 20  # that a run may take
+SECONDS = 20  # of processor time that a run may take, whatever else the machine does
+PATIENCE = 120  # seconds until a run that takes no processor time counts as hanging
 CANARY = "canary-7f3a"  # in every file that no run may open
 _UNSEEN = re.compile(
     r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
@@ -64,32 +67,55 @@ class Ran:
 
 
 class Server:
-    """The process that forks; one for all cases."""
+    """The warm process; another one takes its place when a run kills it or is late."""
 
     def __init__(self) -> None:
-        program = [sys.executable, str(Path(__file__).with_name("serving.py"))]
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(program, stdin=pipe, stdout=pipe, text=True, env=_environment())
-        assert self._process.stdout is not None
-        assert "ready\n" == self._process.stdout.readline()
+        self._process: subprocess.Popen[str] | None = None
 
-    def run(self, argv: list[str], scratch: Path) -> Ran:
-        """Run `affectlens` with these arguments; `scratch` is a folder for the output."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+    def run(self, argv: list[str], scratch: Path, *, warns: bool = False) -> Ran:
+        """Run `affectlens` with these arguments; `scratch` is a folder for the output.
+
+        With `warns` the warnings of libraries are shown on standard error.
+        """
         scratch.mkdir()
         files = {name: str(scratch / name) for name in ("out", "err", "log")}
-        request = {"argv": argv, "seconds": SECONDS, **files}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        told = json.loads(self._process.stdout.readline())
+        for file in files.values():
+            Path(file).touch()
+        process = self._process = self._process or _start()
+        assert process.stdin is not None
+        process.stdin.write(json.dumps({"argv": argv, "seconds": SECONDS, "warns": warns, **files}) + "\n")
+        process.stdin.flush()
+        began = time.monotonic()
+        reply = _line(process, PATIENCE)
+        seconds = time.monotonic() - began
+        if not reply:
+            self.close()
+        code = int(reply) if reply else process.returncode
         out, err, log = (Path(file).read_bytes().decode("utf-8", "replace") for file in files.values())
         events = tuple(tuple(json.loads(line)) for line in log.splitlines())
-        return Ran(told["code"], told["late"], told["seconds"], out, err, events)
+        return Ran(code, reply is None or code == -signal.SIGXCPU, seconds, out, err, events)
 
     def close(self) -> None:
-        """End the process."""
-        self._process.communicate()
+        """End the process, which may hang."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+
+def _start() -> "subprocess.Popen[str]":
+    program = [sys.executable, str(Path(__file__).with_name("serving.py"))]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(program, stdin=pipe, stdout=pipe, text=True, env=_environment())
+    assert "ready\n" == _line(process, 10 * PATIENCE)
+    return process
+
+
+def _line(process: "subprocess.Popen[str]", seconds: float) -> str | None:
+    """Read the next line that a process prints: None if it is late, an empty one if the process ends."""
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], seconds)
+    return process.stdout.readline() if ready else None
 
 
 def run_installed(argv: list[str]) -> Ran:
@@ -97,9 +123,7 @@ def run_installed(argv: list[str]) -> Ran:
     program: list[Any] = [sys.executable, "-m", "affectlens", *argv]
     began = time.monotonic()
     try:
-        done = subprocess.run(
-            program, capture_output=True, env=_environment(), timeout=3 * SECONDS, check=False
-        )
+        done = subprocess.run(program, capture_output=True, env=_environment(), timeout=PATIENCE, check=False)
     except subprocess.TimeoutExpired:
         return Ran(-9, True, time.monotonic() - began, "", "")
     out, err = (text.decode("utf-8", "replace") for text in (done.stdout, done.stderr))

@@ -1,21 +1,23 @@
-"""The fork server: one process imports the command line once, and each run is a fork of it.
+"""The warm process: it imports the command line once and then runs one case after another.
 
-A program of its own, started by `running`. A line of JSON in asks for a run, a line out tells how it ended.
-Each fork gets limits, writes its output to files, and an audit hook notes what it opens and starts.
+A program of its own, started by `running`. A line of JSON in asks for a run, a line out is its exit code.
+Each run gets limits, writes its output to files, and an audit hook notes what it opens and starts. A fork for
+each run would take longer than most runs do. The system ends this process when a run takes too much processor
+time, `running` when it hangs.
 """
 
 import json
+import math
 import os
 import re
 import resource
-import signal
 import sys
-import time
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
-_MEMORY = 4 << 30  # bytes of addresses above those that the imports take
+_MEMORY = 4 << 30  # bytes of addresses above those that the process has when a run begins
 # What starts another program, reaches for a network, or changes files.
 _TELLING = re.compile(
     r"subprocess\.|pty\.|webbrowser\.|ftplib\.|smtplib\.|urllib\.|shutil\."
@@ -27,19 +29,16 @@ _TELLING = re.compile(
 
 def serve() -> None:
     """Answer requests until standard input ends."""
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    devnull = os.open(os.devnull, os.O_RDWR)
-    os.dup2(devnull, 1)
+    requests, replies = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w", buffering=1)
+    _redirect(0, os.devnull, os.O_RDONLY)
+    _redirect(1, os.devnull, os.O_WRONLY)
     _warm()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    watch = _Watch()
+    sys.addaudithook(watch.note)
     print("ready", file=replies)
-    for line in sys.stdin:
-        asked = json.loads(line)
-        began = time.monotonic()
-        child = os.fork()
-        if child == 0:
-            _run(asked)
-        code, late = _await(child, began + asked["seconds"])
-        print(json.dumps({"code": code, "late": late, "seconds": time.monotonic() - began}), file=replies)
+    for line in requests:
+        print(_run(json.loads(line), watch), file=replies)
 
 
 def _warm() -> None:
@@ -60,21 +59,43 @@ def _warm() -> None:
     sys.stdout.flush()
 
 
-def _run(asked: dict[str, Any]) -> None:
-    """Be the command line; never returns."""
-    from affectlens.cli import main
+class _Watch:
+    """An audit hook, which can't be removed, and the log of the run that it notes at present."""
 
-    os.setsid()
+    log: int | None = None
+
+    def note(self, event: str, args: tuple[Any, ...]) -> None:
+        if self.log is None:
+            return
+        if event == "open":
+            if not isinstance(args[0], int):
+                writes = bool(args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC))
+                self._line("write" if writes else "open", os.fsdecode(args[0]))
+        elif _TELLING.match(event):
+            self._line(event, *(str(arg)[:500] for arg in args))
+
+    def _line(self, *words: str) -> None:
+        assert self.log is not None
+        os.write(self.log, json.dumps(words).encode() + b"\n")
+
+
+def _run(asked: dict[str, Any], watch: _Watch) -> int:
+    """Run the command line and return its exit code."""
+    from affectlens.cli.process import run
+
     for number, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(asked[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    _limit()
+        _redirect(number, asked[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    # New ones for each run, with the errors of Python's UTF-8 mode: nothing of a run before is in a buffer.
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
     sys.argv = ["affectlens", *asked["argv"]]
-    log = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
-    sys.addaudithook(lambda event, args: _note(log, event, args))
+    _limit(asked["seconds"])
+    log = watch.log = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
     code: Any = 0
     try:
-        main()
+        with warnings.catch_warnings(action="default"):
+            sys.warnoptions[:] = ["default"] if asked["warns"] else []  # as PYTHONWARNINGS=default does
+            run().leave()
     except SystemExit as stop:
         code = stop.code or 0
     except BaseException:
@@ -87,41 +108,30 @@ def _run(asked: dict[str, Any]) -> None:
             except BaseException:  # as at the end of an interpreter: what can't be written is an error
                 traceback.print_exc()
                 code = code or 120
-    os._exit(code if isinstance(code, int) else 1)
+        watch.log = None
+        os.close(log)
+    return code if isinstance(code, int) else 1
 
 
-def _limit() -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+def _redirect(number: int, path: str, flags: int) -> None:
+    file = os.open(path, flags)
+    os.dup2(file, number)
+    os.close(file)
+
+
+def _limit(seconds: int) -> None:
+    """Limit the time and memory of this run; the hard limits stay, so that the next run can set its own."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _set(resource.RLIMIT_CPU, math.ceil(used.ru_utime + used.ru_stime) + seconds)
     try:
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     except OSError:  # no such limit where there is no such file
         return
-    resource.setrlimit(resource.RLIMIT_AS, (taken + _MEMORY, taken + _MEMORY))
+    _set(resource.RLIMIT_AS, taken + _MEMORY)
 
 
-def _note(log: int, event: str, args: tuple[Any, ...]) -> None:
-    if event == "open":
-        if not isinstance(args[0], int):
-            writes = bool(args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC))
-            _line(log, "write" if writes else "open", os.fsdecode(args[0]))
-    elif _TELLING.match(event):
-        _line(log, event, *(str(arg)[:500] for arg in args))
-
-
-def _line(log: int, *words: str) -> None:
-    os.write(log, json.dumps(words).encode() + b"\n")
-
-
-def _await(child: int, until: float) -> tuple[int, bool]:
-    """The exit code of a fork, and whether its time ran out."""
-    while time.monotonic() < until:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status), False
-        time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return -signal.SIGKILL, True
+def _set(limit: int, most: int) -> None:
+    resource.setrlimit(limit, (most, resource.getrlimit(limit)[1]))
 
 
 if __name__ == "__main__":

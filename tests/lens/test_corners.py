@@ -297,7 +297,7 @@ def test_what_is_no_input_is_told() -> None:
     """Errors: `where` together with points, and a metric that does not depend on the logits."""
     lens, batch = al.Lens(base("llama")), BY_NAME["llama"].batch()
     points = language(lens, "down_proj").at("residual")
-    with pytest.raises(LensError, match="where= is for sites"):
+    with pytest.raises(LensError, match="where= applies to sites only"):
         lens.record(points, batch, where="last")
     with pytest.raises(LensError, match="does not depend on the logits"):
         lens.record(points, batch, metric=lambda logits: torch.zeros(2))

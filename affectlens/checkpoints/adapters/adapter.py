@@ -28,6 +28,7 @@ def adapted(store: Store, base: Checkpoint, *, recipe: Recipe) -> Checkpoint:
 
     Raises `CheckpointError` for factors that don't fit, and `NothingToCompare` if none has a place.
     """
+    # An adapter replaces the one on `base`: their changes are not added up.
     root = base.change.base if base.change else base
     known = checked(store, recipe)
     found = known.tensors
@@ -42,9 +43,11 @@ def adapted(store: Store, base: Checkpoint, *, recipe: Recipe) -> Checkpoint:
     if skipped and not factors and not found.whole:
         why = next(iter(skipped.values()))[0]
         raise CheckpointError(store.name, f"nothing in it can be read: {why}", fix="Merge it with PEFT first")
+    # Tensors saved whole are laid out like those of any checkpoint.
     shapes = {owner: store.headers[tensor].shape for tensor, owner in found.whole.items()}
     laid = lay_out(shapes, root.config, context=context_of(root))
     tensors = {owner: tensor for tensor, owner in found.whole.items()}
+    # With the adapter's name, since base may store a tensor of the same name.
     key = {owner: f"{store.name}:{tensor}" for owner, tensor in tensors.items()}
     whole = {
         site: where._replace(tensor=key[where.tensor]) for site, where in sites_of(laid, store.name).items()
@@ -132,6 +135,7 @@ class Adapter:
 def _other_base(named: str, root: Checkpoint) -> str:
     """Return a remark if an adapter names another base than the one it is laid over, else ""."""
     known = {root.store.name.partition("@")[0], str(root.config.get("_name_or_path", "")), root.store.source}
+    # Only the last parts are compared: the training machine had other folders.
     if not named or PurePath(named).name in {PurePath(name).name for name in known}:
         return ""
     return f"it names {PurePath(named).name!r} as its base, but is read over {root.store.name!r}"
@@ -145,6 +149,7 @@ def _factors(
     pairs = known.tensors.pairs
     names = canonical([*pairs, *context_of(root)], root.config)
     at = {laid.name: tensor for tensor, laid in root.laid.items()}
+    # Parameters that base fuses, stacks or names otherwise are laid out by the shape of B·A.
     elsewhere = {owner: made(store, pair) for owner, pair in pairs.items() if names[owner] not in at}
     placed: dict[str, list[tuple[Site, Storage]]] = {owner: [] for owner in pairs}
     for site, where in sites_of(
@@ -168,6 +173,7 @@ def _factors(
                 size = sum(_size(store, name) for name in (pair.a, pair.b))
                 skipped[owner] = ("changes a parameter that base does not have", size)
                 continue
+            # Two names can mean one parameter, with or without a wrapper's prefix: a sum would be a guess.
             if first.setdefault(site, owner) != owner:
                 reason = f"names the same parameter as {first[site]!r} ({site})"
                 raise CheckpointError(store.name, reason, key=owner)

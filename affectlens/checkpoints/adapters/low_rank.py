@@ -55,8 +55,10 @@ class LowRank:
     def read(self) -> Factors:
         """Read the factors from the store."""
         a, b = (self.store.read(name).double() for name in (self.pair.a, self.pair.b))
+        # An embedding changes by (B·A)ᵀ: A is (rank, vocabulary), B is (hidden, rank).
         if self.pair.embedding:
             a, b = b.mT, a.mT
+        # A convolution has more dimensions: its kernel counts as columns.
         b, a = b.reshape(len(b), -1), a.reshape(len(a), -1)
         for name, factor in ((self.pair.a, a), (self.pair.b, b)):
             if not torch.isfinite(factor).all():

@@ -77,6 +77,7 @@ def _blobs(
 
     def arrived(count: int) -> None:
         told(count)
+        # Every thread stops at the first failure of any.
         for failure in failures[:1]:
             raise failure
 
@@ -104,11 +105,13 @@ def _blob(listing: HubListing, name: str, *, into: Path, told: Callable[[int], o
     """Download a file and name it by its hash: SHA-256, or git's own for a file that git stores itself."""
     known, file = listing.files[name], remote_file(listing, name)
     blob = into / (known.sha256 or known.etag)
+    # Without a hash in the listing the name is empty, and the path that of the folder.
     if blob == into:
         raise CheckpointError(file.name, "the hub lists no hash to check this file against")
     if blob.exists():
         told(file.size)
         return blob
+    # git hashes the kind and size of a file before its content.
     digest = hashlib.sha256() if known.sha256 else hashlib.sha1(b"blob %d\0" % file.size)
     buffer = memoryview(bytearray(min(_PIECE, file.size)))
     with whole(blob) as partial:

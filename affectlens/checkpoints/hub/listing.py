@@ -192,6 +192,7 @@ def _asked(hub_id: str) -> dict[str, Any]:
         raise CheckpointError(hub_id, "is not a hub id", fix="Write owner/name@revision") from None
     url = f"{constants.ENDPOINT}/api/models/{repository}"
     url += f"/revision/{quote(revision, safe='')}" if revision else ""
+    # `blobs` adds sizes and hashes to the listing.
     return ask(hub_id, f"{url}?blobs=true", headers=build_hf_headers(library_name="affectlens"))
 
 

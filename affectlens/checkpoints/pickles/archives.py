@@ -59,6 +59,7 @@ def recognised(file: LocalFile) -> Literal["zip", "legacy"]:
 def _from_before(file: LocalFile) -> Saved:
     with _stream(Span(file, 0, file.size), _PICKLE) as stream:
         pickles = Unpickler(stream, file.name)
+        # Magic number, protocol, facts of the machine, the saved object, the keys of the storages in order.
         _, _, machine, value, keys = (pickles.load() for _ in range(5))
         start = stream.tell()
     if isinstance(machine, dict) and machine.get("little_endian") is False:
@@ -70,6 +71,7 @@ def _from_before(file: LocalFile) -> Saved:
             raise CheckpointError(
                 file.name, "is broken: its storages are not the ones that it names", fix=DOWNLOAD_AGAIN
             )
+        # A storage begins with its number of elements.
         (count,) = struct.unpack("<q", Span(file, start, start + 8).read())
         start, stop = start + 8, start + 8 + count * WIDTHS[known.dtype]
         if not start <= stop <= file.size:
@@ -89,6 +91,7 @@ def _from_archive(file: LocalFile) -> Saved:
     except Exception:  # zipfile raises errors of many kinds, some not its own
         raise CheckpointError(file.name, _CUT, fix=DOWNLOAD_AGAIN) from None
     root = _root(file, members)
+    # Older archives have no note on the byte order, and count as little-endian.
     if _record(members, f"{root}/byteorder") not in (b"", b"little"):
         raise CheckpointError(file.name, _BIG_ENDIAN, fix="Convert it there")
     with _stream(members[f"{root}/data.pkl"], _PICKLE) as stream:

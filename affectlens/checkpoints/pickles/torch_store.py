@@ -98,6 +98,7 @@ class PickleStore:
         self.skipped = skipped | copies
         for name, placed in found.items():
             here = {tensor: at for tensor, at in placed.items() if counts[tensor] == name}
+            # Only within a file: two files never share bytes.
             self.aliases |= (tied := _tied(here))
             self._placed |= {tensor: at for tensor, at in here.items() if tensor not in tied}
         self.headers: Mapping[str, Header] = {tensor: where.header for tensor, where in self._placed.items()}
@@ -200,6 +201,7 @@ def _place(file: LocalFile, name: str, tensor: Stored, storages: Mapping[str, Sp
     header = Header(tensor.shape, tensor.dtype)
     where = Placed(storage, tensor.offset, header, tensor.strides, _end_to_end(tensor))
     size = storage.stop - storage.start
+    # With strides of 0 a tensor of a few bytes could claim any number of elements.
     if tensor.size * width > size:
         reason = f"claims more elements than it holds: {tensor.size:,} in {size:,} bytes"
         raise CheckpointError(file.name, reason, key=name)
@@ -214,6 +216,7 @@ def _end_to_end(tensor: Stored) -> bool:
     """Return whether the elements are stored one after the other, in row-major order."""
     step = 1
     for length, stride in zip(reversed(tensor.shape), reversed(tensor.strides), strict=True):
+        # The stride of a dimension of length 1 is never used.
         if length != 1 and stride != step and tensor.size:
             return False
         step *= length

@@ -1,10 +1,10 @@
-"""Names: what TransformerLens calls a point, and which point one of its names is.
+"""Translate between our points and the hook names of TransformerLens, and attach our hooks there.
 
     language.12.gate_proj@pre_activation ⟷ blocks.12.mlp.hook_pre
 
-Held to by values on live models, not by how the names sound: TransformerLens calls the router of a mixture
-of experts `mlp.gate`, and there `mlp.hook_pre` is what goes into the mixture. Points of experts, of norms in
-a layer, and of towers that see and hear have no name here.
+The table is tested by values on live models, since names mislead: TransformerLens calls the router of a
+mixture of experts `mlp.gate`, and there `mlp.hook_pre` is the input of the mixture. Points of experts, of
+norms inside layers, and of vision and audio towers have no name here.
 """
 
 import re
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 _UNGATED = ("fc1", "fc2")
-# (role, kind) → the end of the hook's name, in `blocks.L`. The first of those with one name is what it means.
+# (role, kind) → end of the hook's name in `blocks.L`. Of rows with one name, the first translates it back.
 _IN_LAYERS: Mapping[tuple[str, str], str] = {
     ("gate_proj", "pre_activation"): "mlp.hook_pre",
     ("gate_proj", "output"): "mlp.hook_pre",
@@ -49,7 +49,7 @@ _IN_LAYERS: Mapping[tuple[str, str], str] = {
     **{(role, "gated"): "mlp.hook_post" for role in ("gate_proj", "up_proj")},
     **{(role, "heads"): "attn.hook_z" for role in ATTENTION},
     **{(role, "residual"): "hook_resid_post" for role in (*MLP, *ATTENTION, *_UNGATED, "norm")},
-    # An MLP without a gate, where TransformerLens means another module by the same name.
+    # In an MLP without a gate, the same names mean other modules.
     ("fc1", "output"): "mlp.hook_pre",
     **{(role, "pre_activation"): "mlp.hook_pre" for role in _UNGATED},
     **{(role, "gated"): "mlp.hook_post" for role in _UNGATED},
@@ -69,9 +69,9 @@ _LAYER = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
 def hook_name(point: Point) -> str:
-    """The name of the hook where TransformerLens sees a point. Raises `LensError` where it has none.
+    """Return TransformerLens's hook name for a point. Raises `LensError` where there is none.
 
-    A head or neuron is among the features of the whole: `hook_z` is (batch, position, head, feature).
+    Heads and neurons are features of the whole hook: `hook_z` is (batch, position, head, feature).
 
     >>> hook_name(Point(Site("language", "gate_proj", layer=12), "pre_activation"))
     'blocks.12.mlp.hook_pre'
@@ -79,27 +79,26 @@ def hook_name(point: Point) -> str:
     site = point.site
     if site.tower != "language":
         raise LensError(
-            f"{point!r}: TransformerLens names what is in the language tower, not in {site.tower}"
+            f"{point!r}: TransformerLens has hook names for the language tower only, not for {site.tower}"
         )
     if site.expert is not None or "shared_expert" in site.label:
         raise LensError(f"{point!r}: TransformerLens has no hook inside experts")
     if site.stack is not None:
         raise LensError(
-            f"{point!r}: its hook depends on the architecture where there are two stacks of layers"
+            f"{point!r}: in models with two stacks of layers, hook names depend on the architecture"
         )
     table = _AROUND if site.layer is None else _IN_LAYERS
     name = table.get((site.role, point.kind))
     if name is None or (name[:8] == "ln_final" and site.label.rpartition(".")[2] not in _FINAL):
         there = ", ".join(sorted({f"{role}@{kind}" for role, kind in table}))
-        raise LensError(f"{point!r} has no name in TransformerLens. Named are: {there}")
+        raise LensError(f"{point!r} has no hook name in TransformerLens. Points with one: {there}")
     return name if site.layer is None else f"blocks.{site.layer}.{name}"
 
 
 def point_of(name: str, sites: Iterable[Site] | None = None) -> Point:
-    """The point, of all positions, that a hook is about; of a model's own sites, where they are given.
+    """Return the point, at all positions, of a hook name; among a model's `sites`, where they are given.
 
-    Without them it is taken to be that of a gated language model. Raises `LensError` for a name that is no
-    point of ours.
+    Without `sites` a gated language model is assumed. Raises `LensError` for a name without a point.
 
     >>> point_of("blocks.12.mlp.hook_post")
     language.12.down_proj@gated
@@ -120,13 +119,14 @@ def point_of(name: str, sites: Iterable[Site] | None = None) -> Point:
         meant = [p for p in meant if p.site.expert is None]
     if not meant:
         raise LensError(
-            f"{quoted(name)} is no point of ours. Hooks that are: {near(end, dict.fromkeys(table.values()))}"
+            f"{quoted(name)} has no point in affectlens. Hooks that have one: "
+            f"{near(end, dict.fromkeys(table.values()))}"
         )
     return meant[0]
 
 
 def attach(bridge: "TransformerBridge", hooks: Sequence[Hook], *, live: Checkpoint) -> None:
-    """Let hooks rewrite what passes their points in a bridge. Raises `LensError` where it passes one by."""
+    """Attach hooks at their points in a bridge. Raises `LensError` for a point that the bridge bypasses."""
     from transformer_lens.hook_points import HookPoint
 
     found = [(hook, *_place(bridge, hook, live)) for hook in hooks]
@@ -149,21 +149,21 @@ def attach(bridge: "TransformerBridge", hooks: Sequence[Hook], *, live: Checkpoi
 
 
 def _told_of_unreached(model: nn.Module, hooks: Sequence[Hook]) -> None:
-    """After the first forward pass, say which points nothing passed, such as a picture's without one."""
+    """After the first forward pass, warn of points that were not reached, e.g. of an unused tower."""
 
     def _after(module: nn.Module, args: Any, output: Any) -> None:
         handle.remove()
         for hook in hooks:
             if not hook.reached and hook.point.span is None:
                 warnings.warn(
-                    f"nothing passed {hook.point!r} in this bridge's first pass", Remark, stacklevel=2
+                    f"the first pass of this bridge did not reach {hook.point!r}", Remark, stacklevel=2
                 )
 
     handle = model.register_forward_hook(_after)
 
 
 def _place(bridge: "TransformerBridge", hook: Hook, live: Checkpoint) -> tuple[nn.Module, Any]:
-    """The hook point or module of a bridge where a point is, and which of the features there are its own."""
+    """Return the hook point or module of a bridge for a point, and the features there that belong to it."""
     from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
     point, place = hook.point, hook.place
@@ -173,24 +173,26 @@ def _place(bridge: "TransformerBridge", hook: Hook, live: Checkpoint) -> tuple[n
     if place.positional and (part := _part(bridge, hook, live)) is not None:
         unit = live.at(point.site).unit
         if hook.side == "input":
-            return around.hook_in, place.features  # of a fused matrix, and so of all its parts
+            return around.hook_in, place.features  # a fused matrix has one input for all its parts
         return part, None if unit is None else range(unit.start, unit.stop)
     inner = () if around is None else (c for c in around.modules() if isinstance(c, GeneralizedComponent))
     wrapper = at if isinstance(at, GeneralizedComponent) else None
     wrapper = wrapper or next((one for one in inner if one.original_component is at), None)
     if wrapper is not None:
-        # What leaves a tower's layer may be collected by transformers before it reaches the wrapper's hook.
+        # transformers may collect the output of a tower's layer before it reaches the wrapper's hook.
         if point.kind == "residual" and not place.positional:
             return wrapper.original_component, place.features
         return (wrapper.hook_out if hook.side == "output" else wrapper.hook_in), place.features
-    # What a tower's wrapper, or none, is around runs as it always did; in a layer it may be passed by.
+    # Modules in a tower's wrapper, or in none, run unchanged; inside a layer the bridge may bypass them.
     if around is None or not place.positional or type(around) is GeneralizedComponent:
         return at, place.features
-    raise LensError(f"{point!r}: the bridge passes {place.module} by, so nothing can be changed there")
+    raise LensError(
+        f"{point!r}: the bridge bypasses {place.module}, so nothing can be changed there; use lens.intervene"
+    )
 
 
 def _part(bridge: "TransformerBridge", hook: Hook, live: Checkpoint) -> "HookPoint | None":
-    """Where the bridge shows a part of a fused matrix that it computes with in parts."""
+    """Return the hook point of a part of a fused matrix, if the bridge computes the parts one by one."""
     point, module = hook.point, hook.place.module
     if point.kind not in ("output", "input", "pre_activation"):
         return None
@@ -202,7 +204,7 @@ def _part(bridge: "TransformerBridge", hook: Hook, live: Checkpoint) -> "HookPoi
 
 
 def _walk(model: nn.Module, name: str) -> tuple[Any, Any]:
-    """What is at a module's name in a model that is bridged, and the innermost wrapper around it."""
+    """Return the module of a name in a bridged model, and the innermost wrapper around it."""
     from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
     at: Any = model
@@ -214,7 +216,7 @@ def _walk(model: nn.Module, name: str) -> tuple[Any, Any]:
 
 
 def _as_theirs(own: Hook) -> Callable[..., Tensor | None]:
-    """A hook as TransformerLens calls it, which shows heads apart: (batch, position, head, feature)."""
+    """Adapt a hook to TransformerLens, which passes heads apart: (batch, position, head, feature)."""
 
     def rewritten(tensor: Tensor, hook: "HookPoint") -> Tensor | None:
         if hook.hook_conversion is None or tensor.ndim != 4:

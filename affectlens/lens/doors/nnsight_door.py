@@ -1,10 +1,10 @@
 """The door to nnsight: the module of a lens as an `NNsight`, with interventions compiled into its edits.
 
-    interventions ──▶ rewrites ──▶ an edit a place: reads the envoy's input or output, gives it the new one
-                  └─▶ weights ───▶ an edit of the whole run: swaps pointers at its start, and back at its end
+    interventions ──▶ rewrites ──▶ one edit per place: reads the envoy's input or output, replaces it
+                  └─▶ weights ───▶ one edit of the whole run: swaps pointers at its start, and back at its end
 
-The hooks are those of `lens.intervene`, called where nnsight hands a value over, so both give the same bits.
-Importing nnsight changes the interpreter (`nnsight_of` says how), so it is imported when the door is opened.
+The hooks are those of `lens.intervene`, called where nnsight hands over a value, so both give the same bits.
+Importing nnsight changes the interpreter (see `nnsight_of`), so it is imported only when the door is opened.
 """
 
 from collections.abc import Mapping
@@ -20,22 +20,22 @@ from affectlens.sites import Site
 
 
 def nnsight_of(lens: Live, *interventions: Intervention | ActivationIntervention) -> Any:
-    """Wrap the very module of a lens in a `nnsight.NNsight` whose every run has the interventions.
+    """Wrap the very module of a lens in an `nnsight.NNsight`; the interventions apply in each of its runs.
 
     A run is `with sight.trace(**batch):`, `sight.trace(**batch, trace=False)`, `with sight.generate(...):` or
-    `sight.generate(...)`. Called as `sight(**batch)`, or by the lens, the model runs as it is. A block reads
-    what our edits have made, and what it writes comes after them. What becomes of activations is worked out
-    here, once; other weights are read from their donor and swapped in at each run, and are back when it ends,
-    fails or is interrupted. One trace has one invoke, whose batch is the model's own. Runs are local, one at
-    a time: what nnsight runs elsewhere is another model.
+    `sight.generate(...)`. Called as `sight(**batch)`, or by the lens, the model runs without them. A trace
+    block reads values after our edits, and what it writes replaces them. Rewrites of activations are computed
+    here, once; weights are read from their donor and swapped in at each run, and put back when it ends,
+    fails or is interrupted. A trace has one invoke, whose batch is the model's own. Runs are local, one at a
+    time: remote execution would run another copy of the model.
 
-    While the wrapper lives nnsight stands in each module's `forward`, and does nothing outside of runs. It is
-    taken out when the wrapper is gone, or at the end of `with lens.nnsight(...) as sight:`. What importing
-    nnsight does to Python stays: every object has a method `save`, `torch.Tensor.backward` looks at the line
-    that calls it, and on Linux (x86-64) the C library's `backtrace` finds nothing, unless
+    While the wrapper exists, nnsight replaces each module's `forward`; outside runs this changes nothing. It
+    is removed when the wrapper is deleted, or at the end of `with lens.nnsight(...) as sight:`. Importing
+    nnsight changes Python for good: every object gets a method `save`, `torch.Tensor.backward` inspects the
+    calling line, and on Linux (x86-64) the C library's `backtrace` finds nothing unless
     `NNSIGHT_DISABLE_CPP_BACKTRACE=0` is set.
 
-    Raises `LensError` and `NoSuchSite` as `lens.intervene` would, and `LensError` where a part is compiled.
+    Raises `LensError` and `NoSuchSite` as `lens.intervene` does, and `LensError` where a part is compiled.
     """
     refuse_compiled(lens.model)
     refuse_whole(lens.model)

@@ -164,9 +164,9 @@ _NOTED: tuple[tuple[str, dict[str, object], Change | None, str], ...] = (
     ("layers without factors", {"layers_to_transform": [99]}, None, f"2 modules with factors are {_LAYERS}"),
     ("one layer without factors", {"layers_to_transform": 99}, None, _LAYERS),
     ("layers by an evil pattern", {"layers_to_transform": [99], "layers_pattern": "(a+)+$"}, None, _LAYERS),
-    ("alpha is negative", {"lora_alpha": -4}, None, "alpha is -4, a negative one"),
-    ("a pattern's alpha is negative", {"alpha_pattern": {"up_proj": -3}}, None, "alpha is -3, a negative"),
-    ("magnitudes without DoRA", {"use_dora": False}, _dora, "its config says no use_dora"),
+    ("alpha is negative", {"lora_alpha": -4}, None, "alpha is negative (-4)"),
+    ("a pattern's alpha is negative", {"alpha_pattern": {"up_proj": -3}}, None, "alpha is negative (-3)"),
+    ("magnitudes without DoRA", {"use_dora": False}, _dora, "its config does not set use_dora"),
 )  # fmt: skip
 # name, settings, change, what must be said
 _TOLD: tuple[tuple[str, dict[str, object], Change | None, str], ...] = (
@@ -280,5 +280,5 @@ CASES: tuple[Case, ...] = (
         _case(f"{name} would run code", partial(_evil, name=name), f"{name}: refused", "posix.system")
         for name in ("adapter_model.bin", "non_lora_trainables.bin")
     ),
-    _case("no factors", partial(_nothing), "an adapter without adapter_model.safetensors"),
+    _case("no factors", partial(_nothing), "this adapter has no adapter_model.safetensors"),
 )

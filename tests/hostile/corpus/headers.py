@@ -201,7 +201,11 @@ CASES: tuple[Case, ...] = (
     ),
     Case("header: 100 MB and one", "headers", _long, "refused", (_FILE, "the format allows 100,000,000")),
     Case(
-        "header: packed floats", "data", partial(_packed_floats, verb="inspect"), "told", ("F4", "not read")
+        "header: packed floats",
+        "data",
+        partial(_packed_floats, verb="inspect"),
+        "told",
+        ("F4", "not supported"),
     ),
     Case(
         "header: packed floats in a diff",

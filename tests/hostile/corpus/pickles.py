@@ -96,7 +96,7 @@ _REFUSED: tuple[tuple[str, bytes, str], ...] = (
     ("an entry for a list", b"]" + text("a") + text("b") + b"s", "is broken"),
     ("half an entry", b"}(" + text("a") + b"u", "is broken"),
     ("items without a mark", b"]e", "is broken"),
-    ("a key twice", mapping({"a": b"N"})[:-1] + text("a") + b"Nu", "'a' stands twice"),
+    ("a key twice", mapping({"a": b"N"})[:-1] + text("a") + b"Nu", "the key 'a' twice"),
     ("a million arguments", named("collections.OrderedDict") + b"(" + b"N" * 1_000_000 + b"tR", "is broken"),
     ("five million instructions", _ENDLESS, "more than 5,000,000 instructions"),
     ("text of 70 MB", text("x" * 70_000_000), "larger than 64,000,000 bytes"),

@@ -390,7 +390,7 @@ def test_a_point_that_nothing_passes_is_told_once() -> None:
     built = bridge(
         lens, Scale(lens.sites.where(tower="vision", role="fc1", layer=0).at("output"), factor=2.0)
     )
-    with pytest.warns(Remark, match=r"nothing passed vision\.0\.fc1.*@output in this bridge's first pass"):
+    with pytest.warns(Remark, match=r"first pass of this bridge did not reach vision\.0\.fc1.*@output"):
         built(**bridge_input(built, batch))
 
     built(**bridge_input(built, batch))
@@ -407,14 +407,14 @@ def test_what_cannot_be_bridged_is_refused() -> None:
         bridge(eager("whisper"))
     with (
         al.Lens(hooked).intervene(Scale(of(lens, "o_proj").at("output"), factor=2.0)),
-        pytest.raises(LensError, match="has hooks on it"),
+        pytest.raises(LensError, match="has hooks, which a copy would share"),
     ):
         bridge(al.Lens(hooked))
     with pytest.raises(LensError, match="is compiled"):
         bridge(al.Lens(compiled))
     with pytest.raises(LensError, match="on the meta device"):
         bridge(al.Lens(empty))
-    with pytest.raises(LensError, match="no hook sees one of them"):
+    with pytest.raises(LensError, match="no hook sees a single expert"):
         bridge(eager("mixtral"), Zero(of(eager("mixtral"), "gate_proj").at("output")))
     with pytest.raises(NoSuchSite):
         bridge(lens, Zero(Points([Point(Site("language", "gate_proj", layer=99))])))

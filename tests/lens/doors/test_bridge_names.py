@@ -99,13 +99,16 @@ def test_a_point_is_found_by_its_name(name: str) -> None:
 @pytest.mark.parametrize(
     ("point", "why"),
     [
-        (Point(Site("vision", "fc1", layer=0)), "not in vision"),
+        (Point(Site("vision", "fc1", layer=0)), "not for vision"),
         (Point(Site("language", "gate_proj", layer=0, expert=3), "pre_activation"), "inside experts"),
         (Point(Site("language", "gate_proj", layer=0, label="mlp.shared_expert")), "inside experts"),
         (Point(Site("language", "q_proj", layer=0, stack="decoder")), "two stacks"),
-        (Point(Site("language", "norm", layer=0, label="input_layernorm")), "no name in TransformerLens"),
-        (Point(Site("language", "q_proj", layer=0), "input"), "no name in TransformerLens"),
-        (Point(Site("language", "o_proj", layer=0), "attention"), "no name in TransformerLens"),
+        (
+            Point(Site("language", "norm", layer=0, label="input_layernorm")),
+            "no hook name in TransformerLens",
+        ),
+        (Point(Site("language", "q_proj", layer=0), "input"), "no hook name in TransformerLens"),
+        (Point(Site("language", "o_proj", layer=0), "attention"), "no hook name in TransformerLens"),
     ],
     ids=str,
 )
@@ -119,8 +122,8 @@ def test_what_is_no_point_is_told() -> None:
     """A hook that we have no point for, and one of a module that the model does not have."""
     with pytest.raises(LensError, match=r"'blocks\.0\.mlp\.hook_pst'.*Did you mean 'mlp\.hook_post'"):
         point_of("blocks.0.mlp.hook_pst")
-    with pytest.raises(LensError, match="no point of ours"):
+    with pytest.raises(LensError, match="no point in affectlens"):
         point_of("blocks.0.mlp.hook_pre_linear", eager("gpt2").sites)
-    with pytest.raises(LensError, match="no point of ours"):
+    with pytest.raises(LensError, match="no point in affectlens"):
         point_of("blocks.0.mlp.hook_pre", eager("mixtral").sites)
     assert "fc1" == point_of("blocks.0.mlp.hook_pre", eager("gpt2").sites).site.role

@@ -1,8 +1,8 @@
 """Write the tables and the journal of this folder; run with affectlens at commit e6ee4aa.
 
-    PYTHONPATH=OLD_CHECKOUT python tests/data/written_before/write.py
+    PYTHONPATH=OLD_CHECKOUT python tests/data/written_before/write_files.py
 
-They stay as that version wrote them: `tests/test_written_before.py` proves that later ones still read them.
+Never write them again: `tests/test_written_before.py` tests that later versions still read them.
 """
 
 import json
