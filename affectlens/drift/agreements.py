@@ -1,7 +1,7 @@
-"""Do several tunings move the same groups? Here the run is the unit, never the layer.
+"""Test whether several tunings rank their groups alike; the unit is the run, never the layer.
 
-Runs can agree for a reason that is no affect: ‖Δ‖/‖W‖ mostly follows 1/‖W‖, which tunings of one base
-share. So beside Kendall's W stands the ranking that iid noise of one rms would give.
+Runs can agree without any affect: ‖Δ‖/‖W‖ mostly follows 1/‖W‖, which tunings of one base share. So
+Kendall's W is reported beside the ranking that iid noise of one rms would give.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,9 +40,16 @@ class Agreement(Table):
 
     One row a group, the farthest moved first: the columns it was grouped by, `mean_rank` (1 = moved
     farthest), `noise_rank` (mean rank if Δ were iid noise of one rms; null where noise has no
-    ranking), `median` of the measure over runs, and of each run its `value_0 value_1 …` and
+    ranking), `median` of the measure over runs, and for each run `value_0 value_1 …` and
     `rank_0 rank_1 …`. The origin has `kendall_w p smallest_p draws`, Spearman's ρ between two runs
-    (`spearman_mean spearman_min`), and of the noise `noise_w` and its ρ with the runs, `noise_spearman`.
+    (`spearman_mean spearman_min`), and for the noise `noise_w` and its ρ with the runs, `noise_spearman`.
+
+    >>> import affectlens as al
+    >>> base, tuned, control, _ = al.load_demo()
+    >>> runs = [al.diff(base, side, progress=False) for side in (tuned, control)]
+    >>> found = al.agreement(runs)
+    >>> found.runs, round(found.w, 2), round(found.p, 2)
+    (2, 0.55, 0.42)
     """
 
     schema: ClassVar[str] = "affectlens.agreement/1"
@@ -56,7 +63,7 @@ class Agreement(Table):
 
     @property
     def p(self) -> float:
-        """How often rankings shuffled within each run agree as well or better."""
+        """The share of rankings, shuffled within each run, that agree as well or better."""
         return float(self.origin["p"])
 
     @property
@@ -66,18 +73,18 @@ class Agreement(Table):
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """What must not be overlooked, such as groups left out and what noise alone would do."""
+        """Sentences a reader must not overlook, such as groups left out and the agreement of mere noise."""
         return tuple(self.origin.get("findings", ()))
 
     @property
     def contrast(self) -> pd.DataFrame:
-        """What `contrast_over_runs` gave, one row a norm; empty where not every run has both roles."""
+        """The rows of `contrast_over_runs`, one a norm; empty where not every run has both roles."""
         rows = pd.DataFrame(self.origin.get("contrast", []), columns=list(_CONTRAST))
         return rows.astype(dict.fromkeys(_NUMBERS, float))
 
     @property
     def summary(self) -> str:
-        """One line: W and p, over how many runs and groups, and what noise alone would do."""
+        """One line: W and p, the numbers of runs and groups, and the agreement of mere noise."""
         said = self.origin
         noise = said.get("noise_spearman")
         return (
@@ -95,18 +102,29 @@ def agreement(
     tower: str | None = "language",
     contrast: tuple[str, str] | None = None,
 ) -> Agreement:
-    """Say how alike several base/tuned pairs rank their groups, and test it over runs.
+    """Measure how alike several base/tuned pairs rank their groups, and test it over runs.
 
     `drifts` has one `Drift` a run: a seed, a tuning, a model; epochs of one training are not runs (see
     `affectlens.trajectory`). `by` is as in `Drift.by`, `measure` one of `frobenius rms relative mean_abs
-    max_abs`, `tower=None` takes all towers. Ranked are the groups that every tuning could reach and one
-    moved; `findings` tells what was left out. W is Kendall and Babington Smith's (1939, Ann. Math. Stat.
-    10); `p` is by permutation within runs, exact where they are few, else of 9,999 seeded draws.
+    max_abs`; `tower=None` takes all towers. Groups are ranked if every tuning could reach them and at
+    least one moved them; `findings` lists the others. W is Kendall and Babington Smith's (1939, Ann. Math.
+    Stat. 10); `p` is by permutation within runs, exact where they are few, else from 9,999 seeded draws.
     `contrast` names two roles (gate_proj and up_proj by default). Raises `TableError` for fewer than two
-    runs, one given twice, one that did not move, and where fewer than two groups are left.
+    runs, a run given twice, a run that did not move, and where fewer than two groups are left.
+
+    >>> import affectlens as al
+    >>> base, tuned, control, _ = al.load_demo()
+    >>> runs = [al.diff(base, side, progress=False) for side in (tuned, control)]
+    >>> al.agreement(runs, by="layer").frame[["layer", "mean_rank", "noise_rank"]]
+       layer  mean_rank  noise_rank
+    0      0        1.0         4.0
+    1      1        2.0         3.0
+    2      2        3.0         2.0
+    3      3        4.0         1.0
+
     """
     if len(drifts) < 2:
-        raise TableError(f"one pair is descriptive: agreement needs two runs or more, got {len(drifts)}")
+        raise TableError(f"agreement needs two runs or more, got {len(drifts)}: one pair is only descriptive")
     if measure not in NORMS:
         raise TableError(f"can't rank by {measure!r}. Measures: {near(measure, NORMS)}")
     chosen = [drift if tower is None else drift.where(tower=tower) for drift in drifts]
@@ -134,14 +152,14 @@ def agreement(
 
 
 def contrast_over_runs(drifts: Sequence[Drift], *, first: str, second: str) -> pd.DataFrame:
-    """Compare two roles over runs: a run counts once, by the median over its layers of first/second.
+    """Compare two roles over runs: each run counts once, by the median of first/second over its layers.
 
     Returns one row a norm: `first second norm runs first_larger_runs median_ratio low high p noise_ratio
     control_ratio`. `low..high` is the order-statistic interval of the median (≥ 95 %, distribution-free),
     `p` the exact two-sided sign test against 1, without ratios of exactly 1. Both are null below six runs,
-    where no p can reach .05. `noise_ratio` is what iid noise of one rms gives: where it lies on the same
-    side of 1, a small `p` is no evidence for affect. `control_ratio` is null unless every run has a
-    control. Raises `NoSuchSite` for a role that a run lacks or could not reach.
+    where no p can reach .05. `noise_ratio` is that of iid noise of one rms: where it is on the same side
+    of 1, a small `p` is no evidence for affect. `control_ratio` is null unless every run has a control.
+    Raises `NoSuchSite` for a role that a run lacks or could not reach.
     """
     each = pd.concat([drift.contrast(first, second) for drift in drifts], ignore_index=True)
     each = each.reindex(columns=["norm", "ratio", "noise_ratio", "control_ratio"])
@@ -156,23 +174,23 @@ def contrast_over_runs(drifts: Sequence[Drift], *, first: str, second: str) -> p
 
 
 def _refuse_repeats(drifts: Sequence[Drift]) -> None:
-    # By values: the header hash of a source is the same for every tuning of one base.
+    # Compare values: the header hash of a source is the same for every tuning of one base.
     for i, drift in enumerate(drifts):
         if not (drift.frame["frobenius"] > 0).any():
-            raise TableError(f"{_run(i, drift)} did not move at all, so it ranks nothing")
+            raise TableError(f"{_run(i, drift)} did not move at all, so it has no ranking. Leave it out")
     keys = ["parameter", "label", "expert", "frobenius", "cosine"]
     values = [drift.frame[keys].astype(object) for drift in drifts]
     for i, j in combinations(range(len(drifts)), 2):
         if values[i].equals(values[j]):
             both = f"{_run(i, drifts[i])} and {_run(j, drifts[j])}"
-            raise TableError(f"{both} are equal in every value: one run given twice is no replication")
+            raise TableError(f"{both} are equal in every value: give each run once")
 
 
 def _grouped(drift: Drift, names: list[str], measure: str) -> pd.DataFrame:
-    rows = drift.by(*names).dropna(subset=names)  # what has no layer is no group of a ranking of layers
+    rows = drift.by(*names).dropna(subset=names)  # sites without a layer don't belong in a ranking of layers
     root = np.sqrt(rows["size"].astype(float))
     noise = {"frobenius": root, "relative": root / rows["base_norm"].where(rows["base_norm"] > 0)}
-    # By rms and mean_abs noise ties all groups, and its max_abs is not known: no ranking to compare with.
+    # Noise ties all groups by rms and mean_abs, and its max_abs is unknown: it has no ranking there.
     found = rows[names].assign(value=rows[measure].astype(float), noise=noise.get(measure, np.nan))
     return found.assign(reached=rows["targeted"] > 0).set_index(names)
 
@@ -193,10 +211,10 @@ def _common(each: Sequence[pd.DataFrame]) -> tuple[pd.Index, list[str]]:
     for reason, mask in masks.items():
         if gone := [".".join(map(str, np.atleast_1d(group))) for group in index[mask & keep]]:
             few = plain(", ".join(gone))
-            told.append(f"{len(gone)} of {len(index)} groups are not ranked, for {reason}: {few}.")
+            told.append(f"{len(gone)} of {len(index)} groups are not ranked, because {reason}: {few}.")
         keep &= ~mask
     if keep.sum() < 2:
-        raise TableError(f"{keep.sum()} groups are left to rank, two are needed. {' '.join(told)}")
+        raise TableError(f"{keep.sum()} groups are left to rank, but agreement needs two. {' '.join(told)}")
     return index[keep], told
 
 
@@ -219,10 +237,10 @@ def _tested(values: pd.DataFrame, noise: pd.DataFrame) -> dict[str, Any]:
 
 def _contrasted(drifts: Sequence[Drift], roles: tuple[str, str] | None) -> list[dict[str, Any]]:
     first, second = roles or GATE_UP
-    # A model without gates is no error unless its gates were asked for.
+    # A model without gates is an error only if the caller asked for its gates.
     with suppress(*([] if roles else [NoSuchSite])):
         rows = contrast_over_runs(drifts, first=first, second=second).astype(object)
-        return records(rows.replace(np.inf, "inf"))  # JSON has no number for it
+        return records(rows.replace(np.inf, "inf"))  # JSON has no infinity
     return []
 
 
@@ -236,13 +254,16 @@ def _framed(values: pd.DataFrame, noise: pd.DataFrame) -> pd.DataFrame:
 
 def _told(tested: dict[str, Any], measure: str, runs: int) -> Iterator[str]:
     if tested["smallest_p"] > 0.05:
-        yield f"No p below {tested['smallest_p']:.2g} can come out of so few runs and groups."
+        yield f"With so few runs and groups p can't be below {tested['smallest_p']:.2g}."
     if runs < FEWEST:
-        yield f"No sign test of {runs} runs can reach .05 (six can): the contrast of roles is descriptive."
+        yield (
+            f"A sign test needs six runs to reach .05, here are {runs}: the contrast of roles is only "
+            "descriptive."
+        )
     if tested["noise_spearman"] is not None:
         yield (
             f"By {measure}, iid noise of one rms ranks the groups too: its W is {tested['noise_w']:.2f}, its "
-            f"ρ with the runs {tested['noise_spearman']:.2f}. Agreement alone is no evidence for affect."
+            f"ρ with the runs {tested['noise_spearman']:.2f}. So agreement alone is not evidence for affect."
         )
 
 

@@ -1,10 +1,10 @@
-"""Undo what a gated MLP may do to its neurons without any change of what it computes.
+"""Undo the permutation and rescaling symmetries of a gated MLP.
 
 out = down @ (act(gate x) · (up x)) stays the same when neurons are permuted, and when a neuron's row of
-up is multiplied by s ≠ 0 and its column of down divided by s; the gate, inside act, has no such freedom.
-A drift between two models that differ by that alone is large and means nothing. In an ordinary
-fine-tune every neuron still resembles itself, and nothing is moved; where the two are strangers no
-neuron resembles any, and nothing is moved either: `confidence` says which.
+up is multiplied by s ≠ 0 and its column of down divided by s; the gate, inside act, can't be rescaled.
+If two models differ only in this way, their drift is large and means nothing. In an ordinary fine-tune
+every neuron still resembles itself, and none is moved. In unrelated models no neuron resembles another,
+and none is moved either: `confidence` tells the two cases apart.
 
 After Ainsworth et al., Git Re-Basin, ICLR 2023 (section 3.2, weight matching), with the scalings added.
 `affectlens.diff(..., align=True)` calls this layer by layer.
@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-CLEAR = 0.8  # a neuron as similar as this to itself is not looked for elsewhere
-SOLVED = 8192  # neurons up to which the assignment problem is solved
+CLEAR = 0.8  # a neuron this similar to its namesake keeps its place without a search
+SOLVED = 8192  # up to so many neurons the assignment problem is solved
 _RESCALED = 0.05
-_SAMPLE = 256  # neurons looked up first: where none of them finds a partner, none will
+_SAMPLE = 256  # neurons tried first: if none of them finds a partner, the search ends
 _BLOCK = 2048  # neurons compared at a time
 _Indices = np.ndarray[Any, np.dtype[np.int64]]
 _Numbers = np.ndarray[Any, np.dtype[np.float64]]
@@ -39,14 +39,14 @@ class Mlp(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """Which tuned neuron plays the part of which base neuron, and on what scale.
+    """The matching of tuned neurons to base neurons, and their scales.
 
-    Tuned neuron `permutation[i]` plays base neuron i, with its row of up times `scales[i]` and its
-    column of down divided by it. `confidence` is the median over neurons of their similarity, the mean
-    of the cosines of gate, up and down: near 1 for tunings of one model, about 0 for strangers, whose
-    alignment is the identity. `chance` is a similarity that strangers don't reach: well above 0 where
-    all neurons share a direction. `greedy` says that more neurons were left than the assignment problem
-    is solved for, so that only pairs that are each other's nearest were matched.
+    Tuned neuron `permutation[i]` matches base neuron i when its row of up is multiplied by `scales[i]`
+    and its column of down divided by it. `confidence` is the median over neurons of their similarity,
+    the mean of the cosines of gate, up and down: near 1 for tunings of one model, about 0 for unrelated
+    models, whose alignment is the identity. `chance` is a similarity that unrelated models don't reach:
+    well above 0 where all neurons share a direction. `greedy` is true where too many neurons were left
+    to solve the assignment problem, so that only pairs that are each other's nearest were matched.
     """
 
     permutation: _Indices
@@ -57,25 +57,25 @@ class Alignment:
 
     @property
     def confident(self) -> bool:
-        """Whether most neurons found a partner beyond chance; if not, the identity means 'unknown'."""
+        """Whether most neurons found a partner beyond chance; if not, the alignment is unknown."""
         return self.confidence >= self.chance
 
     @property
     def moved(self) -> int:
-        """How many neurons are matched to one of another index."""
+        """The number of neurons matched to one of another index."""
         return int((self.permutation != np.arange(len(self.permutation))).sum())
 
     @property
     def rescaled(self) -> int:
-        """How many neurons have a scale more than 5 % away from 1."""
+        """The number of neurons with a scale more than 5 % away from 1."""
         return int((np.abs(self.scales - 1) > _RESCALED).sum())
 
 
 def align(base: Mlp, tuned: Mlp) -> Alignment:
-    """Match the neurons of `tuned` to those of `base`, by what the symmetries leave unchanged.
+    """Match the neurons of `tuned` to those of `base` by features that the symmetries don't change.
 
-    Raises ValueError where the shapes don't fit. Neurons that resemble none beyond chance keep their
-    place, where it is free, and their scale; where most are such, all do.
+    Neurons that resemble none beyond chance keep their scale, and their place where it is free; if most
+    neurons are like that, all keep theirs. Raises ValueError where the shapes don't fit.
     """
     _check(base, tuned)
     count = len(base.gate)
@@ -92,7 +92,7 @@ def align(base: Mlp, tuned: Mlp) -> Alignment:
     if confidence >= chance:
         scales = torch.where(scores >= chance, _scales(base, tuned, permutation), 1.0)
     else:
-        # A few neurons of one layer do resemble some of another; that makes no counterparts of the layers.
+        # Even unrelated layers have a few neurons alike; to match those alone would mean nothing.
         permutation = everyone
     return Alignment(permutation.numpy(), scales.numpy(), confidence, chance, greedy)
 
@@ -100,7 +100,7 @@ def align(base: Mlp, tuned: Mlp) -> Alignment:
 def aligned(tuned: Mlp, alignment: Alignment) -> Mlp:
     """Permute and rescale the neurons of `tuned`; it computes the same function as before.
 
-    What is rescaled comes in float32 at least: in 16 bits the rounding would pass for drift.
+    Rescaled weights are float32 or wider: rounding to 16 bits would look like drift.
     """
     order = torch.from_numpy(alignment.permutation).to(tuned.gate.device)
     up, down = tuned.up[order], tuned.down[:, order]
@@ -120,13 +120,13 @@ def _check(base: Mlp, tuned: Mlp) -> None:
         )
     if base.gate.ndim != 2 or shapes != [shapes[0], shapes[0], shapes[0][::-1]]:
         raise ValueError(
-            "an MLP to align has gate and up of shape (neurons, hidden) and down of (hidden, neurons), "
-            f"not {shapes}. Are they fused or transposed?"
+            "can't align this MLP: gate and up must have shape (neurons, hidden) and down (hidden, "
+            f"neurons), got {shapes}. Are they fused or transposed?"
         )
 
 
 def _features(mlp: Mlp, neurons: Tensor) -> tuple[Tensor, Tensor]:
-    """Normalised gate rows, and up rows beside down columns: equal up to one sign under the symmetry."""
+    """Return normalised gate rows, and up rows joined with down columns: the symmetry only flips a sign."""
     neurons = neurons.to(mlp.gate.device)
     sides = (mlp.gate[neurons], mlp.up[neurons], mlp.down[:, neurons].T)
     # A NaN would make every comparison false, and the assignment fail.
@@ -138,13 +138,13 @@ def _features(mlp: Mlp, neurons: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _similarity(base: Mlp, tuned: Mlp, rows: Tensor, columns: Tensor) -> Tensor:
-    """(rows, columns): the mean of the three cosines, those of up and down with their common sign."""
+    """Return (rows, columns): the mean of three cosines, those of up and down with their common sign."""
     left, right = _features(base, rows), _features(tuned, columns)
     return (left[0] @ right[0].T + (left[1] @ right[1].T).abs()) / 3
 
 
 def _paired(base: Mlp, tuned: Mlp, partners: Tensor) -> Tensor:
-    """(neurons,): the similarity of base neuron i with tuned neuron partners[i]."""
+    """Return (neurons,): the similarity of base neuron i with tuned neuron partners[i]."""
     scores = torch.zeros(len(partners))
     for rows in _blocks(torch.arange(len(partners))):
         left, right = _features(base, rows), _features(tuned, partners[rows])
@@ -154,10 +154,10 @@ def _paired(base: Mlp, tuned: Mlp, partners: Tensor) -> Tensor:
 
 
 def _chance(base: Mlp, tuned: Mlp) -> float:
-    """A similarity that no pair of strangers reaches, though one is picked from among all.
+    """Return a similarity that unrelated neurons don't reach, even the best pair of all.
 
-    Cosines of random directions have a variance of 1/hidden; real neurons share directions, so it is
-    measured too, on random pairs. Median and lower quantile: a true pair among them does no harm.
+    Cosines of random directions have a variance of 1/hidden; real neurons share directions, so chance is
+    also measured on random pairs, by median and lower quantile: true pairs among them do no harm.
     """
     count, hidden = base.gate.shape
     centre, spread = 0.376 / math.sqrt(hidden), 0.438 / math.sqrt(hidden)
@@ -174,14 +174,14 @@ def _any_partner(base: Mlp, tuned: Mlp, rest: Tensor, chance: float) -> bool:
 
 
 def _matched(base: Mlp, tuned: Mlp, rest: Tensor, chance: float) -> tuple[Tensor, bool]:
-    """The partners of the rest among the rest, and whether they were matched greedily."""
+    """Return the partner of each neuron of `rest` within `rest`, and whether matching was greedy."""
     mutual, score, promising = _nearest(base, tuned, rest, chance)
     partner = torch.full((len(rest),), -1)
     clear = mutual.ge(0) & (score >= max(CLEAR, chance))
     partner[clear] = mutual[clear]
     free = torch.ones(len(rest), dtype=torch.bool)
     free[partner[clear]] = False
-    # Neurons that resemble none have no say in the assignment, and it grows with their cube.
+    # Neurons that resemble none are left out: the cost of the assignment grows with the cube of their number.
     rows, columns = ((~clear) & promising[0]).nonzero()[:, 0], (free & promising[1]).nonzero()[:, 0]
     greedy = max(len(rows), len(columns)) > SOLVED
     if greedy:
@@ -196,7 +196,7 @@ def _matched(base: Mlp, tuned: Mlp, rest: Tensor, chance: float) -> tuple[Tensor
 def _nearest(
     base: Mlp, tuned: Mlp, rest: Tensor, chance: float
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Of each row: the column that is mutually nearest, or −1; its score; and who has any partner."""
+    """Return for each row its mutually nearest column, or −1, its score, and which sides have a partner."""
     count = len(rest)
     row_best, row_at = torch.full((count,), -math.inf), torch.zeros(count, dtype=torch.long)
     column_best, column_at = row_best.clone(), row_at.clone()
@@ -218,7 +218,7 @@ def _improve(best: Tensor, at: Tensor, found: Any, own: Tensor, other: Tensor) -
 def _assigned(
     base: Mlp, tuned: Mlp, sides: tuple[Tensor, Tensor], chance: float
 ) -> Iterator[tuple[int, int]]:
-    """The best one-to-one assignment of the two sides, without pairs that chance would give."""
+    """Yield the best one-to-one assignment of the two sides, without pairs that chance explains."""
     from scipy.optimize import linear_sum_assignment
 
     scores = torch.cat([_similarity(base, tuned, rows, sides[1]) for rows in _blocks(sides[0])])
@@ -228,7 +228,7 @@ def _assigned(
 
 
 def _completed(partner: Tensor) -> Tensor:
-    """Give the rows without a partner (−1) their own column where it is free, else one that is."""
+    """Give rows without a partner (−1) their own column where it is free, else another free one."""
     free = torch.ones(len(partner), dtype=torch.bool)
     free[partner[partner >= 0]] = False
     stays = (partner < 0) & free
@@ -238,7 +238,7 @@ def _completed(partner: Tensor) -> Tensor:
 
 
 def _scales(base: Mlp, tuned: Mlp, permutation: Tensor) -> Tensor:
-    """(neurons,): the s that gives up·s and down/s the base's ratio of norms and its sign; else 1."""
+    """Return (neurons,): the s that gives up·s and down/s base's ratio of norms and its sign; else 1."""
     scales = torch.ones(len(permutation), dtype=torch.float64)
     for rows in _blocks(torch.arange(len(permutation))):
         chosen = permutation[rows]
@@ -253,7 +253,7 @@ def _scales(base: Mlp, tuned: Mlp, permutation: Tensor) -> Tensor:
 
 def _norms(mlp: Mlp, neurons: Tensor) -> tuple[Tensor, Tensor]:
     neurons = neurons.to(mlp.up.device)
-    # In one layout, so that equal neurons are summed in one order and have equal norms.
+    # One layout for all: equal neurons are summed in the same order, so their norms are equal.
     up, down = mlp.up[neurons].contiguous(), mlp.down[:, neurons].contiguous()
     return up.detach().cpu().double().norm(dim=1), down.detach().cpu().double().norm(dim=0)
 

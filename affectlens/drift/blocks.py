@@ -1,4 +1,4 @@
-"""The sums of one part: read a block of every side, and give it to the engine while it is in the cache."""
+"""Measure one part: read a block of every side, and pass it to the engine while it is in the cache."""
 
 import math
 import mmap
@@ -22,7 +22,7 @@ from affectlens.sites import Units
 Measure = Callable[[Tensor, Tensor], float]
 Block = tuple[int, int, tuple[Tensor, ...]]  # rows from and to, and each side's values
 BLOCK = 1 << 20  # bytes of a side: the sums are taken while both are in a core's cache
-FAR_BLOCK = 1 << 23  # the same of a hub: each block is a request
+FAR_BLOCK = 1 << 23  # bytes on a hub: each block is one request
 _WORDS = {"bfloat16": np.uint32, "float16": np.int32, "float32": np.uint64}
 _local = threading.local()
 Blocks = Callable[[Part], Iterator[tuple[int, int, tuple[Tensor, ...]]]]
@@ -30,20 +30,20 @@ Blocks = Callable[[Part], Iterator[tuple[int, int, tuple[Tensor, ...]]]]
 
 @dataclass(frozen=True)
 class Summing:
-    """How parts are summed: the engine's functions, and what is wanted beyond the standard sums."""
+    """Measures parts by an engine; `custom` holds the user's own measures."""
 
     engine: Any
     custom: Mapping[str, Measure] = field(default_factory=dict)
 
     def __call__(self, part: Part) -> Sums:
-        """The sums of a part."""
+        """Measure the sums of a part."""
         if part.strip.unread:
             control = np.zeros(len(BESIDE)) if len(part.strip.sides) > 2 else None
             return Sums(size=(part.stop - part.start) * part.strip.width, control=control, read=False)
         if part.strip.factors is not None:
             return factored(part, _blocks, square=self._square)
         sums = self._by_words(part) if part.strip.spans is not None else None
-        if sums is None:  # other dtypes on the sides, or something that is not finite
+        if sums is None:  # the sides differ in dtype, or some value is not finite
             sums = Sums()
             for _, _, sides in _blocks(part):
                 sums.merge(self._by_numbers(*sides))
@@ -52,7 +52,7 @@ class Summing:
         return sums
 
     def _by_words(self, part: Part) -> Sums | None:
-        """By the engine, on bytes as they lie; None where it met what is not finite."""
+        """Measure raw bytes by the engine; None where some value is not finite."""
         strip = part.strip
         row = strip.width * WIDTHS[strip.dtype]
         assert strip.spans is not None
@@ -77,12 +77,12 @@ class Summing:
             if len(sides) == 3:
                 self.engine.beside(tuple(sides), beside)
         sums.control = beside if len(strip.spans) == 3 else None
-        lost = sums["changed"] and not sums["dd"]  # squares too small for float32
+        lost = sums["changed"] and not sums["dd"]  # the squares underflow float32
         known = np.isfinite(sums.vector).all() and np.isfinite(beside).all() and not lost
         return sums if known else None
 
     def _by_numbers(self, base: Tensor, tuned: Tensor, control: Tensor | None = None) -> Sums:
-        """By the engine where float32 holds both sides; else, and for what is not finite, with care."""
+        """Measure numbers by the engine if float32 holds them and all are finite, else in float64."""
         sides = [torch_engine.values(side) for side in (base, tuned, control) if side is not None]
         if {side.dtype for side in sides} != {torch.float32}:
             return torch_engine.measure_tensors(base, tuned, control=control)
@@ -97,7 +97,7 @@ class Summing:
         return sums if known else torch_engine.measure_tensors(base, tuned, control=control)
 
     def _square(self, block: Tensor) -> float:
-        """Σ b² of finite values."""
+        """Return Σ b² of a block."""
         if block.dtype == torch.float32:
             vector = Sums().vector
             self.engine.still(_words(block), vector)
@@ -117,7 +117,7 @@ class Summing:
 
 
 class _Buffer:
-    """Memory of one thread for one side, in whole pages: reading into it is several times faster so."""
+    """Memory of one thread for one side, in whole pages: reading into these is several times faster."""
 
     def __init__(self, size: int) -> None:
         self.memory = memoryview(mmap.mmap(-1, size + mmap.PAGESIZE))
@@ -131,7 +131,7 @@ class _Buffer:
         return known[:count]
 
     def words(self, found: memoryview, kind: Any) -> Any:
-        """Bytes as words of two values each; a last value alone is followed by zero."""
+        """Return bytes as words of two values each; a single last value is followed by zero."""
         whole = -(-len(found) // 8) * 8
         if found.obj is not self.memory.obj:
             view = np.frombuffer(found, np.uint8)
@@ -143,7 +143,7 @@ class _Buffer:
 
 
 def _words(block: Tensor) -> Any:
-    """The words of float32 values, two each; a last value alone is followed by zero."""
+    """Return float32 values as words of two values each; a single last value is followed by zero."""
     flat = block.reshape(-1)
     if flat.numel() % 2 or flat.data_ptr() % 8:
         flat = torch.cat([flat, flat.new_zeros(flat.numel() % 2)])
@@ -151,14 +151,14 @@ def _words(block: Tensor) -> Any:
 
 
 def _units(strip: Strip, rows: tuple[int, int], base: Tensor, tuned: Tensor) -> Any:
-    """Squares by head or neuron; each block speaks of some rows, or of all columns."""
+    """Return squares by head or neuron from a block of some rows or all columns."""
     units, (start, _) = strip.units, rows
     assert units is not None
     return by_unit(units, torch_engine.squares(base, tuned, dim=units.dim), first=start)
 
 
 def _blocks(part: Part) -> Iterator[Block]:
-    """The values of each side, some rows at a time."""
+    """Yield the values of each side, some rows at a time."""
     strip, sides = part.strip, part.strip.sides[:1] if part.strip.factors else part.strip.sides
     step = max(1, torch_engine.BLOCK * 4 // max(strip.width, 1))
     read = [_reader(strip, number) for number in range(len(sides))]
@@ -186,7 +186,7 @@ def _reader(strip: Strip, number: int) -> Callable[[int, int], Tensor]:
 
 
 def factored(part: Part, blocks: Blocks, *, square: Callable[[Tensor], float]) -> Sums:
-    """The sums of a part whose Δ is given by factors; `blocks` reads base, `square` is Σ b² of a block.
+    """Measure a part whose Δ is given by factors; `blocks` reads base, `square` gives Σ b² of a block.
 
     NaN and infinite values of base are counted, and left out of its norm alone.
     """
@@ -206,7 +206,7 @@ def factored(part: Part, blocks: Blocks, *, square: Callable[[Tensor], float]) -
         cc, cd = other**2 * _product(control, control, rows), scale * other * _product(delta, control, rows)
         sums.control = np.array([cc, cd, math.nan, math.nan, 0.0])
         sums.control_scaled = control.scale is not None
-    elif len(strip.sides) > 2:  # a control that left this site as it was
+    elif len(strip.sides) > 2:  # the control did not change this site
         sums.control = np.zeros(len(BESIDE))
     units = strip.units
     if units is not None:
@@ -229,7 +229,7 @@ def factored(part: Part, blocks: Blocks, *, square: Callable[[Tensor], float]) -
 
 
 def by_unit(units: Units, lines: "NDArray[np.float64]", *, first: int) -> "NDArray[np.float64]":
-    """Add rows or columns up by head or neuron; rows begin with number `first`."""
+    """Add up rows or columns by head or neuron; rows begin with number `first`."""
     found = np.zeros((len(lines), units.count))
     begin = first if units.dim == 0 else 0
     numbers = np.arange(begin, begin + lines.shape[1]) // units.size
@@ -239,14 +239,14 @@ def by_unit(units: Units, lines: "NDArray[np.float64]", *, first: int) -> "NDArr
 
 
 def _product(one: LowRank, two: LowRank, rows: slice) -> float:
-    """⟨B·A, B'·A'⟩ over some rows, without the scales."""
+    """Return ⟨B·A, B'·A'⟩ over some rows, without the scales."""
     (b, a, gram), (c, d, _) = one.factors, two.factors
     across = gram if one is two else a @ d.T
     return float(((b[rows].T @ c[rows]) * across).sum())
 
 
 def _lines(delta: LowRank, rows: slice, dim: int) -> Any:
-    """The squared norm of each row or column of B·A over some rows, as (1, lines)."""
+    """Return the squared norm of each row or column of B·A over some rows, as (1, lines)."""
     b, a, gram = delta.factors
     if dim == 0:
         return (((b[rows] @ gram) * b[rows]).sum(1))[None].numpy()

@@ -1,6 +1,6 @@
 """Aggregate rows of sites by group: sums of squares for norms, never means of ratios.
 
-A mean of ratios would let small tensors speak for large ones. A sum is null where one of its parts is.
+A mean of ratios would weigh small tensors like large ones. A sum is null where one of its parts is null.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,26 +22,28 @@ NORMS = ("frobenius", "rms", "relative", "mean_abs", "max_abs")
 
 
 def parsed(names: Iterable[str], known: Sequence[str]) -> list[str]:
-    """The groups that are asked for, apart or with commas; raises `TableError` for an unknown one."""
+    """Split group names given apart or with commas; raises `TableError` for an unknown one."""
     groups = list(dict.fromkeys(part.strip() for name in names for part in name.split(",")))
     for name in groups or [""]:
         if name not in known:
             raise TableError(f"can't aggregate by {name!r}. By: {near(name, known, most=len(known))}")
     if set(UNITS) <= set(groups):
-        raise TableError("can't aggregate by 'head' and 'neuron' at once: no matrix has both")
+        raise TableError(
+            "can't aggregate by 'head' and 'neuron' at once: no matrix has both. Give one of them"
+        )
     return groups
 
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """Rows told apart by the values of some columns; every figure is one number a group, in their order."""
+    """Rows grouped by the values of some columns; each method gives one number a group, in their order."""
 
     keys: pd.DataFrame
     codes: NDArray[np.integer[Any]]
 
     @classmethod
     def of(cls, frame: pd.DataFrame, names: Sequence[str]) -> "Groups":
-        """Group a frame by columns; rows that lack a value there are a group of their own."""
+        """Group a frame by columns; rows without a value there form their own group."""
         if "site" in names:
             frame = frame.assign(site=[repr(site_of(row)) for row in frame.to_dict("records")])
         codes = frame.groupby(list(names), dropna=False, sort=True).ngroup().to_numpy()
@@ -49,35 +51,35 @@ class Groups:
         return cls(frame[list(names)].iloc[first].reset_index(drop=True), codes)
 
     def sum(self, values: pd.Series, *, over: pd.Series | None = None) -> Numbers:
-        """Σ, null where one of a group is; `over` says which rows count."""
+        """Add up the values of each group, null where one is null; only rows in `over` count."""
         numbers = values.to_numpy(dtype=float, na_value=np.nan)
         kept = numbers if over is None else np.where(over.to_numpy(dtype=bool), numbers, 0.0)
         return np.bincount(self.codes, weights=kept, minlength=len(self.keys)).astype(float)
 
     def root(self, norms: pd.Series, *, over: pd.Series | None = None) -> Numbers:
-        """√Σ‖·‖²."""
+        """Return √Σ‖·‖² of each group."""
         return np.sqrt(self.sum(norms.astype(float) ** 2, over=over))
 
     def count(self, rows: pd.Series) -> NDArray[np.int64]:
-        """How many rows of a group are true."""
+        """Count the true rows of each group."""
         return self.sum(rows).astype(np.int64)
 
     def largest(self, values: pd.Series) -> Numbers:
-        """The largest value, null where one of a group is."""
+        """Return the largest value of each group, null where one is null."""
         found = np.full(len(self.keys), -np.inf)
         np.maximum.at(found, self.codes, values.to_numpy(dtype=float, na_value=-np.inf))
         return np.where(self.count(values.isna()) > 0, np.nan, found)
 
 
 def over(part: Numbers, whole: Numbers) -> Numbers:
-    """`part / whole`, null where there is no whole."""
+    """Return `part / whole`, null where the whole is not positive."""
     found = np.full(len(part), np.nan)
     np.divide(part, whole, out=found, where=whole > 0)
     return found
 
 
 def norms(frame: pd.DataFrame, groups: Groups) -> pd.DataFrame:
-    """The columns that every aggregate has: how many sites, how large, how far from base.
+    """Compute the columns of every aggregate: how many sites, how large, how far from base.
 
     `targeted` counts the sites that the tuning could reach: where it is 0 nothing could move.
     """
@@ -87,7 +89,7 @@ def norms(frame: pd.DataFrame, groups: Groups) -> pd.DataFrame:
     sites, read = groups.count(frame["size"].notna()), groups.count(known)
     found: dict[str, NDArray[np.generic]] = {"sites": sites, "size": size.astype(np.int64)}
     if "targeted" in frame:
-        # An older table doesn't say of every site; what isn't known to be out of reach is within it.
+        # Older tables don't have it for every site: count those as within reach.
         found["targeted"] = groups.count(frame["targeted"].astype("boolean").fillna(True))
     lost = groups.sum(frame["nonfinite"]) if "nonfinite" in frame else np.zeros(len(size))
     found |= {
@@ -102,7 +104,7 @@ def norms(frame: pd.DataFrame, groups: Groups) -> pd.DataFrame:
 
 
 def aggregate(frame: pd.DataFrame, names: Sequence[str], *, custom: Iterable[str] = ()) -> pd.DataFrame:
-    """One row a group of a drift's rows, in the order of the groups."""
+    """Aggregate the rows of a drift: one row a group, in the order of the groups."""
     groups = Groups.of(frame, names)
     rows = norms(frame, groups)
     found: dict[str, Numbers] = {}
@@ -114,7 +116,7 @@ def aggregate(frame: pd.DataFrame, names: Sequence[str], *, custom: Iterable[str
         found["cosine"] = _cosine(frame, groups)
     if "rounding" in frame:
         rounding = groups.root(frame["rounding"])
-        # What was out of reach was not rounded either: it is base's, as it was stored.
+        # Sites out of reach were not rounded: they are base's, as stored.
         found["rounding"] = np.where(rows.get("targeted", 1) == 0, np.nan, rounding)
     if "control_frobenius" in frame:
         found |= _control(frame, groups)
@@ -130,7 +132,7 @@ def aggregate(frame: pd.DataFrame, names: Sequence[str], *, custom: Iterable[str
 
 
 def _cosine(frame: pd.DataFrame, groups: Groups) -> Numbers:
-    """⟨W_base, W_tuned⟩ adds up; a side that is zero has no angle, and adds nothing."""
+    """Return the cosine from the sum of ⟨W_base, W_tuned⟩; a zero side has no angle and adds nothing."""
     product = (frame["base_norm"] * frame["tuned_norm"]).astype(float)
     inner = (frame["cosine"] * product).mask(product == 0, 0.0)
     whole = groups.root(frame["base_norm"]) * groups.root(frame["tuned_norm"])
@@ -138,7 +140,7 @@ def _cosine(frame: pd.DataFrame, groups: Groups) -> Numbers:
 
 
 def _control(frame: pd.DataFrame, groups: Groups) -> dict[str, Numbers]:
-    """The control's norms, only over the sites that it has too, or ratios would come out too small."""
+    """Compute the control's norms over the sites it has: over all sites its ratios would be too small."""
     known = frame["control_frobenius"].notna()
     weighed, there = known & frame["base_norm"].notna(), groups.count(known) > 0
     moved = np.where(there, groups.root(frame["control_frobenius"], over=known), np.nan)
@@ -154,9 +156,9 @@ def _control(frame: pd.DataFrame, groups: Groups) -> dict[str, Numbers]:
         found["control_max_abs"] = groups.largest(frame["control_max_abs"])
     if "control_along" in frame:
         own = groups.root(frame["frobenius"], over=known)
-        # From the inner products of the sites.
+        # Inner products add up, angles don't.
         inner = groups.sum(frame["control_along"] * frame["control_frobenius"], over=known)
-        along = np.where(moved > 0, over(inner, moved), moved)  # 0 of a control that stood still
+        along = np.where(moved > 0, over(inner, moved), moved)  # 0 for a control that did not move
         found["control_cosine"] = over(inner, own * moved)
         found["control_along"] = along
         found["control_residual"] = np.sqrt(np.maximum(own**2 - along**2, 0.0))
@@ -164,19 +166,19 @@ def _control(frame: pd.DataFrame, groups: Groups) -> dict[str, Numbers]:
 
 
 def with_units(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """The sites that have heads or neurons; raises `NoSuchSite` where there are none, and says why."""
+    """Return the sites with heads or neurons; raises `NoSuchSite`, with the reason, if there are none."""
     there = frame[frame["unit"] == kind] if "unit" in frame else frame[:0]
     if there.empty:
         raise NoSuchSite(f"this drift has no {kind}s: make it with diff(…, detail='{kind}s')")
     if not set(ARRAYS) <= set(frame):
         raise NoSuchSite(
-            f"this drift was saved without arrays, so its {kind}s are lost: save it as .parquet or .json"
+            f"this drift was saved without arrays and so without {kind}s: save it as .parquet or .json"
         )
     return there
 
 
 def unfolded(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """One row a head or neuron of each site that has them; raises `TableError` where none has."""
+    """Return one row a head or neuron of each site that has them; raises `TableError` if none has."""
     try:
         there = with_units(frame, kind)
     except NoSuchSite as error:
@@ -195,11 +197,11 @@ def contrast(frame: pd.DataFrame, *, first: str, second: str) -> pd.DataFrame:
 
     Returns one row a norm: `norm layers layers_known first_larger ratio noise_larger noise_ratio
     control_larger control_ratio`. `layers_known` counts the layers where every figure of the row is
-    known, and all run over these: `first_larger` counts layers, `ratio` is the median over layers of
-    first/second, infinite where only `first` moved, null where neither did (noise and control run over
-    the layers where it is defined). The noise columns hold the expectation for iid noise of one rms
-    (null for `max_abs`). The experts of a layer count as one matrix. Raises `NoSuchSite` for a role
-    that is not there or that the tuning could not reach.
+    known, and all figures use only these: `first_larger` counts layers, `ratio` is the median over layers
+    of first/second, infinite where only `first` moved, null where neither did (noise and control use the
+    layers where it is defined). The noise columns hold the expectation for iid noise of one rms (null for
+    `max_abs`). The experts of a layer count as one matrix. Raises `NoSuchSite` for a role that is missing
+    or that the tuning could not reach.
     """
     one, two = _sides(frame, first, second)
     rows: list[dict[str, float | str]] = []
@@ -213,7 +215,7 @@ def contrast(frame: pd.DataFrame, *, first: str, second: str) -> pd.DataFrame:
 
 def _sides(frame: pd.DataFrame, first: str, second: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     weights = frame[(frame["tower"] == "language") & (frame["param"] == "weight")]
-    # A layer's own: no shared expert, no cross attention, and of an encoder-decoder model the decoder.
+    # Leave out shared experts, cross attention and encoders: a layer has one matrix of each role.
     own = weights["layer"].notna() & (weights["label"] == "") & (weights["stack"] != "encoder")
     weights = weights[own]
     roles = sorted(set(weights["role"]))
@@ -223,15 +225,15 @@ def _sides(frame: pd.DataFrame, first: str, second: str) -> tuple[pd.DataFrame, 
     layers = weights[weights["role"].isin([first, second])]
     if layers.duplicated(["role", "layer"]).any():
         layers = aggregate(layers, ["role", "layer"])
-        # A norm that was not read is no obstacle where nothing moved.
+        # Where nothing moved the relative drift is 0, even if the norm was not read.
         still = (layers["frobenius"] == 0) & layers["base_norm"].isna()
         layers["relative"] = layers["relative"].mask(still, 0.0)
-    # Of a matrix whether, of experts how many: what isn't known to be out of reach is within it.
+    # A flag for a matrix, a count for experts; unknown counts as within reach.
     reached = layers[layers["targeted"].astype("Float64").fillna(1.0) > 0]
     for role in (first, second):
         if role not in set(reached["role"]):
             raise NoSuchSite(
-                f"{role} was not part of the tuning: not targeted, so it could not move, and is no rival"
+                f"{role} was not part of the tuning: not targeted, so it could not move. Compare other roles"
             )
     one, two = (reached[reached["role"] == role].set_index("layer") for role in (first, second))
     both = one.index.intersection(two.index)
@@ -241,12 +243,12 @@ def _sides(frame: pd.DataFrame, first: str, second: str) -> tuple[pd.DataFrame, 
 
 
 def _compared(sides: dict[str, tuple[pd.Series, pd.Series]]) -> dict[str, float]:
-    """The figures of one norm, all over the same layers."""
+    """Compare the sides by one norm, all figures over the same layers."""
     numbers = {prefix: tuple(side.astype(float) for side in pair) for prefix, pair in sides.items()}
     there = {prefix: one.notna() & two.notna() for prefix, (one, two) in numbers.items()}
     known = there[""]
     for each in there.values():
-        # What is known nowhere, such as noise's largest value, is left out alone.
+        # A figure known in no layer, such as noise's largest value, must not empty the others.
         known = known & each if (known & each).any() else known
     found: dict[str, float] = {"layers_known": int(known.sum())}
     one, two = numbers[""]

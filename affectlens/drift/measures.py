@@ -1,4 +1,4 @@
-"""What a pass over a site adds up, and the measures that follow from it.
+"""The sums that a pass over a site adds up, and the table of measures computed from them.
 
 With d = t − b only ⟨d,d⟩, ⟨b,b⟩ and ⟨b,d⟩ are summed; ‖t‖² follows from them. The other way round,
 ‖d‖² from ‖t‖², ‖b‖² and ⟨b,t⟩, would lose every digit of a small drift.
@@ -17,15 +17,14 @@ from affectlens.checkpoints import Pairing
 from affectlens.drift.parts import Strip
 from affectlens.sites import Site
 
-# Of the vector that the engines fill; `steps` is Σ p² over what
-# changed, p the power of two at or below |t|.
+# The vector that the engines fill; `steps` is Σ p² over changed elements, p the power of two at or below |t|.
 FIELDS = ("dd", "bb", "bd", "absolute", "steps", "largest", "changed", "sign_flips")
-# Of the control's change c: ⟨c,c⟩ ⟨c,d⟩ Σ|c| max|c|, and its values that are not finite.
+# The sums of the control's change c: ⟨c,c⟩ ⟨c,d⟩ Σ|c| max|c|, and the number of values not finite.
 BESIDE = ("cc", "cd", "absolute", "largest", "nonfinite")
-# What factors can't tell; null for adapters unless they are read element by element.
+# Null for adapters unless they are read element by element: factors don't give single elements.
 ELEMENTWISE = ("mean_abs", "max_abs", "changed", "sign_flips", "rounding")
-TINY = 1e-37  # two values whose product is smaller are zero for the purpose of signs
-_DIGITS = {"bfloat16": 7, "float16": 10, "float32": 23, "float64": 52}  # of the mantissa, as stored
+TINY = 1e-37  # values with a smaller product count as zero when signs are compared
+_DIGITS = {"bfloat16": 7, "float16": 10, "float32": 23, "float64": 52}  # stored bits of the mantissa
 SITE = ("tower", "stack", "layer", "role", "expert", "param", "label")
 
 
@@ -39,16 +38,16 @@ class Sums:
 
     size: int = 0
     vector: NDArray[np.float64] = field(default_factory=_vector)
-    nonfinite: int = 0  # on either side; left out of every other sum
-    broken: int = 0  # of these, how many differ between the sides
+    nonfinite: int = 0  # values on either side; left out of every other sum
+    broken: int = 0  # nonfinite values that differ between the sides
     control: NDArray[np.float64] | None = None  # of the control's change c, see BESIDE
     rounds: bool = False  # one side is the other in another dtype
     units: NDArray[np.float64] | None = None  # (2, units): ⟨d,d⟩ and ⟨b,b⟩ of each head or neuron
     custom: dict[str, float] = field(default_factory=dict)
-    elementwise: bool = True  # False where the sums come from factors, which say nothing of single elements
-    scaled: bool = True  # False where Δ is known up to a factor
+    elementwise: bool = True  # False where the sums come from factors, which don't give single elements
+    scaled: bool = True  # False where Δ is known only up to a factor
     control_scaled: bool = True
-    read: bool = True  # False where both sides hold the same bytes, far away
+    read: bool = True  # False where both sides are the same bytes on a hub
 
     def merge(self, other: "Sums") -> None:
         """Add another part's sums."""
@@ -72,12 +71,12 @@ class Sums:
 
     @property
     def identical(self) -> bool:
-        """Whether no value differs; NaN equals NaN."""
+        """Whether all values are equal; NaN equals NaN."""
         return not self["changed"] and not self["dd"] and not self.broken
 
 
 def columns(sums: Sums, *, dtype: str = "float32") -> dict[str, float | int]:
-    """The measure columns of `Drift`; `dtype` is that of the tuned side as stored."""
+    """Compute the measure columns of `Drift`; `dtype` is that of the tuned side as stored."""
     finite = float(sums.size - sums.nonfinite)
     frobenius, base_norm = math.sqrt(sums["dd"]), math.sqrt(sums["bb"])
     tuned_norm = math.sqrt(max(sums["bb"] + 2 * sums["bd"] + sums["dd"], 0.0))
@@ -106,13 +105,13 @@ def columns(sums: Sums, *, dtype: str = "float32") -> dict[str, float | int]:
         row |= {"base_norm": math.nan, "relative": 0.0, "rounding": math.nan}
     if sums.control is not None:
         row |= _beside(sums, frobenius, base_norm, finite)
-        if not sums.control_scaled:  # its direction is known, its length is not
+        if not sums.control_scaled:  # its direction is known, but not its length
             row |= dict.fromkeys(("control_frobenius", "control_relative", "control_rms"), math.nan)
     return row | sums.custom
 
 
 _NUMBERS = ("layer", "expert")
-_COUNTS = ("changed", "sign_flips")  # null where factors say nothing of single elements
+_COUNTS = ("changed", "sign_flips")  # null where factors don't give single elements
 
 
 def _plus(one: Any, two: Any) -> Any:
@@ -127,7 +126,7 @@ def _with(one: NDArray[np.float64] | None, two: NDArray[np.float64] | None) -> N
 
 
 def _beside(sums: Sums, frobenius: float, base_norm: float, finite: float) -> dict[str, float]:
-    """The control's change, and the part of Δ along it: ⟨Δ,Δ_c⟩/‖Δ_c‖, with what is left of Δ."""
+    """Compute the control's change, the part of Δ along it, ⟨Δ,Δ_c⟩/‖Δ_c‖, and the rest of Δ."""
     assert sums.control is not None
     cc, cd, total, largest, lost = map(float, sums.control)
     moved = math.sqrt(cc)
@@ -146,7 +145,7 @@ def _beside(sums: Sums, frobenius: float, base_norm: float, finite: float) -> di
 
 
 def ratio(part: float, whole: float) -> float:
-    """`part / whole`, NaN where there is no whole."""
+    """Return `part / whole`, NaN where the whole is zero."""
     return part / whole if whole else math.nan
 
 
@@ -166,7 +165,7 @@ RESERVED = frozenset(columns(Sums(control=np.zeros(len(BESIDE))))) | {
 def frame(
     found: Mapping[Strip, Sums], pairing: Pairing, *, beside: Mapping[Site, Mapping[str, Any]]
 ) -> pd.DataFrame:
-    """One row a site, in order; `beside` holds further columns of some sites."""
+    """Make the table: one row a site, in order; `beside` holds more columns for some sites."""
     rows = [
         {**_row(strip, sums, pairing), **_units(strip, sums), **beside.get(strip.site, {})}
         for strip, sums in found.items()
@@ -190,7 +189,7 @@ def _row(strip: Strip, sums: Sums, pairing: Pairing) -> dict[str, Any]:
 
 
 def _units(strip: Strip, sums: Sums) -> dict[str, Any]:
-    """Norms by head or neuron, as arrays: a cell holds thousands of numbers and no object for each."""
+    """Return norms by head or neuron as arrays: a list would hold an object for each of thousands."""
     if strip.units is None or sums.units is None:
         return {}
     delta, base = np.sqrt(sums.units).clip(max=np.finfo(np.float32).max).astype(np.float32)

@@ -1,8 +1,8 @@
-"""The compiled engine: every sum of a pair of blocks in one pass over their raw words.
+"""The compiled engine: all sums of a pair of blocks in one pass over their raw words.
 
-Sums run in float32 lanes that are emptied into float64 every `_CHUNK` words, so their rounding does not
-grow with the block. A chunk whose bits are equal costs one comparison and the base's norm. `blocked`
-does the same in torch, without a compiler; `sums` says what the sums are.
+Sums run in float32 lanes that are added to float64 every `_CHUNK` words, so their rounding error does
+not grow with the block. A chunk with equal bits costs one comparison and the norm of base.
+`torch_engine` does the same without a compiler; `measures` defines the sums.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from affectlens.drift.measures import TINY
 # Words: a chunk stays in the nearest cache, and float32 lanes keep their digits. Half as many halve the
 # error of a cosine near zero, from 4e-7 at most, and cost 2 to 3 % of the time.
 _CHUNK = 1024
-# NaN and infinity must show in the sums, so the flags that assume them away are left out.
+# Not nnan, ninf: NaN and infinity must show in the sums.
 _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
 _ZERO, _NONE = np.float32(0), np.uint32(0)
 _INT, _FLOAT = ir.IntType(32), ir.FloatType()
@@ -29,12 +29,12 @@ _MAGNITUDE, _EXPONENT = 0x7FFFFFFF, 0x7F800000
 def _compiled(function: Any) -> Any:
     try:
         found = njit(cache=True, **_OPTIONS)(function)
-    except RuntimeError:  # no folder to keep the code in: it is compiled anew each time
+    except RuntimeError:  # no folder for the cache: compile in each process
         return njit(**_OPTIONS)(function)
     save = found._cache.save_overload
 
     def kept(*what: Any) -> None:
-        with suppress(OSError):  # a disk that is full, too
+        with suppress(OSError):  # a full disk must not end the run
             save(*what)
 
     found._cache.save_overload = kept
@@ -82,7 +82,7 @@ def _equal(x: Any, y: Any) -> bool:
 
 @_compiled
 def measure(sides: Any, sums: Any) -> None:
-    """Add the sums of (base, tuned) to `sums`: dd bb bd absolute steps largest changed sign_flips."""
+    """Add the sums of FIELDS for (base, tuned)."""
     base, tuned = sides
     for i in range(0, base.size, _CHUNK):
         x, y = base[i : i + _CHUNK], tuned[i : i + _CHUNK]
@@ -102,14 +102,14 @@ def measure(sides: Any, sums: Any) -> None:
 
 @_compiled
 def still(base: Any, sums: Any) -> None:
-    """The same where both sides are known to be equal."""
+    """Add the sums of two sides known to be equal, of which one is read."""
     for i in range(0, base.size, _CHUNK):
         sums[1] += _still(base[i : i + _CHUNK])
 
 
 @_compiled
 def beside(sides: Any, sums: Any) -> None:
-    """Add ⟨c,c⟩ ⟨c,d⟩ Σ|c| max|c|, of (base, tuned, control): c the control's change, d the tuned one's."""
+    """Add the sums of BESIDE for (base, tuned, control)."""
     base, tuned, control = sides
     for i in range(0, base.size, _CHUNK):
         cc, cd, total, most = _beside(base[i : i + _CHUNK], tuned[i : i + _CHUNK], control[i : i + _CHUNK])
@@ -176,7 +176,7 @@ def _second(context: Any, w: Any) -> Any:
 
 
 def _flipped(b: Any, x: Any, y: Any) -> Any:
-    # One multiply-add and a shift: the sign bit is left where x·y < −TINY, and a zero has none to flip.
+    # One multiply-add and a shift: the sign bit is set where x·y < −TINY, so a zero never flips.
     product = b.fadd(b.fmul(x, y, flags=("contract",)), ir.Constant(_FLOAT, TINY), flags=("contract",))
     return b.lshr(b.bitcast(product, _INT), _constant(31))
 
@@ -196,7 +196,7 @@ first: Any = intrinsic(_first)
 second: Any = intrinsic(_second)
 
 
-# The power of two at or below |x|, of which a step of its format is a fixed fraction; zero where unchanged.
+# The power of two at or below |x|: a step of its format is a fixed fraction of it. Zero where unchanged.
 power_where: Any = intrinsic(_power_where)
 
 

@@ -1,8 +1,8 @@
-"""What is read together: each site as a strip of rows over both sides, cut into parts to be measured.
+"""Plan a diff: each site is a strip of rows over all sides, cut into parts of one size.
 
-Where a site is one run of bytes in the same order on every side, its bytes are compared as they lie;
-otherwise rows are read as numbers. Parts have a size of their own, whatever the number of threads, so
-that sums come out the same to the last bit.
+Where a site is one run of bytes in the same order on every side, its raw bytes are compared; otherwise
+its rows are read as numbers. The size of a part does not depend on the number of threads, so sums are
+the same to the last bit whatever that number is.
 """
 
 import math
@@ -18,19 +18,19 @@ from affectlens.sites import Site, Units
 
 DETAILS = ("heads", "neurons", "exact")
 PART = 1 << 24  # bytes of a side
-WIDTHS = {"bfloat16": 2, "float16": 2, "float32": 4}  # the dtypes that are compared as they lie
+WIDTHS = {"bfloat16": 2, "float16": 2, "float32": 4}  # the dtypes whose raw bytes the engines compare
 
 
 @dataclass(frozen=True)
 class Detail:
-    """What is wanted beyond sites: heads, neurons, and nothing taken from factors or hashes."""
+    """The detail that the user asked for: heads, neurons, and `exact`: no use of factors or hashes."""
 
     units: frozenset[str] = frozenset()
     exact: bool = False
 
     @classmethod
     def of(cls, asked: str | Iterable[str] | None, *, exact: bool = False) -> "Detail":
-        """Of `"heads"`, `"neurons"`, `"exact"`, or several of them; raises `TableError` for another."""
+        """Parse `"heads"`, `"neurons"`, `"exact"` or several; raises `TableError` for another word."""
         parts = asked.split(",") if isinstance(asked, str) else (asked or ())
         words = {str(word).strip() for word in parts}
         for word in sorted(words - set(DETAILS)):
@@ -44,22 +44,22 @@ class Strip:
 
     site: Site
     sides: tuple[Checkpoint, ...]
-    rows: int  # that are compared; fewer than a side has where a vocabulary was resized
+    rows: int  # compared; fewer than on a side where a vocabulary was resized
     width: int  # elements of a row
-    spans: tuple[Span, ...] | None  # of the rows on each side, where they are compared as they lie
+    spans: tuple[Span, ...] | None  # of the rows on each side, where raw bytes are compared
     dtype: str
-    units: Units | None = None  # to be measured one by one
-    factors: tuple[LowRank, LowRank | None] | None = None  # of Δ, and of the control's, in place of reading
-    unread: bool = False  # both sides hold the same bytes far away
+    units: Units | None = None  # heads or neurons, measured one by one
+    factors: tuple[LowRank, LowRank | None] | None = None  # of Δ and the control's Δ, used instead of reading
+    unread: bool = False  # both sides are the same bytes on a hub, so they are not read
 
     @property
     def size(self) -> int:
-        """Elements that are compared."""
+        """The number of elements compared."""
         return self.rows * self.width
 
     @property
     def bytes(self) -> int:
-        """Bytes to be read of all sides."""
+        """The number of bytes to read, over all sides."""
         if self.unread:
             return 0
         if self.spans is not None:
@@ -69,7 +69,7 @@ class Strip:
 
     @property
     def place(self) -> tuple[str, int]:
-        """Where base has it, so that files are read from front to back."""
+        """The file and offset in base; in this order files are read from front to back."""
         return (self.spans[0].of.name, self.spans[0].start) if self.spans else ("", 0)
 
 
@@ -83,12 +83,12 @@ class Part:
 
     @property
     def bytes(self) -> int:
-        """Bytes to be read, in proportion."""
+        """The number of bytes to read: the strip's, in proportion to the rows."""
         return self.strip.bytes * (self.stop - self.start) // max(self.strip.rows, 1)
 
 
 def strips(pairing: Pairing, control: Checkpoint | None, *, detail: Detail) -> Iterator[Strip]:
-    """A strip for each site that both sides have, in the order of sites."""
+    """Yield a strip for each site that both sides have, in the order of sites."""
     for site in pairing.compared:
         shapes = [side.shape(site) for side in (pairing.base, pairing.tuned)]
         sides: tuple[Checkpoint, ...] = (pairing.base, pairing.tuned)
@@ -98,9 +98,9 @@ def strips(pairing: Pairing, control: Checkpoint | None, *, detail: Detail) -> I
 
 
 def parts(strip: Strip) -> Iterator[Part]:
-    """Cut a strip; one that can't be read by rows stays whole, and one without elements has no part."""
+    """Cut a strip into parts; one that can't be read by rows stays whole, an empty one has no part."""
     if not strip.size:
-        return  # it may have any number of rows
+        return  # an empty strip may still have rows
     step = max(1, PART // max(strip.width * WIDTHS.get(strip.dtype, 4), 1))
     if strip.spans is None and not all(side.by_rows(strip.site) for side in strip.sides):
         step = max(strip.rows, 1)
@@ -121,14 +121,14 @@ def _strip(site: Site, sides: tuple[Checkpoint, ...], shape: tuple[int, ...], de
     turned = {side.at(site).transposed for side in sides} if len(shape) > 1 else {False}
     if not dtype or len(turned) > 1 or (units and turned == {True}):
         spans = None
-    unread = spans is not None and not detail.exact and not units and _same_far_away(spans)
+    unread = spans is not None and not detail.exact and not units and _same_remote(spans)
     if spans is not None and not units:
-        rows, width = math.prod(shape), 1  # any cut will do
+        rows, width = math.prod(shape), 1  # raw bytes may be cut anywhere
     return Strip(site, sides, rows, width, spans, dtype, units, unread=unread)
 
 
 def _factors(site: Site, sides: tuple[Checkpoint, ...]) -> tuple[LowRank, LowRank | None] | None:
-    """The factors that tell all of the change, where an adapter's base is the base of the diff."""
+    """Return the factors of the whole change, where the adapter's base is the base of the diff."""
     base, tuned, *control = sides
     delta = _delta(site, base, tuned)
     if delta is None:
@@ -140,7 +140,7 @@ def _factors(site: Site, sides: tuple[Checkpoint, ...]) -> tuple[LowRank, LowRan
 
 
 def _untouched(site: Site, base: Checkpoint, side: Checkpoint) -> bool:
-    """Whether a side is an adapter over base that has nothing at a site."""
+    """Return whether a side is an adapter over base that leaves the site as it is."""
     return side.change is not None and side.change.base is base and not side.targeted(site)
 
 
@@ -152,11 +152,11 @@ def _delta(site: Site, base: Checkpoint, side: Checkpoint) -> LowRank | None:
 
 
 def _alike(site: Site, one: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    """Whether two sides can be compared: of one shape, or vocabularies of different length."""
+    """Return whether two sides are comparable: of one shape, or vocabularies of different length."""
     return one == other or (site.role in VOCABULARY and bool(one) and one[1:] == other[1:])
 
 
-def _same_far_away(spans: tuple[Span, ...]) -> bool:
+def _same_remote(spans: tuple[Span, ...]) -> bool:
     return spans[0].of.remote and len({span.key for span in spans}) == 1
 
 

@@ -1,7 +1,7 @@
-"""Run the parts of a diff: in the order of the disk, over threads, told in bytes, and stopped at once.
+"""Run the parts of a diff in disk order, over threads or over the workers of an executor.
 
-Each thread has buffers of its own, so memory is bounded by them and not by tensors or checkpoints. Sums
-of parts are merged in their order, whichever thread was first.
+Each thread has its own buffers, so memory is bounded by them and not by the size of tensors or
+checkpoints. Sums of parts are merged in order, whichever thread is first. An interrupt stops at once.
 """
 
 import itertools
@@ -24,14 +24,14 @@ from affectlens.errors import CheckpointError
 from affectlens.executing import Failed, execute
 from affectlens.sites import Site, Sites
 
-_MOST = 8  # threads: beyond it memory is the limit, not the cores
-_FAR = 4  # where a hub is read: they wait for it more than they work
+_MOST = 8  # threads: beyond this memory bandwidth is the limit, not the cores
+_FAR = 4  # threads where a hub is read: they mostly wait for it
 Tell = Callable[[int], Any]  # takes a number of bytes
-Show = Callable[[Sequence[Any], str], Iterable[Any]]  # goes over things, under a bar that counts them
+Show = Callable[[Sequence[Any], str], Iterable[Any]]  # iterates over things under a progress bar
 
 
 def engine() -> Any:
-    """Return the compiled engine, or torch's where numba or what it needs of the processor is missing."""
+    """Return the compiled engine, or torch's without numba or a processor that supports it."""
     from affectlens.drift import torch_engine
 
     try:
@@ -42,9 +42,9 @@ def engine() -> Any:
 
 
 def _converts_halves() -> bool:
-    """Whether the processor that is compiled for converts float16 itself.
+    """Return whether the target processor converts float16 in hardware.
 
-    Where it does not, LLVM calls a function that need not exist, and ends the process over it.
+    If not, LLVM calls a library function that may be missing, and then ends the process.
     """
     from llvmlite import binding
     from numba.core import config
@@ -57,10 +57,10 @@ def _converts_halves() -> bool:
 
 
 def stream(strips: Sequence[Strip], sums_of: Callable[[Part], Sums], *, tell: Tell) -> dict[Strip, Sums]:
-    """The sums of each strip; `tell` is called with the bytes that were read.
+    """Measure the sums of each strip; `tell` is called with the number of bytes read.
 
-    As many threads as torch may use (`torch.set_num_threads`, OMP_NUM_THREADS), eight at most; four where
-    a hub is read.
+    Uses as many threads as torch (`torch.set_num_threads`, OMP_NUM_THREADS), but at most eight; four
+    where a hub is read.
     """
     far = any(span.of.remote for strip in strips if not strip.unread for span in strip.spans or ())
     threads = _FAR if far else min(torch.get_num_threads(), _MOST)
@@ -79,7 +79,7 @@ def _run(work: Callable[[Part], Sums], every: Iterable[Part], threads: int) -> I
     pool = ThreadPoolExecutor(threads, thread_name_prefix="affectlens")
     left = iter(every)
     try:
-        # Only so many are under way that an interrupt, which waits for them, is answered at once.
+        # Keep few parts under way: an interrupt waits for them to end.
         ahead: list[Future[Sums]] = [pool.submit(work, part) for part in itertools.islice(left, 2 * threads)]
         while ahead:
             yield ahead.pop(0).result()
@@ -90,7 +90,7 @@ def _run(work: Callable[[Part], Sums], every: Iterable[Part], threads: int) -> I
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to measure some sites."""
+    """The data a worker needs to measure some sites."""
 
     sources: tuple[str, ...]  # of base, tuned and, where there is one, the control
     alpha: float | None
@@ -101,7 +101,7 @@ class Job:
 
 
 def spread(plan: list[Strip], jobs: list[Job], *, executor: Any, tell: Tell) -> dict[Strip, Sums]:
-    """The sums of each strip, measured by the executor's workers."""
+    """Measure the sums of each strip by the workers of an executor."""
     strips_of = {strip.site: strip for strip in plan}
     found: dict[Site, Sums] = {}
     with closing(execute(measured, jobs, executor=executor)) as outcomes:
@@ -122,13 +122,13 @@ def jobs(
     detail: str | Iterable[str] | None,
     custom: Mapping[str, Measure],
 ) -> list[Job]:
-    """A job for each file of base; raises `CheckpointError` for sides that a worker can't open."""
+    """Make a job for each file of base; raises `CheckpointError` for sides that a worker can't open."""
     for side in sides:
         if not side.store.source:
             reason = "is in memory, so the workers of an executor can't open it"
             raise CheckpointError(side.store.name, reason, fix="Give a path or a hub id")
         if not opens_again(side, sides[0], alpha=alpha, preset=preset):
-            reason = "was opened with a base or an alpha of its own, which a worker would not know"
+            reason = "was opened with its own base or alpha, which a worker would not know"
             raise CheckpointError(side.store.name, reason, fix="Give its path, or leave executor= out")
     sources = tuple(side.store.source for side in sides)
     shards: dict[str, list[Site]] = defaultdict(list)
@@ -138,10 +138,10 @@ def jobs(
 
 
 def measured(job: Job) -> dict[Site, Sums]:
-    """What a worker does."""
+    """Run a job in a worker: open the sides and measure the sums of its sites."""
     base = open_checkpoint(job.sources[0], preset=job.preset, alpha=job.alpha)
     opened = (open_checkpoint(s, base=base, preset=job.preset, alpha=job.alpha) for s in job.sources[1:])
-    tuned, *control = (pair(base, side).tuned for side in opened)  # a part of a model is read beside base
+    tuned, *control = (pair(base, side).tuned for side in opened)  # names a part of a model as base does
     pairing = Pairing(base, tuned, Sites(job.sites), Sites(()), Sites(()), Sites(()))
     plan = list(
         strips(pairing, control[0] if control else None, detail=Detail.of(job.detail, exact=bool(job.custom)))

@@ -1,7 +1,7 @@
-"""The careful way to the sums of two tensors, in torch: blocks of float32 or float64, sums in float64.
+"""The engine in torch: blocks of float32 or float64, sums in float64.
 
-It is what the compiled engine is held to, what stands in for it where there is no compiler, and what
-measures the blocks that hold NaN, infinity or numbers too large to be squared in float32.
+It is the reference for the compiled engine, its replacement where there is no compiler, and it measures
+the blocks that hold NaN, infinity or numbers too large to square in float32.
 """
 
 from collections.abc import Iterator
@@ -16,15 +16,15 @@ from affectlens.checkpoints.slicing import same_bits
 from affectlens.drift.measures import BESIDE, TINY, Sums
 
 BLOCK = 1 << 16  # elements: a few float32 blocks stay in a core's cache
-_EXACT = (torch.float32, torch.bfloat16, torch.float16)  # what float32 holds without loss
+_EXACT = (torch.float32, torch.bfloat16, torch.float16)  # float32 holds their values without loss
 _KINDS = {"uint32": torch.bfloat16, "int32": torch.float16, "uint64": torch.float32}
 
 
 def measure_tensors(base: Tensor, tuned: Tensor, *, control: Tensor | None = None) -> Sums:
-    """Sum up how far `tuned` lies from `base`, tensors of one shape.
+    """Sum up how far `tuned` is from `base`, tensors of one shape.
 
     Elements that are NaN or infinite on either side are counted as `nonfinite` and left out of every
-    other sum; those that the control has are left out of its sums alone.
+    other sum; those of the control are left out of its sums alone.
     """
     sums = Sums(size=base.numel())
     if control is not None:
@@ -36,21 +36,21 @@ def measure_tensors(base: Tensor, tuned: Tensor, *, control: Tensor | None = Non
 
 
 def only_rounded(base: Tensor, tuned: Tensor) -> bool:
-    """Whether one side is the other saved in another dtype."""
+    """Return whether one side is the other saved in another dtype."""
     if base.dtype == tuned.dtype:
         return False
     return same_bits(base.to(tuned.dtype), tuned) or same_bits(base, tuned.to(base.dtype))
 
 
 def alike(sides: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The sides as they are, or all of them as complex numbers where one is of these."""
+    """Convert all sides to complex numbers if one of them is complex."""
     if not any(side.is_complex() for side in sides):
         return sides
     return tuple(side.to(torch.complex128) for side in sides)
 
 
 def values(block: Tensor) -> Tensor:
-    """The numbers of a block as float32, or as float64 where that would lose digits."""
+    """Convert a block to float32, or to float64 where float32 would lose digits."""
     if block.is_complex():
         block = torch.view_as_real(block).flatten(-2)
     small = block.dtype in _EXACT or (block.element_size() == 1)
@@ -91,7 +91,7 @@ def _add(sums: Sums, b: Tensor, t: Tensor, c: Tensor | None) -> None:
     sums.vector = sums.vector + np.array([float(value) for value in found])
     sums.vector[5] = max(before, float(found[5]))
     if c is not None and sums.control is not None:
-        # What the control lost is no matter of the pair: leave those elements out of its sums alone.
+        # A NaN of the control must not drop the element from the sums of the pair.
         known = torch.isfinite(c)
         e = torch.where(known, c - b, 0.0).double()
         largest = max(float(sums.control[3]), float(e.abs().max()))
@@ -101,7 +101,7 @@ def _add(sums: Sums, b: Tensor, t: Tensor, c: Tensor | None) -> None:
 
 
 def squares(base: Tensor, tuned: Tensor, *, dim: int) -> NDArray[np.float64]:
-    """⟨d,d⟩ and ⟨b,b⟩ of each row (`dim` 0) or column (1) of two matrices, as (2, rows or columns).
+    """Return ⟨d,d⟩ and ⟨b,b⟩ of each row (`dim` 0) or column (1) of two matrices: (2, rows or columns).
 
     Elements that are not finite on both sides are left out.
     """
@@ -125,13 +125,13 @@ def measure(sides: Any, sums: Any) -> None:
 
 
 def still(base: Any, sums: Any) -> None:
-    """The same where both sides are known to be equal."""
+    """Add the sums of two sides known to be equal, of which one is read."""
     b = _values(base)
     _gather(sums, measure_tensors(b, b))
 
 
 def beside(sides: Any, sums: Any) -> None:
-    """Add the sums of BESIDE, of (base, tuned, control): c the control's change, d the tuned one's."""
+    """Add the sums of BESIDE for (base, tuned, control)."""
     base, tuned, control = map(_values, sides)
     found = measure_tensors(base, tuned, control=control).control
     assert found is not None
@@ -142,7 +142,7 @@ def beside(sides: Any, sums: Any) -> None:
 
 def _gather(sums: Any, found: Sums) -> None:
     if found.nonfinite:
-        sums[:] = np.nan  # as the sums of the compiled engine would be
+        sums[:] = np.nan  # as the compiled engine does
         return
     largest = max(sums[5], found.vector[5])
     sums += found.vector

@@ -1,9 +1,9 @@
 """Follow one tuning from checkpoint to checkpoint: over its epochs, or from base over SFT to RL.
 
-start ── diff ──▶ step i: how far from the start, in which direction of the whole way ──▶ Trajectory
-step i − 1 ── diff ──▶ step i: how far in this step
+    start ── diff ──▶ step i: how far from the start, and how far along the whole way ──▶ Trajectory
+    step i − 1 ── diff ──▶ step i: how far in this step
 
-The steps of one tuning are not independent runs: `affectlens.agreement` wants tunings of their own.
+The steps of one tuning are not independent runs: `affectlens.agreement` needs separate tunings.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,6 +36,14 @@ class Trajectory(Table):
     `frobenius` ‖Δ_i‖, `base_norm` ‖W_0‖, `relative`, `rms`, `cosine` of W_0 and W_i; from the step
     before `step_frobenius`, `step_base_norm` ‖W_{i−1}‖, `step_relative`; of the whole way
     `final_frobenius` ‖Δ_last‖, and `along`, the cosine of Δ_i and Δ_last (null where either is zero).
+
+    >>> import affectlens as al
+    >>> base, tuned, control, _ = al.load_demo()
+    >>> steps = al.trajectory([base, control, tuned], progress=False)
+    >>> steps.by("step")[["step", "name", "sites", "relative", "along"]].round(2)
+       step     name  sites  relative  along
+    0     1  control    113      0.21   0.04
+    1     2    tuned    113      0.22   1.00
     """
 
     schema: ClassVar[str] = "affectlens.trajectory/1"
@@ -48,20 +56,20 @@ class Trajectory(Table):
 
     @property
     def ledger(self) -> pd.DataFrame:
-        """Every parameter of the start and of each step, by state; as `Drift.ledger`, with `step` first."""
+        """Every parameter of the start and of each step, by state: `Drift.ledger` with a column `step`."""
         columns = ["step", "state", "sites", "base_parameters", "tuned_parameters", "note"]
         return WholeFrame(self.origin.get("ledger", []), columns=columns)
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """What must not be overlooked, each with its step."""
+        """Sentences a reader must not overlook, each with its step."""
         return tuple(self.origin.get("findings", ()))
 
     def by(self, *names: str) -> pd.DataFrame:
         """Aggregate each step by `"role" "layer" "tower"` or several, with sums of squares for the norms.
 
-        A step is never added to another, so `by("role")` and `by("step,role")` are the same; `by("step")`
-        is each step as a whole. `along` is the cosine of a group's whole change with its final one.
+        Steps are never added up, so `by("role")` and `by("step,role")` are the same; `by("step")` gives
+        one row for each whole step. `along` is the cosine of a group's change with its final change.
         Returns one row per step and group, in order.
         """
         known = ("step", *KEYS)
@@ -77,12 +85,21 @@ def trajectory(
 ) -> Trajectory:
     """Measure how far every site moved from the first checkpoint to each later one, and step by step.
 
-    `checkpoints` are in their order, the start first; each is anything that `diff` takes. Each later
-    one is read against the start, together with the last, and against the one before. `preset` and
-    `alpha` are as in `diff`. Raises `TableError` for fewer than two, and what `diff` raises.
+    `checkpoints` are in order, the start first; each is anything that `diff` takes. Each later one is
+    compared with the start, together with the last one, and with the one before. `preset` and `alpha`
+    are as in `diff`. Raises `TableError` for fewer than two checkpoints, and the errors of `diff`.
+
+    >>> import affectlens as al
+    >>> base, tuned, control, _ = al.load_demo()
+    >>> steps = al.trajectory([base, control, tuned], progress=False)
+    >>> gate = steps.where(role="gate_proj", layer=0).frame
+    >>> gate[["step", "relative", "step_relative"]].round(2).values.tolist()
+    [[1.0, 0.67, 0.67], [2.0, 0.69, 0.81]]
     """
     if len(checkpoints) < 2:
-        raise TableError(f"a trajectory needs a start and a step or more, got {len(checkpoints)} checkpoints")
+        raise TableError(
+            f"a trajectory needs a start and at least one step, got {len(checkpoints)} checkpoints"
+        )
     start = open_checkpoint(checkpoints[0], preset=preset, alpha=alpha)
     later = (open_checkpoint(one, base=start, preset=preset, alpha=alpha) for one in checkpoints[1:])
     opened = [start, *later]
@@ -102,7 +119,7 @@ def trajectory(
 
 
 def _step(opened: Sequence[Checkpoint], step: int, progress: bool) -> tuple[Drift, Drift]:
-    """The drift from the start, beside the last checkpoint's, and that from the step before."""
+    """Measure the drift from the start, with the last step as control, and that from the step before."""
     last = None if step == len(opened) - 1 else opened[-1]
     whole = diff(opened[0], opened[step], control=last, progress=progress)
     return whole, whole if step == 1 else diff(opened[step - 1], opened[step], progress=progress)
@@ -121,7 +138,7 @@ def _rows(whole: Drift, part: Drift, step: int) -> pd.DataFrame:
 
 
 def _with_last(frame: pd.DataFrame) -> pd.DataFrame:
-    """The last step was not read beside itself: its change is the final one."""
+    """Fill in the last step, which had no control: its change is the final one."""
     last, moved = frame["step"] == frame["step"].max(), frame["frobenius"] > 0
     final = frame["final_frobenius"].where(~last, frame["frobenius"])
     along = frame["along"].where(~last, moved.astype(float).where(moved)).clip(-1.0, 1.0)
@@ -130,7 +147,7 @@ def _with_last(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _told(whole: Drift, part: Drift, step: int) -> Iterator[str]:
     name = f"Step {step} ({plain(whole.origin['sources']['tuned']['name'])})"
-    # The last checkpoint stood in for a control: what diff says of it as one is beside the point.
+    # The last checkpoint was passed as a control: findings on it as a control would mislead.
     beside = [column for column in whole.frame if str(column).startswith("control_")]
     alone = set(found(whole.frame.drop(columns=beside), ()))
     strange = {finding for finding in found(whole.frame, ()) if finding not in alone}
@@ -146,7 +163,7 @@ def _aggregate(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     there = groups.count(known) > 0
     step = np.where(there, groups.root(frame["step_frobenius"], over=known), np.nan)
     before = np.where(there, groups.root(frame["step_base_norm"], over=known), np.nan)
-    # Only over the sites that the last checkpoint has too, or the angle would come out too wide.
+    # Only over the sites that the last checkpoint has too, or the angle would be too wide.
     both = frame["final_frobenius"].notna()
     final = groups.root(frame["final_frobenius"], over=both)
     inner = frame["along"].fillna(0.0) * frame["frobenius"] * frame["final_frobenius"]

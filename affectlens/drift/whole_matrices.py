@@ -1,7 +1,6 @@
-"""Drift after the symmetries of gated MLPs are undone, beside the drift before.
+"""Columns that need whole matrices: spectra, and the drift after the neurons of MLPs are matched.
 
-A neuron may change its place, and trade scale between up and down, without any change of what the model
-computes. Where a pair is an ordinary fine-tune nothing is found, and the two drifts are the same.
+Both run after the streamed sums, one matrix or MLP at a time.
 """
 
 import math
@@ -21,14 +20,14 @@ from affectlens.drift.streaming import Show
 from affectlens.sites import Site
 
 _ROLES = ("gate_proj", "up_proj", "down_proj")
-_LOUD = 0.9  # of the drift that is left; below it the difference changes what a table says
-LARGEST = 1 << 28  # elements of a matrix; a float32 copy of it and of base must fit the memory
-_GREATEST = 1e36  # ‖·‖² beyond which float32 can't hold what a spectrum is made of
-_QUICK = 1024  # the smaller side up to which every singular value is computed without being asked for
+_LOUD = 0.9  # if less of the drift than this is left, the alignment changes how a table reads
+LARGEST = 1 << 28  # elements of a matrix: a float32 copy of it and of base must fit into memory
+_GREATEST = 1e36  # ‖·‖² beyond which float32 overflows in a spectrum
+_QUICK = 1024  # up to this smaller side every singular value is computed without detail="exact"
 
 
 def symmetric(pairing: Pairing, *, tell: Callable[[str], Any], show: Show) -> dict[Site, dict[str, Any]]:
-    """`aligned_frobenius` and `aligned_relative` of gate, up and down of each gated MLP."""
+    """Compute `aligned_frobenius` and `aligned_relative` of the three matrices of each gated MLP."""
     rows: dict[Site, dict[str, Any]] = {}
     strangers = loud = count = 0
     for sites in show(_mlps(pairing), "MLP"):
@@ -51,16 +50,16 @@ def symmetric(pairing: Pairing, *, tell: Callable[[str], Any], show: Show) -> di
             }
     if loud:
         tell(
-            f"In {loud} of {count} gated MLPs neurons changed place or scale, which changes nothing that the "
+            f"In {loud} of {count} gated MLPs neurons changed place or scale, which does not change what the "
             "model computes: read aligned_relative there, and transplant single matrices with care."
         )
     if strangers:
-        tell(f"In {strangers} of {count} gated MLPs no neuron of tuned resembles one of base.")
+        tell(f"In {strangers} of {count} gated MLPs the neurons of tuned don't resemble those of base.")
     return rows
 
 
 def _mlps(pairing: Pairing) -> list[tuple[Site, Site, Site]]:
-    """The gate, up and down of each MLP that has all three, and whose shapes make one."""
+    """Find the gate, up and down of each MLP that has all three in matching shapes."""
     found: dict[tuple[Any, ...], dict[str, Site]] = defaultdict(dict)
     for site in pairing.comparable:
         real = "complex" not in pairing.base.dtype(site) + pairing.tuned.dtype(site)
@@ -86,7 +85,7 @@ def _columns(found: Alignment) -> dict[str, Any]:
 def spectral(
     found: Mapping[Strip, Sums], k: int, *, detail: Detail, tell: Callable[[str], Any], show: Show
 ) -> dict[Site, dict[str, Any]]:
-    """The spectra of all matrices that moved; `tell` hears of those too large to be had.
+    """Compute the spectra of all matrices that moved; `tell` reports those that have none.
 
     The effective rank of a matrix whose smaller side exceeds 1,024 takes longer than all else together: it
     is null unless `detail="exact"`.
@@ -97,10 +96,10 @@ def spectral(
             continue
         complex_ = any("complex" in side.dtype(strip.site) for side in strip.sides)
         if complex_ or max(sums["dd"], sums["bb"]) > _GREATEST:
-            tell(f"{strip.site.parameter} holds complex or very large numbers, so it has no spectrum.")
+            tell(f"{strip.site.parameter} has complex or very large numbers: no spectrum was computed.")
             continue
         if strip.size > LARGEST:
-            tell(f"{strip.site.parameter} has {strip.size:,} elements, too many for its spectrum.")
+            tell(f"{strip.site.parameter} has {strip.size:,} elements, too many to compute its spectrum.")
             continue
         rows[strip.site] = _spectral_columns(_spectrum(strip, k, detail))
     return rows
@@ -123,7 +122,7 @@ def _matrix(strip: Strip, number: int) -> Tensor:
 
 
 def _spectral_columns(found: Spectrum) -> dict[str, Any]:
-    """Values that did not converge are given with their residual, and no rank follows from them."""
+    """Return the columns of a spectrum; values that did not converge keep their residual, without ranks."""
     sure = found.converged
     return {
         "spectral_norm": found.spectral_norm,

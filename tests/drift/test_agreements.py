@@ -188,7 +188,7 @@ def test_a_contrast_of_few_runs_is_descriptive(three: list[al.Drift]) -> None:
 
     assert found.contrast[["p", "low", "high"]].isna().all(axis=None)
     assert [3] * 5 == list(found.contrast["first_larger_runs"])
-    assert "No sign test of 3 runs can reach .05" in " ".join(found.findings)
+    assert "A sign test needs six runs to reach .05, here are 3" in " ".join(found.findings)
 
 
 def test_a_control_stands_beside_the_contrast() -> None:
@@ -222,7 +222,7 @@ def test_noise_alone_agrees_by_a_norm_that_follows_the_base() -> None:
 
     assert pytest.approx((1.0, 1.0)) == (by_size.origin["noise_w"], by_size.origin["noise_spearman"])
     assert 1.0 == by_size.w
-    assert "Agreement alone is no evidence for affect" in by_size.findings[-1]
+    assert "agreement alone is not evidence for affect" in by_size.findings[-1]
     assert by_rms.origin["noise_w"] is None
     assert by_rms.frame["noise_rank"].isna().all()
 
@@ -233,8 +233,10 @@ def test_what_a_tuning_could_not_reach_is_not_ranked(three: list[al.Drift]) -> N
     found = agreement([al.Drift(frame, three[0].origin), *three[1:]])
 
     assert ["gate_proj", "up_proj", "v_proj"] == list(found.frame["role"])
-    assert "1 of 10 groups are not ranked, for not every tuning could reach them: q_proj." in found.findings
-    assert any("for no run moved them: " in told and "norm" in told for told in found.findings)
+    assert (
+        "1 of 10 groups are not ranked, because not every tuning could reach them: q_proj." in found.findings
+    )
+    assert any("because no run moved them: " in told and "norm" in told for told in found.findings)
 
 
 def test_groups_that_a_run_lacks_are_told(three: list[al.Drift]) -> None:
@@ -243,7 +245,7 @@ def test_groups_that_a_run_lacks_are_told(three: list[al.Drift]) -> None:
     found = agreement([al.Drift(frame, three[0].origin), *three[1:]])
 
     assert "up_proj" not in set(found.frame["role"])
-    assert "1 of 10 groups are not ranked, for not every run has them: up_proj." in found.findings
+    assert "1 of 10 groups are not ranked, because not every run has them: up_proj." in found.findings
 
 
 @pytest.mark.parametrize("by", ["layer", "layer,role"])
@@ -258,7 +260,7 @@ def test_other_groups_can_be_ranked(by: str, three: list[al.Drift], tmp_path: Pa
 
 def test_one_pair_is_descriptive(three: list[al.Drift]) -> None:
     """With one run there is nothing to agree."""
-    with pytest.raises(TableError, match="one pair is descriptive"):
+    with pytest.raises(TableError, match="got 1: one pair is only descriptive"):
         agreement(three[:1])
 
 
@@ -304,7 +306,7 @@ def test_too_few_runs_for_any_p_are_told(three: list[al.Drift]) -> None:
     small = [al.Drift(d.frame[d.frame["role"] != "q_proj"], d.origin) for d in three[:2]]
 
     assert pytest.approx(1 / 24) == found["smallest_p"]
-    assert "No p below 0.17 can come out of so few runs and groups." in agreement(small).findings
+    assert "With so few runs and groups p can't be below 0.17." in agreement(small).findings
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".json"])

@@ -250,5 +250,5 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         align(base, example(60, 32))
 
     turned = base._replace(down=base.down.T)
-    with pytest.raises(ValueError, match=r"down of \(hidden, neurons\), not .* Are they fused or transposed"):
+    with pytest.raises(ValueError, match=r"down \(hidden, neurons\), got .* Are they fused or transposed"):
         align(turned, turned)

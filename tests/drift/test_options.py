@@ -153,7 +153,7 @@ def test_vectors_and_what_did_not_move_have_no_spectrum() -> None:
 @pytest.mark.parametrize("asked", [-1, 1.5, True, "3"])
 def test_a_number_of_singular_values_that_is_none_is_told(asked: Any) -> None:
     """Before anything odd comes of it."""
-    with pytest.raises(TableError, match="take a whole number, 1 or more"):
+    with pytest.raises(TableError, match="spectra must be a whole number, 1 or more"):
         al.diff(BASE, TUNED, spectra=asked, progress=False)
 
 
@@ -314,9 +314,9 @@ def test_an_interrupt_takes_back_what_is_waiting(
     ("sides", "message"),
     [
         ("a module", "is in memory, so the workers of an executor can't open it"),
-        ("another alpha", "was opened with a base or an alpha of its own"),
-        ("another base", "was opened with a base or an alpha of its own"),
-        ("an adapter as base", "was opened with a base or an alpha of its own"),
+        ("another alpha", "was opened with its own base or alpha"),
+        ("another base", "was opened with its own base or alpha"),
+        ("an adapter as base", "was opened with its own base or alpha"),
     ],
 )
 def test_what_a_worker_would_see_otherwise_is_refused(

@@ -179,7 +179,7 @@ def test_it_says_what_it_is_of(way: Trajectory) -> None:
 
 def test_wrong_asks_are_told(ladder: list[Path], way: Trajectory) -> None:
     """One checkpoint is no way, and groups have names."""
-    with pytest.raises(TableError, match="a start and a step or more, got 1"):
+    with pytest.raises(TableError, match="a start and at least one step, got 1"):
         trajectory(ladder[:1])
     with pytest.raises(TableError, match="can't aggregate by 'head'"):
         way.by("head")

@@ -74,7 +74,7 @@ def test_a_side_of_zeros_is_told(tmp_path: Path) -> None:
     """Weights that were lost on the way."""
     found = drifted(tmp_path, model(), {**model(), GATE: torch.zeros(8, 4)}).findings
 
-    assert f"1 weights of tuned are zero in every value, unlike their partners (first: {GATE})." in found
+    assert f"1 weights of tuned are all zeros, unlike on the other side (first: {GATE})." in found
 
 
 @pytest.mark.parametrize(

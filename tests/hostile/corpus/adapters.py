@@ -217,7 +217,7 @@ def _case(name: str, build: partial[list[str]], *says: str, told: bool = False) 
     return Case(f"adapter: {name}", "adapters", build, "told" if told else "refused", says)
 
 
-_LONE = (("diff", "No file says LoRA's alpha"), ("inspect", "alpha in no file"))
+_LONE = (("diff", "No file gives LoRA's alpha"), ("inspect", "alpha in no file"))
 CASES: tuple[Case, ...] = (
     *(
         _case(name, partial(_configured, settings=settings), "input", words)

@@ -117,7 +117,7 @@ def _set(name: str, value: Tensor) -> Change:
     return lambda found: found.update({name: value})
 
 
-_LEFT_OUT = "values are NaN or infinite and were left out of every other measure"
+_LEFT_OUT = "values are NaN or infinite and are left out of every other measure"
 _ZERO, _COMPLEX = _every(torch.zeros_like), _every(lambda value: value + 1j)
 _INTEGERS, _TRUTHS = _every(lambda value: (9 * value).long()), _every(lambda value: value > 0)
 _EMPTY, _FLAT = _every(lambda value: value[:0], only=GATE), _every(lambda value: value.reshape(-1))
@@ -135,8 +135,8 @@ _TOLD: tuple[tuple[str, Change | None, Change | None, tuple[str, ...]], ...] = (
     ("a matrix of NaN", None, _every(lambda value: value * np.nan, only=GATE), (f"128 {_LEFT_OUT}",)),
     ("the largest numbers", _put(GATE, 3e38), _put(GATE, -3e38), ("paired",)),
     ("the smallest numbers", _every(lambda v: v * 1e-40), _every(lambda v: v * 1e-40), ("paired",)),
-    ("tuned is zero", None, _ZERO, ("15 weights of tuned are zero in every value",)),
-    ("base is zero", _ZERO, None, ("15 weights of base are zero in every value",)),
+    ("tuned is zero", None, _ZERO, ("15 weights of tuned are all zeros",)),
+    ("base is zero", _ZERO, None, ("15 weights of base are all zeros",)),
     ("both are zero", _ZERO, _ZERO, (_STILL, "identical")),
     ("negative zero", _ZERO, _every(lambda value: -torch.zeros_like(value)), (_STILL,)),
     ("nothing moved", None, _same, (_STILL, "identical")),
@@ -145,7 +145,7 @@ _TOLD: tuple[tuple[str, Change | None, Change | None, tuple[str, ...]], ...] = (
         "only rounding",
         None,
         _rounded,
-        ("16 of 16 parameters that moved did so by rounding to another", _CAST),
+        ("16 of 16 parameters that moved changed only by rounding to another", _CAST),
     ),
     ("float64", _every(Tensor.double), _every(Tensor.double), ("float64",)),
     ("whole numbers", _INTEGERS, _INTEGERS, ("int64",)),
