@@ -191,7 +191,7 @@ def main() -> None:
     print(f"\n| edit in every layer of {given.size} | lens / by hand, median [least, most] |\n| --- | --- |")
     for name, ratios in overhead(given.size, given.repeats):
         print(f"| {name} | {spread(ratios)} |")
-    print("\n| held beside base | told | seen | all that is held / (parameters + told) |")
+    print("\n| kept beside base | announced | measured | all memory / (parameters + announced) |")
     print("| --- | --- | --- | --- |")
     for kind, one, more, told, parameters in held(given.size):
         ratio = (one + more) / (parameters + told)
