@@ -1,4 +1,4 @@
-"""How often the intervals hold the truth: the share of repetitions, for what 95 % is promised.
+"""Measure how often the 95 % intervals contain the truth, as a share of repetitions.
 
     python benchmarks/coverage.py
 

@@ -1,7 +1,7 @@
-"""Run the numeric tests as other processors would compute: python -m benchmarks.processors [tests ...].
+"""Run the numeric tests with other processors' instructions: python -m benchmarks.processors [tests ...].
 
-Each setting makes numba, torch or MKL take other instructions, and so add in another order. What this
-machine can't run is listed as skipped. A full run takes hours on two cores; name folders or files of
+Each setting makes numba, torch or MKL use other instructions, and so add in another order. Settings that
+this machine can't run are listed as skipped. A full run takes hours on two cores; name folders or files of
 tests to run fewer.
 """
 

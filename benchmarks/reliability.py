@@ -1,6 +1,6 @@
-"""What the tests of hostile inputs and of faults saw: python -m benchmarks.reliability [REPORT.xml …]
+"""Print the results of the tests of bad inputs and faults: python -m benchmarks.reliability [REPORT.xml …]
 
-They are part of every `make test`; here they are run alone, or read from the reports of runs that are over
+They are part of every `make test`; here they run alone, or are read from the reports of finished runs
 (`pytest -o junit_family=xunit1 --junit-xml=REPORT.xml`).
 """
 
