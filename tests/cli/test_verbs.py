@@ -138,7 +138,7 @@ def test_errors_are_one_line(pair: tuple[Path, Path], save: Callable[..., Path],
     other = save(tiny("gemma2", hidden_size=16, head_dim=4), "other")
     cases = (
         (pair[0], tmp_path / "none", "no such file or folder"),
-        (pair[0], "none/such", "no such file or folder here, nor in the hub's cache"),
+        (pair[0], "none/such", "no such file or folder, not in the hub's cache either"),
         (pair[0], tmp_path, "no checkpoint here"),
         (pair[0], other, "Is this the right base?"),
         (pair[0], stranger, "is probably not the base of stranger"),
