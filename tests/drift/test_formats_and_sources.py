@@ -400,7 +400,7 @@ def test_patterns_that_are_none_are_a_clear_error(stated: Any, base: Path, tmp_p
     file = tmp_path / "adapter" / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "alpha_pattern": stated}))
 
-    with pytest.raises(CheckpointError, match="adapter: alpha_pattern is a"):
+    with pytest.raises(CheckpointError, match="adapter: alpha_pattern must map patterns to numbers"):
         al.diff(base, tmp_path / "adapter", progress=False)
 
 

@@ -143,7 +143,7 @@ def test_the_config_names_each_module(saved: Saved, tmp_path: Path) -> None:
 def test_a_known_source_has_its_preset(trainables: tuple[Path, Path, nn.Module], tmp_path: Path) -> None:
     """The preset checks the rank: these factors have 4, AffectGPT's have 16."""
     base, source, _ = trainables
-    with pytest.raises(CheckpointError, match="rank 4, and 16"):
+    with pytest.raises(CheckpointError, match="rank 4, but its config or the preset says 16"):
         export(source, base, out=tmp_path / "out", preset="affectgpt")
 
     assert not (tmp_path / "out").exists()

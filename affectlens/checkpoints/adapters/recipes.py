@@ -205,7 +205,7 @@ def _shown(value: object) -> str:
 def _patterns(name: str, what: str, config: Mapping[str, Any]) -> dict[str, float]:
     stated = config.get(what)
     if stated and not isinstance(stated, Mapping):
-        raise CheckpointError(name, f"{what} must map patterns to numbers, got a {type(stated).__name__}")
+        raise CheckpointError(name, f"{what} must map patterns to numbers, got {type(stated).__name__}")
     found = {pattern: _finite(name, what, value) for pattern, value in (stated or {}).items()}
     return {pattern: value for pattern, value in found.items() if value is not None}
 

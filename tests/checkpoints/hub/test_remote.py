@@ -77,7 +77,7 @@ UNLISTED = (
     ("reset", "gave up after"),
     ("500", "HTTP 500"),
     ("gzip", "the answer is compressed"),
-    ("moved", "private, gated or not there|the hub refuses"),
+    ("moved", "the hub requires a login|the hub refuses"),
 )
 
 # what a hub may say instead of a listing → what is said

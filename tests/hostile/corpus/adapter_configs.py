@@ -32,12 +32,12 @@ CONFIGS: tuple[tuple[str, dict[str, object], str], ...] = (
     (
         "patterns are a list",
         {"alpha_pattern": ["a"]},
-        "alpha_pattern must map patterns to numbers, got a list",
+        "alpha_pattern must map patterns to numbers, got list",
     ),
     (
         "patterns are text",
         {"rank_pattern": "gate_proj"},
-        "rank_pattern must map patterns to numbers, got a str",
+        "rank_pattern must map patterns to numbers, got str",
     ),
     (
         "a pattern's alpha is NaN",
