@@ -14,12 +14,11 @@ from torch import Tensor
 
 from affectlens.checkpoints.adapters.low_rank import LowRank
 from affectlens.drift import torch_engine
-from affectlens.drift.measures import BESIDE, FIELDS, Sums
+from affectlens.drift.measures import BESIDE, Engine, Field, Measure, Sums
 from affectlens.drift.parts import WIDTHS, Part, Strip
 from affectlens.drift.torch_engine import squares, values
 from affectlens.sites import Units
 
-Measure = Callable[[Tensor, Tensor], float]
 Block = tuple[int, int, tuple[Tensor, ...]]  # rows from and to, and each side's values
 BLOCK = 1 << 20  # bytes of a side: the sums are taken while both are in a core's cache
 FAR_BLOCK = 1 << 23  # bytes on a hub: each block is one request
@@ -32,7 +31,7 @@ Blocks = Callable[[Part], Iterator[tuple[int, int, tuple[Tensor, ...]]]]
 class Summing:
     """Measures parts by an engine; `custom` holds the user's own measures."""
 
-    engine: Any
+    engine: Engine
     custom: Mapping[str, Measure] = field(default_factory=dict)
 
     def __call__(self, part: Part) -> Sums:
@@ -101,8 +100,8 @@ class Summing:
         if block.dtype == torch.float32:
             vector = Sums().vector
             self.engine.still(_words(block), vector)
-            if np.isfinite(vector[FIELDS.index("bb")]):
-                return float(vector[FIELDS.index("bb")])
+            if np.isfinite(vector[Field.BB]):
+                return float(vector[Field.BB])
         return float(block.double().square().sum())
 
     def _extras(self, part: Part, sums: Sums) -> None:
@@ -200,7 +199,7 @@ def factored(part: Part, blocks: Blocks, *, square: Callable[[Tensor], float]) -
     sums = Sums(
         size=(part.stop - part.start) * strip.width, elementwise=False, scaled=delta.scale is not None
     )
-    sums.vector[FIELDS.index("dd")] = scale**2 * _product(delta, delta, rows)
+    sums.vector[Field.DD] = scale**2 * _product(delta, delta, rows)
     if control is not None:
         other = control.scale_up_to_alpha
         cc, cd = other**2 * _product(control, control, rows), scale * other * _product(delta, control, rows)
@@ -223,8 +222,8 @@ def factored(part: Part, blocks: Blocks, *, square: Callable[[Tensor], float]) -
         if units is not None and sums.units is not None:
             sums.units[1] += by_unit(units, squares(block, block, dim=units.dim), first=start)[1]
         inner = (block @ across.to(block.dtype)).double() * b[start:stop]
-        sums.vector[FIELDS.index("bd")] += scale * float(inner.sum())
-        sums.vector[FIELDS.index("bb")] += norm
+        sums.vector[Field.BD] += scale * float(inner.sum())
+        sums.vector[Field.BB] += norm
     return sums
 
 

@@ -8,9 +8,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from affectlens.checkpoints import Checkpoint, Pairing, Source, open_checkpoint, pair
-from affectlens.drift.blocks import Measure, Summing
+from affectlens.drift.blocks import Summing
 from affectlens.drift.drift import Drift
-from affectlens.drift.measures import RESERVED, Sums, frame
+from affectlens.drift.measures import BLOCKWISE, RESERVED, Measure, Sums, frame
 from affectlens.drift.parts import Detail, Strip, strips
 from affectlens.drift.streaming import Show, engine, jobs, spread, stream
 from affectlens.drift.whole_matrices import spectral, symmetric
@@ -116,7 +116,7 @@ def _named(measures: Mapping[str, Measure] | None) -> dict[str, Measure]:
     for name in measures or {}:
         if name in RESERVED:
             raise TableError(f"a measure can't be called {name!r}: the table has a column of that name")
-    return dict(measures or {})
+    return {**BLOCKWISE, **(measures or {})}
 
 
 def _joined(columns: list[dict[Site, dict[str, Any]]]) -> dict[Site, dict[str, Any]]:

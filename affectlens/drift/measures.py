@@ -5,27 +5,71 @@ With d = t − b only ⟨d,d⟩, ⟨b,b⟩ and ⟨b,d⟩ are summed; ‖t‖² f
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from enum import IntEnum
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from torch import Tensor
 
 from affectlens.checkpoints import Pairing
 from affectlens.drift.parts import Strip
 from affectlens.sites import Site
 
-# The vector that the engines fill; `steps` is Σ p² over changed elements, p the power of two at or below |t|.
-FIELDS = ("dd", "bb", "bd", "absolute", "steps", "largest", "changed", "sign_flips")
-# The sums of the control's change c: ⟨c,c⟩ ⟨c,d⟩ Σ|c| max|c|, and the number of values not finite.
-BESIDE = ("cc", "cd", "absolute", "largest", "nonfinite")
-# Null for adapters unless they are read element by element: factors don't give single elements.
-ELEMENTWISE = ("mean_abs", "max_abs", "changed", "sign_flips", "rounding")
+
+class Field(IntEnum):
+    """A place in the vector of sums that an engine fills.
+
+    `STEPS` is Σ p² over changed elements, p the power of two at or below |t|.
+    """
+
+    DD = 0
+    BB = 1
+    BD = 2
+    ABSOLUTE = 3
+    STEPS = 4
+    LARGEST = 5
+    CHANGED = 6
+    SIGN_FLIPS = 7
+
+
+class Beside(IntEnum):
+    """A place in the sums of the control's change c; `NONFINITE` counts its values that are not finite."""
+
+    CC = 0
+    CD = 1
+    ABSOLUTE = 2
+    LARGEST = 3
+    NONFINITE = 4
+
+
+FIELDS = tuple(place.name.lower() for place in Field)
+BESIDE = tuple(place.name.lower() for place in Beside)
 TINY = 1e-37  # values with a smaller product count as zero when signs are compared
 _DIGITS = {"bfloat16": 7, "float16": 10, "float32": 23, "float64": 52}  # stored bits of the mantissa
+Vector = NDArray[np.float64]
+Words = NDArray[Any]
+Measure = Callable[[Tensor, Tensor], float]  # of two float32 blocks, base and tuned
 SITE = ("tower", "stack", "layer", "role", "expert", "param", "label")
+
+
+class Engine(Protocol):
+    """Adds up blocks of raw words; `numba_engine` and `torch_engine` are engines.
+
+    A word holds two values of a side. NaN in the sums says that some value is not finite.
+    """
+
+    def measure(self, sides: tuple[Words, Words], sums: Vector) -> None:
+        """Add the sums of FIELDS for (base, tuned)."""
+
+    def still(self, base: Words, sums: Vector) -> None:
+        """Add the sums of two sides known to be equal, of which one is read."""
+
+    def beside(self, sides: tuple[Words, ...], sums: Vector) -> None:
+        """Add the sums of BESIDE for (base, tuned, control)."""
 
 
 def _vector() -> NDArray[np.float64]:
@@ -54,7 +98,7 @@ class Sums:
         largest = max(self["largest"], other["largest"])
         self.rounds = other.rounds and (self.rounds or not self.size)
         self.vector = self.vector + other.vector
-        self.vector[FIELDS.index("largest")] = largest
+        self.vector[Field.LARGEST] = largest
         self.size += other.size
         self.elementwise = self.elementwise and other.elementwise
         self.control_scaled = self.control_scaled and other.control_scaled
@@ -67,81 +111,58 @@ class Sums:
             self.custom[name] = self.custom.get(name, 0.0) + value
 
     def __getitem__(self, name: str) -> float:
-        return float(self.vector[FIELDS.index(name)])
+        return float(self.vector[Field[name.upper()]])
 
     @property
     def identical(self) -> bool:
         """Whether all values are equal; NaN equals NaN."""
         return not self["changed"] and not self["dd"] and not self.broken
 
+    @property
+    def finite(self) -> float:
+        """The number of elements that are finite on both sides."""
+        return float(self.size - self.nonfinite)
+
+    @property
+    def frobenius(self) -> float:
+        """‖Δ‖."""
+        return math.sqrt(self["dd"])
+
+    @property
+    def base_norm(self) -> float:
+        """‖W_base‖."""
+        return math.sqrt(self["bb"])
+
+    @property
+    def tuned_norm(self) -> float:
+        """‖W_tuned‖, from ‖W_base‖², ⟨W_base,Δ⟩ and ‖Δ‖²."""
+        return math.sqrt(max(self["bb"] + 2 * self["bd"] + self["dd"], 0.0))
+
+    def beside(self, place: Beside) -> float:
+        """Return a sum of the control's change; NaN without a control."""
+        return math.nan if self.control is None else float(self.control[place])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A column of `Drift`: a function of the sums and of tuned's stored dtype, and what it needs.
+
+    `needs` names flags of `Sums`; where one of them is false the column is null.
+    """
+
+    of: Callable[[Sums, str], float | int]
+    needs: tuple[str, ...] = ()
+
+    def value(self, sums: Sums, dtype: str) -> float | int:
+        """Return the value for a site, NaN where a need is not met."""
+        return self.of(sums, dtype) if all(getattr(sums, need) for need in self.needs) else math.nan
+
 
 def columns(sums: Sums, *, dtype: str = "float32") -> dict[str, float | int]:
     """Compute the measure columns of `Drift`; `dtype` is that of the tuned side as stored."""
-    finite = float(sums.size - sums.nonfinite)
-    frobenius, base_norm = math.sqrt(sums["dd"]), math.sqrt(sums["bb"])
-    tuned_norm = math.sqrt(max(sums["bb"] + 2 * sums["bd"] + sums["dd"], 0.0))
-    product = base_norm * tuned_norm
-    step = 2.0 ** -_DIGITS[dtype] if dtype in _DIGITS else math.nan
-    row: dict[str, float | int] = {
-        "frobenius": frobenius,
-        "base_norm": base_norm,
-        "tuned_norm": tuned_norm if sums.scaled and sums.read else math.nan,
-        "relative": ratio(frobenius, base_norm),
-        "rms": ratio(frobenius, math.sqrt(finite)),
-        "mean_abs": ratio(sums["absolute"], finite),
-        "max_abs": sums["largest"],
-        "cosine": _clipped(ratio(sums["bb"] + sums["bd"], product)),
-        "changed": int(sums["changed"]),
-        "sign_flips": int(sums["sign_flips"]),
-        "nonfinite": sums.nonfinite,
-        # An error uniform within half a step has a variance of step²/12.
-        "rounding": math.sqrt(sums["steps"] / 12) * step,
-    }
-    if not sums.elementwise:
-        row |= dict.fromkeys(ELEMENTWISE, math.nan)
-    if not sums.scaled:
-        row["cosine"] = math.nan
-    if not sums.read:
-        row |= {"base_norm": math.nan, "relative": 0.0, "rounding": math.nan}
-    if sums.control is not None:
-        row |= _beside(sums, frobenius, base_norm, finite)
-        if not sums.control_scaled:  # its direction is known, but not its length
-            row |= dict.fromkeys(("control_frobenius", "control_relative", "control_rms"), math.nan)
+    tables = (COLUMNS,) if sums.control is None else (COLUMNS, CONTROL)
+    row = {name: column.value(sums, dtype) for table in tables for name, column in table.items()}
     return row | sums.custom
-
-
-_NUMBERS = ("layer", "expert")
-_COUNTS = ("changed", "sign_flips")  # null where factors don't give single elements
-
-
-def _plus(one: Any, two: Any) -> Any:
-    return two if one is None else one if two is None else one + two
-
-
-def _with(one: NDArray[np.float64] | None, two: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
-    found: NDArray[np.float64] | None = _plus(one, two)
-    if one is not None and two is not None and found is not None:
-        found[3] = max(one[3], two[3])
-    return found
-
-
-def _beside(sums: Sums, frobenius: float, base_norm: float, finite: float) -> dict[str, float]:
-    """Compute the control's change, the part of Δ along it, ⟨Δ,Δ_c⟩/‖Δ_c‖, and the rest of Δ."""
-    assert sums.control is not None
-    cc, cd, total, largest, lost = map(float, sums.control)
-    moved = math.sqrt(cc)
-    along = ratio(cd, moved) if moved else 0.0
-    return {
-        "control_frobenius": moved,
-        "control_relative": ratio(moved, base_norm),
-        "control_rms": ratio(moved, math.sqrt(finite)),
-        "control_mean_abs": ratio(total, finite),
-        "control_max_abs": largest,
-        "control_nonfinite": int(lost),
-        "control_cosine": _clipped(ratio(cd, frobenius * moved)),
-        "control_along": along,
-        "control_residual": math.sqrt(max(sums["dd"] - along**2, 0.0)),
-    }
 
 
 def ratio(part: float, whole: float) -> float:
@@ -153,13 +174,64 @@ def _clipped(cosine: float) -> float:
     return cosine if math.isnan(cosine) else min(1.0, max(-1.0, cosine))
 
 
-RESERVED = frozenset(columns(Sums(control=np.zeros(len(BESIDE))))) | {
-    "parameter",
-    *SITE,
-    "size",
-    "dtype",
-    "targeted",
+def _rounding(sums: Sums, dtype: str) -> float:
+    # An error uniform within half a step has a variance of step²/12.
+    step = 2.0 ** -_DIGITS[dtype] if dtype in _DIGITS else math.nan
+    return math.sqrt(sums["steps"] / 12) * step
+
+
+def _cosine(sums: Sums, _: str) -> float:
+    return _clipped(ratio(sums["bb"] + sums["bd"], sums.base_norm * sums.tuned_norm))
+
+
+def _moved(sums: Sums, _: str = "") -> float:
+    """Return ‖Δ_c‖ of the control."""
+    return math.sqrt(sums.beside(Beside.CC))
+
+
+def _along(sums: Sums, _: str = "") -> float:
+    """Return the length of Δ along the control's change, ⟨Δ,Δ_c⟩/‖Δ_c‖."""
+    return ratio(sums.beside(Beside.CD), _moved(sums)) if _moved(sums) else 0.0
+
+
+def _residual(sums: Sums, _: str) -> float:
+    return math.sqrt(max(sums["dd"] - _along(sums) ** 2, 0.0))
+
+
+# A measure from sums that the engines take is a row here; the order is that of the columns.
+COLUMNS: dict[str, Measured] = {
+    "frobenius": Measured(lambda sums, _: sums.frobenius),
+    "base_norm": Measured(lambda sums, _: sums.base_norm, needs=("read",)),
+    "tuned_norm": Measured(lambda sums, _: sums.tuned_norm, needs=("scaled", "read")),
+    "relative": Measured(lambda sums, _: ratio(sums.frobenius, sums.base_norm) if sums.read else 0.0),
+    "rms": Measured(lambda sums, _: ratio(sums.frobenius, math.sqrt(sums.finite))),
+    "mean_abs": Measured(lambda sums, _: ratio(sums["absolute"], sums.finite), needs=("elementwise",)),
+    "max_abs": Measured(lambda sums, _: sums["largest"], needs=("elementwise",)),
+    "cosine": Measured(_cosine, needs=("scaled",)),
+    "changed": Measured(lambda sums, _: int(sums["changed"]), needs=("elementwise",)),
+    "sign_flips": Measured(lambda sums, _: int(sums["sign_flips"]), needs=("elementwise",)),
+    "nonfinite": Measured(lambda sums, _: sums.nonfinite),
+    "rounding": Measured(_rounding, needs=("elementwise", "read")),
 }
+CONTROL: dict[str, Measured] = {
+    "control_frobenius": Measured(_moved, needs=("control_scaled",)),
+    "control_relative": Measured(lambda s, _: ratio(_moved(s), s.base_norm), needs=("control_scaled",)),
+    "control_rms": Measured(lambda s, _: ratio(_moved(s), math.sqrt(s.finite)), needs=("control_scaled",)),
+    "control_mean_abs": Measured(lambda sums, _: ratio(sums.beside(Beside.ABSOLUTE), sums.finite)),
+    "control_max_abs": Measured(lambda sums, _: sums.beside(Beside.LARGEST)),
+    "control_nonfinite": Measured(lambda sums, _: int(sums.beside(Beside.NONFINITE))),
+    "control_cosine": Measured(lambda s, _: _clipped(ratio(s.beside(Beside.CD), s.frobenius * _moved(s)))),
+    "control_along": Measured(_along),
+    "control_residual": Measured(_residual),
+}
+# A measure that needs other sums is a row here, a function of two blocks whose values are added up.
+# Every diff then reads all values of both sides, once more.
+BLOCKWISE: dict[str, Measure] = {}
+# Null for adapters unless they are read element by element: factors don't give single elements.
+ELEMENTWISE = tuple(name for name, column in COLUMNS.items() if "elementwise" in column.needs)
+RESERVED = frozenset({"parameter", *SITE, "size", "dtype", "targeted", *COLUMNS, *CONTROL, *BLOCKWISE})
+_NUMBERS = ("layer", "expert")
+_COUNTS = ("changed", "sign_flips")  # null where factors don't give single elements
 
 
 def frame(
@@ -194,3 +266,14 @@ def _units(strip: Strip, sums: Sums) -> dict[str, Any]:
         return {}
     delta, base = np.sqrt(sums.units).clip(max=np.finfo(np.float32).max).astype(np.float32)
     return {"unit": strip.units.kind, "unit_frobenius": delta, "unit_base_norm": base}
+
+
+def _plus(one: Any, two: Any) -> Any:
+    return two if one is None else one if two is None else one + two
+
+
+def _with(one: Vector | None, two: Vector | None) -> Vector | None:
+    found: Vector | None = _plus(one, two)
+    if one is not None and two is not None and found is not None:
+        found[Beside.LARGEST] = max(one[Beside.LARGEST], two[Beside.LARGEST])
+    return found

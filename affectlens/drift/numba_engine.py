@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from affectlens.drift.measures import TINY
+from affectlens.drift.measures import TINY, Beside, Field
 
 # Words: a chunk stays in the nearest cache, and float32 lanes keep their digits. Half as many halve the
 # error of a cosine near zero, from 4e-7 at most, and cost 2 to 3 % of the time.
@@ -22,6 +22,9 @@ _CHUNK = 1024
 # Not nnan, ninf: NaN and infinity must show in the sums.
 _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
 _ZERO, _NONE = np.float32(0), np.uint32(0)
+# Plain integers, compiled in as constants: the places of the sums.
+_DD, _BB, _BD, _ABSOLUTE, _STEPS, _LARGEST, _CHANGED, _SIGN_FLIPS = map(int, Field)
+_CC, _CD, _CONTROL_ABSOLUTE, _CONTROL_LARGEST, _ = map(int, Beside)
 _INT, _FLOAT = ir.IntType(32), ir.FloatType()
 _MAGNITUDE, _EXPONENT = 0x7FFFFFFF, 0x7F800000
 
@@ -87,24 +90,24 @@ def measure(sides: Any, sums: Any) -> None:
     for i in range(0, base.size, _CHUNK):
         x, y = base[i : i + _CHUNK], tuned[i : i + _CHUNK]
         if _equal(x, y):
-            sums[1] += _still(x)
+            sums[_BB] += _still(x)
         else:
             dd, bb, bd, total, steps, most, changed, flips = _moved(x, y)
-            sums[0] += dd
-            sums[1] += bb
-            sums[2] += bd
-            sums[3] += total
-            sums[4] += steps
-            sums[5] = max(sums[5], as_float(most))
-            sums[6] += changed
-            sums[7] += flips
+            sums[_DD] += dd
+            sums[_BB] += bb
+            sums[_BD] += bd
+            sums[_ABSOLUTE] += total
+            sums[_STEPS] += steps
+            sums[_LARGEST] = max(sums[_LARGEST], as_float(most))
+            sums[_CHANGED] += changed
+            sums[_SIGN_FLIPS] += flips
 
 
 @_compiled
 def still(base: Any, sums: Any) -> None:
     """Add the sums of two sides known to be equal, of which one is read."""
     for i in range(0, base.size, _CHUNK):
-        sums[1] += _still(base[i : i + _CHUNK])
+        sums[_BB] += _still(base[i : i + _CHUNK])
 
 
 @_compiled
@@ -113,10 +116,10 @@ def beside(sides: Any, sums: Any) -> None:
     base, tuned, control = sides
     for i in range(0, base.size, _CHUNK):
         cc, cd, total, most = _beside(base[i : i + _CHUNK], tuned[i : i + _CHUNK], control[i : i + _CHUNK])
-        sums[0] += cc
-        sums[1] += cd
-        sums[2] += total
-        sums[3] = max(sums[3], as_float(most))
+        sums[_CC] += cc
+        sums[_CD] += cd
+        sums[_CONTROL_ABSOLUTE] += total
+        sums[_CONTROL_LARGEST] = max(sums[_CONTROL_LARGEST], as_float(most))
 
 
 @_compiled

@@ -17,8 +17,8 @@ import torch
 
 from affectlens.checkpoints import Checkpoint, Pairing, open_checkpoint, pair
 from affectlens.checkpoints.opening import opens_again
-from affectlens.drift.blocks import Measure, Summing
-from affectlens.drift.measures import Sums
+from affectlens.drift.blocks import Summing
+from affectlens.drift.measures import Engine, Measure, Sums
 from affectlens.drift.parts import Detail, Part, Strip, parts, strips
 from affectlens.errors import CheckpointError
 from affectlens.executing import Failed, execute
@@ -30,7 +30,7 @@ Tell = Callable[[int], Any]  # takes a number of bytes
 Show = Callable[[Sequence[Any], str], Iterable[Any]]  # iterates over things under a progress bar
 
 
-def engine() -> Any:
+def engine() -> Engine:
     """Return the compiled engine, or torch's without numba or a processor that supports it."""
     from affectlens.drift import torch_engine
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from affectlens.checkpoints.slicing import same_bits
-from affectlens.drift.measures import BESIDE, TINY, Sums
+from affectlens.drift.measures import BESIDE, TINY, Beside, Field, Sums
 
 BLOCK = 1 << 16  # elements: a few float32 blocks stay in a core's cache
 _EXACT = (torch.float32, torch.bfloat16, torch.float16)  # float32 holds their values without loss
@@ -87,17 +87,17 @@ def _add(sums: Sums, b: Tensor, t: Tensor, c: Tensor | None) -> None:
         (d != 0).sum(),
         (b.double() * t.double() < -TINY).sum(),
     ]
-    before = sums.vector[5]
+    before = sums.vector[Field.LARGEST]
     sums.vector = sums.vector + np.array([float(value) for value in found])
-    sums.vector[5] = max(before, float(found[5]))
+    sums.vector[Field.LARGEST] = max(before, float(found[Field.LARGEST]))
     if c is not None and sums.control is not None:
         # A NaN of the control must not drop the element from the sums of the pair.
         known = torch.isfinite(c)
         e = torch.where(known, c - b, 0.0).double()
-        largest = max(float(sums.control[3]), float(e.abs().max()))
+        largest = max(float(sums.control[Beside.LARGEST]), float(e.abs().max()))
         added = [torch.dot(e, e), torch.dot(e, wide), e.abs().sum(), torch.zeros(()), (~known).sum()]
         sums.control = sums.control + np.array([float(value) for value in added])
-        sums.control[3] = largest
+        sums.control[Beside.LARGEST] = largest
 
 
 def squares(base: Tensor, tuned: Tensor, *, dim: int) -> NDArray[np.float64]:
@@ -135,18 +135,18 @@ def beside(sides: Any, sums: Any) -> None:
     base, tuned, control = map(_values, sides)
     found = measure_tensors(base, tuned, control=control).control
     assert found is not None
-    largest = max(sums[3], found[3])
+    largest = max(sums[Beside.LARGEST], found[Beside.LARGEST])
     sums += found
-    sums[3] = largest
+    sums[Beside.LARGEST] = largest
 
 
 def _gather(sums: Any, found: Sums) -> None:
     if found.nonfinite:
         sums[:] = np.nan  # as the compiled engine does
         return
-    largest = max(sums[5], found.vector[5])
+    largest = max(sums[Field.LARGEST], found.vector[Field.LARGEST])
     sums += found.vector
-    sums[5] = largest
+    sums[Field.LARGEST] = largest
 
 
 def _values(words: Any) -> Tensor:

@@ -16,10 +16,13 @@ import affectlens as al
 from affectlens.checkpoints import Checkpoint
 from affectlens.checkpoints.memory import MemoryStore
 from affectlens.drift import blocks, parts, streaming, torch_engine
-from affectlens.drift.measures import BESIDE, FIELDS
+from affectlens.drift.measures import BESIDE, FIELDS, Engine
 from tests.numbers import LANES
 
-ENGINES = {"compiled": streaming.engine(), "torch": torch_engine}  # torch's alone on an old processor
+ENGINES: dict[str, Engine] = {
+    "compiled": streaming.engine(),
+    "torch": torch_engine,
+}  # torch's alone on an old processor
 WORDS = {torch.bfloat16: np.uint32, torch.float16: np.int32, torch.float32: np.uint64}
 COUNTED = ["max_abs", "changed", "sign_flips"]
 SUMMED = ["frobenius", "base_norm", "relative", "rms", "mean_abs", "rounding"]
@@ -57,12 +60,12 @@ def exact(base: Tensor, tuned: Tensor) -> dict[str, float]:
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("dtype", WORDS, ids=str)
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
-def test_sums_are_those_of_float64(engine: object, dtype: torch.dtype, change: str) -> None:
+def test_sums_are_those_of_float64(engine: Engine, dtype: torch.dtype, change: str) -> None:
     """Up to the rounding of float32 lanes for what is summed, exactly for what is counted."""
     base, tuned = example(dtype, change)
     found = np.zeros(len(FIELDS))
 
-    engine.measure((words(base), words(tuned)), found)  # type: ignore[attr-defined]
+    engine.measure((words(base), words(tuned)), found)
 
     expected = exact(base, tuned)
     tolerance = {name: LANES * abs(value) for name, value in expected.items()}
@@ -74,25 +77,25 @@ def test_sums_are_those_of_float64(engine: object, dtype: torch.dtype, change: s
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
 @pytest.mark.parametrize("dtype", WORDS, ids=str)
-def test_a_side_known_to_be_equal_has_the_same_sums(engine: object, dtype: torch.dtype) -> None:
+def test_a_side_known_to_be_equal_has_the_same_sums(engine: Engine, dtype: torch.dtype) -> None:
     """Not reading the second side changes no digit."""
     base, _ = example(dtype, "none")
     one, two = np.zeros(len(FIELDS)), np.zeros(len(FIELDS))
 
-    engine.still(words(base), one)  # type: ignore[attr-defined]
-    engine.measure((words(base), words(base.clone())), two)  # type: ignore[attr-defined]
+    engine.still(words(base), one)
+    engine.measure((words(base), words(base.clone())), two)
 
     assert one.tolist() == two.tolist()
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
-def test_the_control_s_products(engine: object) -> None:
+def test_the_control_s_products(engine: Engine) -> None:
     """⟨c,c⟩, ⟨c,d⟩, Σ|c| and max|c| in float64."""
     base, tuned = example(torch.bfloat16, "all")
     control = (base.float() + 0.5 * (tuned.float() - base.float())).bfloat16()
     found = np.zeros(len(BESIDE))
 
-    engine.beside((words(base), words(tuned), words(control)), found)  # type: ignore[attr-defined]
+    engine.beside((words(base), words(tuned), words(control)), found)
 
     c, d = control.double() - base.double(), tuned.double() - base.double()
     expected = [float(value) for value in (c @ c, c @ d, c.abs().sum(), c.abs().max())]

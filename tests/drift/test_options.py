@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import affectlens as al
 from affectlens.cli import main
 from affectlens.drift import parts
+from affectlens.drift.measures import BLOCKWISE
 from affectlens.errors import CheckpointError, NoSuchSite, TableError
 from tests.checkpoints.adapters.test_adapter import bare
 from tests.conftest import nudge, tiny
@@ -549,3 +550,18 @@ def test_a_model_without_gates_degrades_gracefully() -> None:
     assert 96 == len(drift.neurons(drift.where(role="fc1", param="weight").sites[0]))
     with pytest.raises(NoSuchSite, match="no language layer has role='gate_proj'"):
         drift.contrast("gate_proj", "up_proj")
+
+
+def test_a_measure_of_blocks_for_everyone_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function in the table gives the same column as one passed to `diff`."""
+
+    def shift(base: Tensor, tuned: Tensor) -> float:
+        return float((tuned - base).sum())
+
+    own = al.diff(BASE, TUNED, measures={"shift": shift}, progress=False).frame
+    monkeypatch.setitem(BLOCKWISE, "shift", shift)
+
+    for_all = al.diff(BASE, TUNED, progress=False).frame
+
+    assert own["shift"].abs().max() > 0
+    pd.testing.assert_frame_equal(own, for_all)
