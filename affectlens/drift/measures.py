@@ -36,7 +36,7 @@ class Field(IntEnum):
     SIGN_FLIPS = 7
 
 
-class Beside(IntEnum):
+class ControlField(IntEnum):
     """A place in the sums of the control's change c; `NONFINITE` counts its values that are not finite."""
 
     CC = 0
@@ -47,7 +47,7 @@ class Beside(IntEnum):
 
 
 FIELDS = tuple(place.name.lower() for place in Field)
-BESIDE = tuple(place.name.lower() for place in Beside)
+BESIDE = tuple(place.name.lower() for place in ControlField)
 TINY = 1e-37  # values with a smaller product count as zero when signs are compared
 _DIGITS = {"bfloat16": 7, "float16": 10, "float32": 23, "float64": 52}  # stored bits of the mantissa
 Vector = NDArray[np.float64]
@@ -138,7 +138,7 @@ class Sums:
         """‖W_tuned‖, from ‖W_base‖², ⟨W_base,Δ⟩ and ‖Δ‖²."""
         return math.sqrt(max(self["bb"] + 2 * self["bd"] + self["dd"], 0.0))
 
-    def beside(self, place: Beside) -> float:
+    def beside(self, place: ControlField) -> float:
         """Return a sum of the control's change; NaN without a control."""
         return math.nan if self.control is None else float(self.control[place])
 
@@ -186,12 +186,12 @@ def _cosine(sums: Sums, _: str) -> float:
 
 def _moved(sums: Sums, _: str = "") -> float:
     """Return ‖Δ_c‖ of the control."""
-    return math.sqrt(sums.beside(Beside.CC))
+    return math.sqrt(sums.beside(ControlField.CC))
 
 
 def _along(sums: Sums, _: str = "") -> float:
     """Return the length of Δ along the control's change, ⟨Δ,Δ_c⟩/‖Δ_c‖."""
-    return ratio(sums.beside(Beside.CD), _moved(sums)) if _moved(sums) else 0.0
+    return ratio(sums.beside(ControlField.CD), _moved(sums)) if _moved(sums) else 0.0
 
 
 def _residual(sums: Sums, _: str) -> float:
@@ -217,10 +217,12 @@ CONTROL: dict[str, Measured] = {
     "control_frobenius": Measured(_moved, needs=("control_scaled",)),
     "control_relative": Measured(lambda s, _: ratio(_moved(s), s.base_norm), needs=("control_scaled",)),
     "control_rms": Measured(lambda s, _: ratio(_moved(s), math.sqrt(s.finite)), needs=("control_scaled",)),
-    "control_mean_abs": Measured(lambda sums, _: ratio(sums.beside(Beside.ABSOLUTE), sums.finite)),
-    "control_max_abs": Measured(lambda sums, _: sums.beside(Beside.LARGEST)),
-    "control_nonfinite": Measured(lambda sums, _: int(sums.beside(Beside.NONFINITE))),
-    "control_cosine": Measured(lambda s, _: _clipped(ratio(s.beside(Beside.CD), s.frobenius * _moved(s)))),
+    "control_mean_abs": Measured(lambda sums, _: ratio(sums.beside(ControlField.ABSOLUTE), sums.finite)),
+    "control_max_abs": Measured(lambda sums, _: sums.beside(ControlField.LARGEST)),
+    "control_nonfinite": Measured(lambda sums, _: int(sums.beside(ControlField.NONFINITE))),
+    "control_cosine": Measured(
+        lambda s, _: _clipped(ratio(s.beside(ControlField.CD), s.frobenius * _moved(s)))
+    ),
     "control_along": Measured(_along),
     "control_residual": Measured(_residual),
 }
@@ -275,5 +277,5 @@ def _plus(one: Any, two: Any) -> Any:
 def _with(one: Vector | None, two: Vector | None) -> Vector | None:
     found: Vector | None = _plus(one, two)
     if one is not None and two is not None and found is not None:
-        found[Beside.LARGEST] = max(one[Beside.LARGEST], two[Beside.LARGEST])
+        found[ControlField.LARGEST] = max(one[ControlField.LARGEST], two[ControlField.LARGEST])
     return found

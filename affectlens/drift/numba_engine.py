@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from affectlens.drift.measures import TINY, Beside, Field
+from affectlens.drift.measures import TINY, ControlField, Field
 
 # Words: a chunk stays in the nearest cache, and float32 lanes keep their digits. Half as many halve the
 # error of a cosine near zero, from 4e-7 at most, and cost 2 to 3 % of the time.
@@ -24,7 +24,7 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "
 _ZERO, _NONE = np.float32(0), np.uint32(0)
 # Plain integers, compiled in as constants: the places of the sums.
 _DD, _BB, _BD, _ABSOLUTE, _STEPS, _LARGEST, _CHANGED, _SIGN_FLIPS = map(int, Field)
-_CC, _CD, _CONTROL_ABSOLUTE, _CONTROL_LARGEST, _ = map(int, Beside)
+_CC, _CD, _CONTROL_ABSOLUTE, _CONTROL_LARGEST, _ = map(int, ControlField)
 _INT, _FLOAT = ir.IntType(32), ir.FloatType()
 _MAGNITUDE, _EXPONENT = 0x7FFFFFFF, 0x7F800000
 

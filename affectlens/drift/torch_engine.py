@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from affectlens.checkpoints.slicing import same_bits
-from affectlens.drift.measures import BESIDE, TINY, Beside, Field, Sums
+from affectlens.drift.measures import BESIDE, TINY, ControlField, Field, Sums
 
 BLOCK = 1 << 16  # elements: a few float32 blocks stay in a core's cache
 _EXACT = (torch.float32, torch.bfloat16, torch.float16)  # float32 holds their values without loss
@@ -94,10 +94,10 @@ def _add(sums: Sums, b: Tensor, t: Tensor, c: Tensor | None) -> None:
         # A NaN of the control must not drop the element from the sums of the pair.
         known = torch.isfinite(c)
         e = torch.where(known, c - b, 0.0).double()
-        largest = max(float(sums.control[Beside.LARGEST]), float(e.abs().max()))
+        largest = max(float(sums.control[ControlField.LARGEST]), float(e.abs().max()))
         added = [torch.dot(e, e), torch.dot(e, wide), e.abs().sum(), torch.zeros(()), (~known).sum()]
         sums.control = sums.control + np.array([float(value) for value in added])
-        sums.control[Beside.LARGEST] = largest
+        sums.control[ControlField.LARGEST] = largest
 
 
 def squares(base: Tensor, tuned: Tensor, *, dim: int) -> NDArray[np.float64]:
@@ -135,9 +135,9 @@ def beside(sides: Any, sums: Any) -> None:
     base, tuned, control = map(_values, sides)
     found = measure_tensors(base, tuned, control=control).control
     assert found is not None
-    largest = max(sums[Beside.LARGEST], found[Beside.LARGEST])
+    largest = max(sums[ControlField.LARGEST], found[ControlField.LARGEST])
     sums += found
-    sums[Beside.LARGEST] = largest
+    sums[ControlField.LARGEST] = largest
 
 
 def _gather(sums: Any, found: Sums) -> None:

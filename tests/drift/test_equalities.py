@@ -52,6 +52,8 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "checkpointed": lambda name: name.replace("mlp.", "mlp._checkpoint_wrapped_module."),
 }
 
+WHERE = ["parameter", "role", "size", "dtype", "nonfinite", "targeted"]
+
 # model type → how to see the queries, keys and values that its forward makes
 ATTENTIONS = {
     "phi3": "interface",
@@ -186,7 +188,7 @@ def test_a_wrapper_s_spelling_changes_nothing(spelling: str, suffix: str, tmp_pa
 
 @pytest.mark.parametrize("kind", ["lora", "fused"])
 def test_blocks_and_threads_change_nothing_for_adapters(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small parts and blocks give the same norms, heads and neurons; threads give the same bits."""
+    """Small parts and blocks, and threads, give the same norms, heads and neurons up to rounding."""
     base, adapter, _ = made(kind)
 
     def measured() -> pd.DataFrame:
@@ -203,12 +205,14 @@ def test_blocks_and_threads_change_nothing_for_adapters(kind: str, monkeypatch: 
     finally:
         torch.set_num_threads(before)
 
-    pd.testing.assert_frame_equal(one, four, check_exact=True)
-    for name in ("frobenius", "base_norm", "cosine", "control_cosine", "control_along"):
-        np.testing.assert_allclose(whole[name], one[name], rtol=LANES, atol=LANES, err_msg=name)
-    for name in ("unit_frobenius", "unit_base_norm"):
-        for cell, other in zip(whole[name].dropna(), one[name].dropna(), strict=True):
-            np.testing.assert_allclose(cell, other, rtol=1e-5, atol=1e-7)
+    # Factors go through matrix products, which a library may add up otherwise on more threads.
+    for found in (one, four):
+        for name in ("frobenius", "base_norm", "cosine", "control_cosine", "control_along"):
+            np.testing.assert_allclose(whole[name], found[name], rtol=LANES, atol=LANES, err_msg=name)
+        for name in ("unit_frobenius", "unit_base_norm"):
+            for cell, other in zip(whole[name].dropna(), found[name].dropna(), strict=True):
+                np.testing.assert_allclose(cell, other, rtol=1e-5, atol=1e-7)
+        assert whole[WHERE].equals(found[WHERE])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -87,7 +87,7 @@ def test_a_side_of_zeros_is_told(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_odd_about_a_model_is_told(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
-    """Beside the values, since it bears on what the parameters mean."""
+    """ControlField the values, since it bears on what the parameters mean."""
     assert any(words in finding for finding in drifted(tmp_path, model(), model(), **settings).findings)
 
 
