@@ -248,7 +248,7 @@ def test_arrays_have_no_order(units: al.Drift) -> None:
 def test_a_role_is_not_yet_a_site(units: al.Drift) -> None:
     """The error gives a name that would do."""
     with pytest.raises(
-        NoSuchSite, match=r"2 sites .* are gate_proj: give a layer, e.g. language.0.gate_proj"
+        NoSuchSite, match=r"2 sites .* have the role gate_proj: give a layer, e.g. language.0.gate_proj"
     ):
         units.neurons("gate_proj")
 
