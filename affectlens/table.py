@@ -240,7 +240,7 @@ def writable(path: str | Path) -> Path:
     except OSError:  # the name is too long
         fits = False
     if not fits:
-        why = "the folder is read-only, or the name is taken or too long"
+        why = "its folder is read-only or a file, or its name is taken or too long"
         raise TableError(f"{final}: can't be written: {why}. Choose another path")
     return final
 

@@ -189,7 +189,7 @@ def test_what_can_not_be_written_is_named_before_the_work(tmp_path: Path) -> Non
     """A format without a writer, a taken name, a file in place of the folder and a name that is too long."""
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "file").touch()
-    why = "can't be written: the folder is read-only, or the name is taken or too long. Choose another path"
+    why = "can't be written: its folder is read-only or a file, or its name is taken or too long."
 
     for name in ("folder.csv", "file/t.csv", f"{'x' * 300}.csv"):
         with pytest.raises(TableError, match=re.escape(why)):

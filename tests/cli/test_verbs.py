@@ -214,15 +214,21 @@ def test_sweep_study_and_report(affectlens: Run, tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("output", ["effects.nope", "/dev/null/effects.parquet"])
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("effects.nope", "effects.nope: can't write '.nope'. Kinds: .parquet"),
+        ("/dev/null/effects.parquet", "effects.parquet: can't be written: its folder is read-only or a file"),
+    ],
+)
 def test_what_can_not_be_written_is_told_before_the_work(
-    affectlens: Run, output: str, pair: tuple[Path, Path]
+    affectlens: Run, output: str, expected: str, pair: tuple[Path, Path]
 ) -> None:
     """A wrong suffix or folder is an error before the work begins."""
     run = affectlens("diff", *pair, "-o", output)
 
     assert (1, "", 1) == (run.returncode, run.stdout, len(run.stderr.splitlines())), run.stderr
-    assert "can't write" in run.stderr
+    assert expected in run.stderr
 
 
 @pytest.mark.parametrize("task", ["few.jsonl", "emotions=few.jsonl", "labels=none.jsonl"])
