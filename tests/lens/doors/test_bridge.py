@@ -198,7 +198,7 @@ def test_answers_that_would_be_wrong_are_refused(name: str) -> None:
 def test_what_an_adapter_needs_is_told(name: str) -> None:
     """Without torchvision nothing is booted, and nothing installed."""
     with pytest.raises(
-        MissingExtra, match=r"needs torchvision.*nothing is installed for you; use lens\.intervene"
+        MissingExtra, match=r"needs torchvision.*affectlens installs nothing.*or use lens\.intervene"
     ):
         bridge(eager(name))
 
@@ -304,7 +304,7 @@ def test_the_dtype_is_the_models_own_or_as_asked() -> None:
     assert (torch.bfloat16, torch.float32) == (own.cfg.dtype, asked.cfg.dtype)
     assert torch.equal(logits(model, batch), bridged(own, "llava"))
     assert torch.equal(logits(copy.deepcopy(model).float(), batch), bridged(asked, "llava"))
-    with pytest.raises(LensError, match="'float3' is no dtype"):
+    with pytest.raises(LensError, match="'float3' is not a torch dtype"):
         bridge(lens, dtype="float3")
 
 
