@@ -115,6 +115,59 @@ class Summing:
                 sums.custom[name] = sums.custom.get(name, 0.0) + value
 
 
+def factored(part: Part, blocks: Blocks, *, square: Callable[[Tensor], float]) -> Sums:
+    """Measure a part whose Δ is given by factors; `blocks` reads base, `square` gives Σ b² of a block.
+
+    NaN and infinite values of base are counted, and left out of its norm alone.
+    """
+    strip = part.strip
+    assert strip.factors is not None
+    delta, control = strip.factors
+    rows = slice(part.start, part.stop)
+    b, a, _ = delta.factors
+    across = a.T.float()
+    scale = delta.scale_up_to_alpha
+    sums = Sums(
+        size=(part.stop - part.start) * strip.width, elementwise=False, scaled=delta.scale is not None
+    )
+    sums.vector[Field.DD] = scale**2 * _product(delta, delta, rows)
+    if control is not None:
+        other = control.scale_up_to_alpha
+        cc, cd = other**2 * _product(control, control, rows), scale * other * _product(delta, control, rows)
+        sums.control = np.array([cc, cd, math.nan, math.nan, 0.0])
+        sums.control_scaled = control.scale is not None
+    elif len(strip.sides) > 2:  # the control did not change this site
+        sums.control = np.zeros(len(BESIDE))
+    units = strip.units
+    if units is not None:
+        sums.units = np.zeros((2, units.count))
+        sums.units[0] = scale**2 * by_unit(units, _lines(delta, rows, units.dim), first=part.start)[0]
+    for start, stop, (base, *_) in blocks(part):
+        block = values(base).reshape(stop - start, -1)
+        norm = square(block)
+        if not math.isfinite(norm):
+            finite = torch.isfinite(block)
+            sums.nonfinite += int((~finite).sum())
+            block = torch.where(finite, block, 0.0)
+            norm = square(block)
+        if units is not None and sums.units is not None:
+            sums.units[1] += by_unit(units, squares(block, block, dim=units.dim), first=start)[1]
+        inner = (block @ across.to(block.dtype)).double() * b[start:stop]
+        sums.vector[Field.BD] += scale * float(inner.sum())
+        sums.vector[Field.BB] += norm
+    return sums
+
+
+def by_unit(units: Units, lines: "NDArray[np.float64]", *, first: int) -> "NDArray[np.float64]":
+    """Add up rows or columns by head or neuron; rows begin with number `first`."""
+    found = np.zeros((len(lines), units.count))
+    begin = first if units.dim == 0 else 0
+    numbers = np.arange(begin, begin + lines.shape[1]) // units.size
+    for line, total in zip(lines, found, strict=True):
+        np.add.at(total, numbers, line)
+    return found
+
+
 class _Buffer:
     """Memory of one thread for one side, in whole pages: reading into these is several times faster."""
 
@@ -182,59 +235,6 @@ def _reader(strip: Strip, number: int) -> Callable[[int, int], Tensor]:
         whole = whole if whole.ndim else whole.reshape(1)
         return lambda start, stop: whole[start:stop].contiguous()
     return lambda start, stop: side.read(site, slice(start, stop)).cpu().contiguous()
-
-
-def factored(part: Part, blocks: Blocks, *, square: Callable[[Tensor], float]) -> Sums:
-    """Measure a part whose Δ is given by factors; `blocks` reads base, `square` gives Σ b² of a block.
-
-    NaN and infinite values of base are counted, and left out of its norm alone.
-    """
-    strip = part.strip
-    assert strip.factors is not None
-    delta, control = strip.factors
-    rows = slice(part.start, part.stop)
-    b, a, _ = delta.factors
-    across = a.T.float()
-    scale = delta.scale_up_to_alpha
-    sums = Sums(
-        size=(part.stop - part.start) * strip.width, elementwise=False, scaled=delta.scale is not None
-    )
-    sums.vector[Field.DD] = scale**2 * _product(delta, delta, rows)
-    if control is not None:
-        other = control.scale_up_to_alpha
-        cc, cd = other**2 * _product(control, control, rows), scale * other * _product(delta, control, rows)
-        sums.control = np.array([cc, cd, math.nan, math.nan, 0.0])
-        sums.control_scaled = control.scale is not None
-    elif len(strip.sides) > 2:  # the control did not change this site
-        sums.control = np.zeros(len(BESIDE))
-    units = strip.units
-    if units is not None:
-        sums.units = np.zeros((2, units.count))
-        sums.units[0] = scale**2 * by_unit(units, _lines(delta, rows, units.dim), first=part.start)[0]
-    for start, stop, (base, *_) in blocks(part):
-        block = values(base).reshape(stop - start, -1)
-        norm = square(block)
-        if not math.isfinite(norm):
-            finite = torch.isfinite(block)
-            sums.nonfinite += int((~finite).sum())
-            block = torch.where(finite, block, 0.0)
-            norm = square(block)
-        if units is not None and sums.units is not None:
-            sums.units[1] += by_unit(units, squares(block, block, dim=units.dim), first=start)[1]
-        inner = (block @ across.to(block.dtype)).double() * b[start:stop]
-        sums.vector[Field.BD] += scale * float(inner.sum())
-        sums.vector[Field.BB] += norm
-    return sums
-
-
-def by_unit(units: Units, lines: "NDArray[np.float64]", *, first: int) -> "NDArray[np.float64]":
-    """Add up rows or columns by head or neuron; rows begin with number `first`."""
-    found = np.zeros((len(lines), units.count))
-    begin = first if units.dim == 0 else 0
-    numbers = np.arange(begin, begin + lines.shape[1]) // units.size
-    for line, total in zip(lines, found, strict=True):
-        np.add.at(total, numbers, line)
-    return found
 
 
 def _product(one: LowRank, two: LowRank, rows: slice) -> float:

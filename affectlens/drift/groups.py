@@ -131,40 +131,6 @@ def aggregate(frame: pd.DataFrame, names: Sequence[str], *, custom: Iterable[str
     return rows.astype(dict.fromkeys(whole, "int64"))
 
 
-def _cosine(frame: pd.DataFrame, groups: Groups) -> Numbers:
-    """Return the cosine from the sum of ⟨W_base, W_tuned⟩; a zero side has no angle and adds nothing."""
-    product = (frame["base_norm"] * frame["tuned_norm"]).astype(float)
-    inner = (frame["cosine"] * product).mask(product == 0, 0.0)
-    whole = groups.root(frame["base_norm"]) * groups.root(frame["tuned_norm"])
-    return np.clip(over(groups.sum(inner), whole), -1.0, 1.0)
-
-
-def _control(frame: pd.DataFrame, groups: Groups) -> dict[str, Numbers]:
-    """Compute the control's norms over the sites it has: over all sites its ratios would be too small."""
-    known = frame["control_frobenius"].notna()
-    weighed, there = known & frame["base_norm"].notna(), groups.count(known) > 0
-    moved = np.where(there, groups.root(frame["control_frobenius"], over=known), np.nan)
-    size = groups.sum(frame["size"], over=known)
-    base = groups.root(frame["base_norm"], over=weighed)
-    found = {
-        "control_frobenius": moved,
-        "control_relative": over(groups.root(frame["control_frobenius"], over=weighed), base),
-        "control_rms": over(moved, np.sqrt(size)),
-    }
-    if "control_mean_abs" in frame:
-        found["control_mean_abs"] = over(groups.sum(frame["control_mean_abs"] * frame["size"]), size)
-        found["control_max_abs"] = groups.largest(frame["control_max_abs"])
-    if "control_along" in frame:
-        own = groups.root(frame["frobenius"], over=known)
-        # Inner products add up, angles don't.
-        inner = groups.sum(frame["control_along"] * frame["control_frobenius"], over=known)
-        along = np.where(moved > 0, over(inner, moved), moved)  # 0 for a control that did not move
-        found["control_cosine"] = over(inner, own * moved)
-        found["control_along"] = along
-        found["control_residual"] = np.sqrt(np.maximum(own**2 - along**2, 0.0))
-    return found
-
-
 def with_units(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
     """Return the sites with heads or neurons; raises `NoSuchSite`, with the reason, if there are none."""
     there = frame[frame["unit"] == kind] if "unit" in frame else frame[:0]
@@ -211,6 +177,40 @@ def contrast(frame: pd.DataFrame, *, first: str, second: str) -> pd.DataFrame:
             sides["control_"] = (one[f"control_{norm}"], two[f"control_{norm}"])
         rows.append({"norm": norm, "layers": len(one), **_compared(sides)})
     return pd.DataFrame(rows)
+
+
+def _cosine(frame: pd.DataFrame, groups: Groups) -> Numbers:
+    """Return the cosine from the sum of ⟨W_base, W_tuned⟩; a zero side has no angle and adds nothing."""
+    product = (frame["base_norm"] * frame["tuned_norm"]).astype(float)
+    inner = (frame["cosine"] * product).mask(product == 0, 0.0)
+    whole = groups.root(frame["base_norm"]) * groups.root(frame["tuned_norm"])
+    return np.clip(over(groups.sum(inner), whole), -1.0, 1.0)
+
+
+def _control(frame: pd.DataFrame, groups: Groups) -> dict[str, Numbers]:
+    """Compute the control's norms over the sites it has: over all sites its ratios would be too small."""
+    known = frame["control_frobenius"].notna()
+    weighed, there = known & frame["base_norm"].notna(), groups.count(known) > 0
+    moved = np.where(there, groups.root(frame["control_frobenius"], over=known), np.nan)
+    size = groups.sum(frame["size"], over=known)
+    base = groups.root(frame["base_norm"], over=weighed)
+    found = {
+        "control_frobenius": moved,
+        "control_relative": over(groups.root(frame["control_frobenius"], over=weighed), base),
+        "control_rms": over(moved, np.sqrt(size)),
+    }
+    if "control_mean_abs" in frame:
+        found["control_mean_abs"] = over(groups.sum(frame["control_mean_abs"] * frame["size"]), size)
+        found["control_max_abs"] = groups.largest(frame["control_max_abs"])
+    if "control_along" in frame:
+        own = groups.root(frame["frobenius"], over=known)
+        # Inner products add up, angles don't.
+        inner = groups.sum(frame["control_along"] * frame["control_frobenius"], over=known)
+        along = np.where(moved > 0, over(inner, moved), moved)  # 0 for a control that did not move
+        found["control_cosine"] = over(inner, own * moved)
+        found["control_along"] = along
+        found["control_residual"] = np.sqrt(np.maximum(own**2 - along**2, 0.0))
+    return found
 
 
 def _sides(frame: pd.DataFrame, first: str, second: str) -> tuple[pd.DataFrame, pd.DataFrame]:

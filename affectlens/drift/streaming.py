@@ -41,21 +41,6 @@ def engine() -> Engine:
     return numba_engine if _converts_halves() else torch_engine
 
 
-def _converts_halves() -> bool:
-    """Return whether the target processor converts float16 in hardware.
-
-    If not, LLVM calls a library function that may be missing, and then ends the process.
-    """
-    from llvmlite import binding
-    from numba.core import config
-
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return True
-    if config.CPU_FEATURES is not None:
-        return "+f16c" in config.CPU_FEATURES.split(",")
-    return bool(binding.get_host_cpu_features().get("f16c"))
-
-
 def stream(strips: Sequence[Strip], sums_of: Callable[[Part], Sums], *, tell: Tell) -> dict[Strip, Sums]:
     """Measure the sums of each strip; `tell` is called with the number of bytes read.
 
@@ -70,22 +55,6 @@ def stream(strips: Sequence[Strip], sums_of: Callable[[Part], Sums], *, tell: Te
         found[part.strip].merge(sums)
         tell(part.bytes)
     return found
-
-
-def _run(work: Callable[[Part], Sums], every: Iterable[Part], threads: int) -> Iterator[Sums]:
-    if threads == 1:
-        yield from map(work, every)
-        return
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="affectlens")
-    left = iter(every)
-    try:
-        # Keep few parts under way: an interrupt waits for them to end.
-        ahead: list[Future[Sums]] = [pool.submit(work, part) for part in itertools.islice(left, 2 * threads)]
-        while ahead:
-            yield ahead.pop(0).result()
-            ahead += [pool.submit(work, part) for part in itertools.islice(left, 1)]
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -148,3 +117,34 @@ def measured(job: Job) -> dict[Site, Sums]:
     )
     found = stream(plan, Summing(engine(), job.custom), tell=lambda _: None)
     return {strip.site: sums for strip, sums in found.items()}
+
+
+def _converts_halves() -> bool:
+    """Return whether the target processor converts float16 in hardware.
+
+    If not, LLVM calls a library function that may be missing, and then ends the process.
+    """
+    from llvmlite import binding
+    from numba.core import config
+
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    if config.CPU_FEATURES is not None:
+        return "+f16c" in config.CPU_FEATURES.split(",")
+    return bool(binding.get_host_cpu_features().get("f16c"))
+
+
+def _run(work: Callable[[Part], Sums], every: Iterable[Part], threads: int) -> Iterator[Sums]:
+    if threads == 1:
+        yield from map(work, every)
+        return
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="affectlens")
+    left = iter(every)
+    try:
+        # Keep few parts under way: an interrupt waits for them to end.
+        ahead: list[Future[Sums]] = [pool.submit(work, part) for part in itertools.islice(left, 2 * threads)]
+        while ahead:
+            yield ahead.pop(0).result()
+            ahead += [pool.submit(work, part) for part in itertools.islice(left, 1)]
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -58,6 +58,29 @@ def symmetric(pairing: Pairing, *, tell: Callable[[str], Any], show: Show) -> di
     return rows
 
 
+def spectral(
+    found: Mapping[Strip, Sums], k: int, *, detail: Detail, tell: Callable[[str], Any], show: Show
+) -> dict[Site, dict[str, Any]]:
+    """Compute the spectra of all matrices that moved; `tell` reports those that have none.
+
+    The effective rank of a matrix whose smaller side exceeds 1,024 takes longer than all else together: it
+    is null unless `detail="exact"`.
+    """
+    rows = {}
+    for strip, sums in show(list(found.items()), "matrix"):
+        if len(strip.sides[0].shape(strip.site)) != 2 or not sums["dd"] or sums.nonfinite:
+            continue
+        complex_ = any("complex" in side.dtype(strip.site) for side in strip.sides)
+        if complex_ or max(sums["dd"], sums["bb"]) > _GREATEST:
+            tell(f"{strip.site.parameter} has complex or very large numbers: no spectrum was computed.")
+            continue
+        if strip.size > LARGEST:
+            tell(f"{strip.site.parameter} has {strip.size:,} elements, too many to compute its spectrum.")
+            continue
+        rows[strip.site] = _spectral_columns(_spectrum(strip, k, detail))
+    return rows
+
+
 def _mlps(pairing: Pairing) -> list[tuple[Site, Site, Site]]:
     """Find the gate, up and down of each MLP that has all three in matching shapes."""
     found: dict[tuple[Any, ...], dict[str, Site]] = defaultdict(dict)
@@ -80,29 +103,6 @@ def _total(base: Mlp, tuned: Mlp) -> float:
 
 def _columns(found: Alignment) -> dict[str, Any]:
     return {"neurons_moved": found.moved, "neurons_rescaled": found.rescaled, "alignment": found.confidence}
-
-
-def spectral(
-    found: Mapping[Strip, Sums], k: int, *, detail: Detail, tell: Callable[[str], Any], show: Show
-) -> dict[Site, dict[str, Any]]:
-    """Compute the spectra of all matrices that moved; `tell` reports those that have none.
-
-    The effective rank of a matrix whose smaller side exceeds 1,024 takes longer than all else together: it
-    is null unless `detail="exact"`.
-    """
-    rows = {}
-    for strip, sums in show(list(found.items()), "matrix"):
-        if len(strip.sides[0].shape(strip.site)) != 2 or not sums["dd"] or sums.nonfinite:
-            continue
-        complex_ = any("complex" in side.dtype(strip.site) for side in strip.sides)
-        if complex_ or max(sums["dd"], sums["bb"]) > _GREATEST:
-            tell(f"{strip.site.parameter} has complex or very large numbers: no spectrum was computed.")
-            continue
-        if strip.size > LARGEST:
-            tell(f"{strip.site.parameter} has {strip.size:,} elements, too many to compute its spectrum.")
-            continue
-        rows[strip.site] = _spectral_columns(_spectrum(strip, k, detail))
-    return rows
 
 
 def _spectrum(strip: Strip, k: int, detail: Detail) -> Spectrum:

@@ -282,7 +282,9 @@ def test_a_tokenizer_that_can_not_be_read_is_told(copy: Callable[..., Path]) -> 
         found = al.load(copy(**{"tokenizer.json": "{"}))
 
     assert found.processor is None
-    with pytest.raises(LensError, match=r"^copy: its tokenizer can't be read \(.+\), so examples can't be prepared"):
+    with pytest.raises(
+        LensError, match=r"^copy: its tokenizer can't be read \(.+\), so examples can't be prepared"
+    ):
         found.logits(al.Example("1", "x", text="x"))
 
 
