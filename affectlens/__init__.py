@@ -3,7 +3,8 @@
     where (sites) → what is on disk (checkpoints) → how far it moved (drift) → the live model (lens)
       → what if (interventions) → judged by what (tasks) → what changed (effects) → shown (views)
 
-Public names are resolved when first used, so that `import affectlens` loads neither torch nor pandas.
+Python resolves the public names when they are first used, so `import affectlens` loads neither torch nor
+pandas.
 """
 
 from typing import TYPE_CHECKING
@@ -28,12 +29,12 @@ if TYPE_CHECKING:
         Transplant,
         Zero,
     )
-    from affectlens.interventions.writing import write
     from affectlens.lens import Lens, load
     from affectlens.sites import Point, Points, Site, Sites
     from affectlens.studying import Study, study
     from affectlens.tasks import Example, Scores, Task, load_task
     from affectlens.views import Plot, Report, plot
+    from affectlens.writing import write
 
 __version__ = "0.1.0"
 
@@ -78,7 +79,7 @@ _HOME = {
     "study": "studying",
     "sweep": "effects",
     "trajectory": "drift",
-    "write": "interventions.writing",
+    "write": "writing",
 }
 
 __all__ = [  # noqa: RUF022 - in the order of the argument
@@ -102,4 +103,5 @@ __getattr__ = resolver(__name__, _HOME)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    # Without what this file needs itself, and the modules that happen to be imported by now.
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

@@ -1,21 +1,21 @@
-"""Every error affectlens raises: what you asked, what is there, what to try.
+"""Every error that affectlens raises; a message says what you asked, what is there, and what to try.
 
     AffectlensError
-    ├── CheckpointError      (ValueError)       a file that can't be read as a checkpoint
-    ├── NothingToCompare     (ValueError)       two checkpoints that share no parameter
-    ├── NoSuchSite           (KeyError)         a selection that matches nothing
-    ├── WrongCount           (ValueError)       a selection that matches more or fewer than expected
-    ├── TaskError            (ValueError)       examples or labels that can't be judged
-    ├── LensError            (RuntimeError)     a live model that can't be loaded, addressed or changed
-    ├── JournalError         (ValueError)       a file that is no journal of a sweep, or can't be written
-    ├── ExecutionError       (RuntimeError)     work that failed wherever it was tried, or workers that die
-    ├── RoleRefuted          (ValueError)       a live model contradicts what a parameter is said to do
-    ├── TableError           (ValueError)       a result file or column that isn't there
-    ├── WriteError           (OSError)          a file that can't be written; what was there stays
-    └── MissingExtra         (ImportError)      an optional package that isn't installed
+    ├── CheckpointError      (ValueError)       a file can't be read as a checkpoint
+    ├── NothingToCompare     (ValueError)       two checkpoints share no parameter
+    ├── NoSuchSite           (KeyError)         a selection matches nothing
+    ├── WrongCount           (ValueError)       a selection has more or fewer sites than expected
+    ├── TaskError            (ValueError)       a task or an example can't be read or judged
+    ├── LensError            (RuntimeError)     a live model can't be loaded, addressed or changed
+    ├── JournalError         (ValueError)       the journal of a sweep can't be read or written
+    ├── ExecutionError       (RuntimeError)     a job fails on every try, or every worker dies
+    ├── RoleRefuted          (ValueError)       a live model contradicts the role of a parameter
+    ├── TableError           (ValueError)       a result file or a column is missing or wrong
+    ├── WriteError           (OSError)          a file can't be written; the earlier one stays
+    └── MissingExtra         (ImportError)      an optional package isn't installed
 
-Each is also the built-in named beside it, so ordinary `except` clauses keep working. `Remark` is a warning:
-what is done is right, and would be misread without it.
+Each error is also the built-in in brackets, so `except ValueError` and the like work. `Remark` is a warning:
+the result is right, but easy to misread without it.
 """
 
 import difflib
@@ -23,34 +23,44 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from affectlens.html import plain, sentence
+from affectlens.printable import plain, sentence
 
-_NAME, _FOLDERS, _FILE, _WORDS = 120, 100, 255, 600  # characters that an error has room for
+# The most characters that a message has for a name, the folders of a path, a file name, and the reason.
+_NAME, _FOLDERS, _FILE, _REASON = 120, 100, 255, 600
 
 
 class AffectlensError(Exception):
-    """The root: catch it to catch everything affectlens raises on purpose."""
+    """The base class: catch it to catch every error that affectlens raises on purpose.
+
+    >>> import affectlens as al
+    >>> sites = al.Sites([al.Site("language", "gate_proj", layer=0), al.Site("language", "up_proj", layer=0)])
+    >>> try:
+    ...     sites.where(role="gate")
+    ... except al.AffectlensError as error:
+    ...     print(f"{type(error).__name__}: {error}")
+    NoSuchSite: no site has role='gate'. Roles here: gate_proj, up_proj. Did you mean 'gate_proj'?
+    """
 
     def __str__(self) -> str:
-        # KeyError would print the repr of its message; and a name in it may hold what a terminal obeys.
+        # KeyError would print the repr of the message. A name in it may hold control characters.
         return sentence(self.args[0]) if self.args else ""
 
 
 class CheckpointError(AffectlensError, ValueError):
-    """Say which file, which tensor, what is wrong with it and what to try: one line, fit to print."""
+    """A file can't be read as a checkpoint: names the file, the tensor, the reason and a remedy."""
 
     def __init__(self, path: str | Path, reason: str, *, key: str | None = None, fix: str = "") -> None:
         self.path, self.reason, self.key, self.fix = str(path), reason, key, fix
-        where = _place(str(path)) + ": " + (f"tensor {quoted(key)}: " if key is not None else "")
-        told = f"{reason}. {fix}" if fix else reason
-        Exception.__init__(self, where + sentence(told, _WORDS))
+        where = _fitted(str(path)) + ": " + (f"tensor {quoted(key)}: " if key is not None else "")
+        why = f"{reason}. {fix}" if fix else reason
+        Exception.__init__(self, where + sentence(why, _REASON))
 
     def __reduce__(self) -> "tuple[object, ...]":
-        # A worker's error travels: by default it would be made anew from its message alone.
-        return _told_again, (self.path, self.reason, self.key, self.fix)
+        # By default a worker's error would be rebuilt here from its message alone.
+        return _rebuilt, (self.path, self.reason, self.key, self.fix)
 
 
-def _told_again(path: str, reason: str, key: str | None, fix: str) -> CheckpointError:
+def _rebuilt(path: str, reason: str, key: str | None, fix: str) -> CheckpointError:
     return CheckpointError(path, reason, key=key, fix=fix)
 
 
@@ -63,7 +73,7 @@ class NoSuchSite(AffectlensError, KeyError):
 
 
 class WrongCount(AffectlensError, ValueError):
-    """A selection does not have the number of sites that was expected of it."""
+    """A selection has another number of sites or points than expected."""
 
 
 class TaskError(AffectlensError, ValueError):
@@ -75,15 +85,15 @@ class LensError(AffectlensError, RuntimeError):
 
 
 class JournalError(AffectlensError, ValueError):
-    """A journal can't be read or written."""
+    """The journal of a sweep can't be read or written."""
 
 
 class ExecutionError(AffectlensError, RuntimeError):
-    """Parts of the work failed wherever they were tried, or no worker stays alive."""
+    """A job fails on every try, or an executor has no worker left."""
 
 
 class RoleRefuted(AffectlensError, ValueError):
-    """A live model contradicts what its parameters' names say they do."""
+    """A live model contradicts the roles that its parameter names suggest."""
 
 
 class TableError(AffectlensError, ValueError):
@@ -91,19 +101,19 @@ class TableError(AffectlensError, ValueError):
 
 
 class WriteError(AffectlensError, OSError):
-    """A file can't be written; what was there before is as it was."""
+    """A file can't be written; an earlier file of that name is unchanged."""
 
 
 class MissingExtra(AffectlensError, ImportError):
-    """An optional package is needed; the message names the extra that brings it."""
+    """An optional package is missing; the message names the extra that installs it."""
 
 
 class Remark(UserWarning):
-    """Something that a result can't be read without; told once, as a warning that can be made an error."""
+    """A warning that a result is easy to misread without; `warnings.simplefilter` can make it an error."""
 
 
 def quoted(name: object) -> str:
-    """Quote a name that comes from a file: fit to print, its middle left out where it is long.
+    """Quote a name that comes from a file: fit to print, the middle left out if it is long.
 
     >>> quoted("a\\x1b[31mb"), len(quoted("x" * 100_000))
     ("'a�[31mb'", 122)
@@ -111,19 +121,35 @@ def quoted(name: object) -> str:
     return f"'{plain(name, _NAME)}'"
 
 
-def _place(path: str) -> str:
-    """A path in which folders make room for the name of the file, where it is too long."""
-    name = os.path.split(path)[1]
-    return plain(path[: len(path) - len(name)], _FOLDERS) + plain(name, _FILE)
-
-
 def near(asked: object, known: Iterable[object], *, most: int = 8) -> str:
-    """Say what is there, and what was probably meant.
+    """List the names that exist, and the one that was probably meant.
 
     >>> near("gate", ["gate_proj", "up_proj"])
     "gate_proj, up_proj. Did you mean 'gate_proj'?"
+    >>> near("gate", [])
+    'none'
     """
     names = [plain(name) for name in known]
     shown = ", ".join(names[:most]) + (", …" if len(names) > most else "")
     close = difflib.get_close_matches(plain(asked), names, 1, cutoff=0.4)
-    return shown + (f". Did you mean {close[0]!r}?" if close else "")
+    return (shown or "none") + (f". Did you mean {close[0]!r}?" if close else "")
+
+
+def unmatched(noun: str, name: str, *, choice: object, known: Iterable[object], title: str = "Here") -> str:
+    """Say that nothing in a selection has a value, and list the values that exist.
+
+    >>> unmatched("site", "role", choice="gate", known=["gate_proj"], title="Roles here")
+    "no site has role='gate'. Roles here: gate_proj. Did you mean 'gate_proj'?"
+    >>> unmatched("row", "layer", choice=lambda layer: layer > 9, known=[0, 1])
+    'no row has a layer that satisfies the function. Here: 0, 1'
+    """
+    if callable(choice):
+        return f"no {noun} has a {name} that satisfies the function. {title}: {near('', known)}"
+    meant = choice if isinstance(choice, str) else ""  # no number is a misspelling of another
+    return f"no {noun} has {name}={choice!r}. {title}: {near(meant, known)}"
+
+
+def _fitted(path: str) -> str:
+    """Shorten the folders of a long path, so that the file name stays whole."""
+    name = os.path.split(path)[1]
+    return plain(path[: len(path) - len(name)], _FOLDERS) + plain(name, _FILE)

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and opening only what is an ordinary file."""
+"""Write files completely or not at all, and open ordinary files only."""
 
 import errno
 import os
@@ -13,22 +13,22 @@ from affectlens.errors import AffectlensError, CheckpointError, WriteError
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` that takes its place only if the block succeeds.
+    """Yield a temporary path beside `path`, and rename it to `path` if the block succeeds.
 
-    An earlier file stays readable until then, and after an error nothing is left behind. Raises
-    `WriteError` where the folder, the disk or the block's own writing fails, and for what is no ordinary
-    file: a device would be replaced by one. Through a link, what it points to is written.
+    An earlier file stays readable until then; on an error the temporary file is removed. If `path` is a
+    symbolic link, its target is replaced. Raises `WriteError` if the folder, the disk or the block fails to
+    write, or if a folder, pipe or device is in the place.
     """
     final = Path(os.path.realpath(path))
-    # Writers go by the ending; the rest of a name may be too long for one beside it to be made of it.
+    # Writers choose a format by the suffix. The stem may be too long to add something to it.
     partial = final.parent / f".{secrets.token_hex(8)}{Path(path).suffix}"
     try:
-        _free(final)
+        _refuse_others(final)
         final.parent.mkdir(parents=True, exist_ok=True)
         try:
             open(partial, "xb").close()
             yield partial
-            _settle(partial)
+            _sync(partial)
             os.replace(partial, final)
         finally:
             partial.unlink(missing_ok=True)
@@ -37,18 +37,40 @@ def whole(path: str | Path) -> Iterator[Path]:
             raise
         reason = os.strerror(error.errno) if error.errno else error
         raise WriteError(f"{path}: can't be written ({reason})") from error
-    with suppress(OSError):  # not every system can, and the file is in its place already
-        _settle(final.parent)
+    with suppress(OSError):  # some systems can't sync a folder, and the file is in its place already
+        _sync(final.parent)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file whole or not at all; half of a surrogate pair, which is no text, becomes `?`."""
+    """Write a text file completely or not at all; half surrogate pairs become `?`."""
     with whole(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="replace")
 
 
-def _free(final: Path) -> None:
-    """Raise `OSError` where something stands in the place that is no ordinary file."""
+def opened(path: Path) -> int:
+    """Open an ordinary file and return its descriptor. Raises `CheckpointError` for anything else.
+
+    A pipe or device could block a reader forever, and opening a device may already have an effect.
+    """
+    # Without O_NONBLOCK, opening a pipe waits for a writer; Windows has neither flag.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    try:
+        _check_ordinary(path, path.stat())
+        descriptor = os.open(path, flags)
+    except (OSError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(path, _reason(path, error)) from None
+    try:
+        _check_ordinary(path, os.fstat(descriptor))  # the file may have been replaced since
+    except CheckpointError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _refuse_others(final: Path) -> None:
+    """Raise `OSError` if something other than an ordinary file is in the place."""
     try:
         kind = final.stat().st_mode
     except FileNotFoundError:
@@ -59,8 +81,8 @@ def _free(final: Path) -> None:
         raise OSError("this is not an ordinary file")
 
 
-def _settle(path: Path) -> None:
-    """Wait until a file, or the names in a folder, would outlast a power cut."""
+def _sync(path: Path) -> None:
+    """Wait until a file, or the list of names of a folder, is on the disk and survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -68,34 +90,13 @@ def _settle(path: Path) -> None:
         os.close(descriptor)
 
 
-def opened(path: Path) -> int:
-    """Open an ordinary file and return its descriptor. Raises `CheckpointError` for what is none.
-
-    A pipe or device would block a reader for ever, and opening one may already do something.
-    """
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
-    try:
-        _ordinary(path, path.stat())
-        descriptor = os.open(path, flags)
-    except (OSError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(path, _reason(path, error)) from None
-    try:
-        _ordinary(path, os.fstat(descriptor))  # it may have been replaced since
-    except CheckpointError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _ordinary(path: Path, state: os.stat_result) -> None:
+def _check_ordinary(path: Path, state: os.stat_result) -> None:
     if not stat.S_ISREG(state.st_mode):
         raise CheckpointError(path, "this is not an ordinary file")
 
 
 def _reason(path: Path, error: OSError | ValueError) -> str:
-    """Why a file can't be opened; its name may be too long, or none at all."""
+    """Say why a file can't be opened; a `ValueError` comes from a null character in the name."""
     if isinstance(error, FileNotFoundError):
         return "links to nothing" if path.is_symlink() else "there is no such file"
     words = error.strerror if isinstance(error, OSError) else error

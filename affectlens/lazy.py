@@ -1,4 +1,4 @@
-"""Names resolved when first used (PEP 562), so that showing a table does not import torch."""
+"""Resolve public names when they are first used (PEP 562), so that importing a package stays fast."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def resolver(package: str, home: Mapping[str, str]) -> Callable[[str], Any]:
-    """Make a package's `__getattr__`: `home` says which of its modules holds each public name."""
+    """Return the `__getattr__` of a package; `home` maps each public name to the module that holds it."""
 
     def resolve(name: str) -> Any:
         if name not in home:

@@ -1,4 +1,4 @@
-"""The whole argument in one call: drift, sweep and report of one pair of checkpoints."""
+"""The whole argument in one call: drift, sweep and report for one pair of checkpoints."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 from affectlens.checkpoints import Source, open_checkpoint
 from affectlens.drift import Drift, diff
-from affectlens.drift.finding import refuse_unrelated
+from affectlens.drift.diffing import refuse_unrelated
 from affectlens.effects import Effects, Grid, sweep
 from affectlens.effects.journal import discard
 from affectlens.lens import load
@@ -19,14 +19,24 @@ from affectlens.views import Report
 
 @dataclass(frozen=True)
 class Study:
-    """What a study found: how far (`drift`), what changed (`effects`), and both as a page (`report`)."""
+    """The result of a study: how far the weights moved, what changed in behaviour, and the report on both.
+
+    >>> import affectlens as al
+    >>> from tempfile import TemporaryDirectory
+    >>> base, tuned, *_, tasks = al.load_demo()
+    >>> few = dict(tasks=[tasks[0].head(8)], actions=("zero",), n_random=0)
+    >>> with TemporaryDirectory() as folder:
+    ...     found = study(base, tuned, **few, dtype="float32", progress=False)
+    ...     sorted(file.name for file in found.save(folder).iterdir())
+    ['drift.parquet', 'effects.parquet', 'report.html']
+    """
 
     drift: Drift
     effects: Effects
     report: Report
 
     def save(self, out: str | Path) -> Path:
-        """Write `drift.parquet`, `effects.parquet` and `report.html` into a folder."""
+        """Write `drift.parquet`, `effects.parquet` and `report.html` into a folder, and return it."""
         folder = Path(out)
         self.drift.save(folder / "drift.parquet")
         self.effects.save(folder / "effects.parquet")
@@ -53,26 +63,32 @@ def study(
 ) -> Study:
     """Diff a pair, sweep the roles of its language model over tasks, and write a report.
 
-    `control` is a tuning of the same base on something else than affect. With `out`, tables and
-    report are written there, and until then a journal: the same study, broken off, goes on from it.
-    `executor` is what `sweep` takes, `trust_remote_code` what `load` does.
+    `control` is another tuning of the same base, on something other than affect. With `out`, the tables and
+    the report are saved there, and meanwhile a journal, from which the same study resumes after a break.
+    `executor` is passed on to `sweep`, `trust_remote_code` to `load`.
 
-    Raises what `diff`, `load` and `sweep` raise, and `NothingToCompare` for models that are strangers to
-    each other.
+    Raises what `diff`, `load` and `sweep` raise, and `NothingToCompare` for two unrelated models.
+
+    >>> import affectlens as al
+    >>> base, tuned, *_, tasks = al.load_demo()
+    >>> few = dict(tasks=[tasks[0].head(8)], actions=("zero",), n_random=0)
+    >>> found = study(base, tuned, **few, dtype="float32", progress=False)
+    >>> found.effects.where(sites="mlp", metric="margin").frame["action"].tolist()
+    ['zero']
     """
     if out is not None:
-        writable(Path(out) / "drift.parquet")  # before the work, not after it
+        writable(Path(out) / "drift.parquet")  # raises now, not after hours of work
     before = open_checkpoint(base)
     after = open_checkpoint(tuned, base=before)
-    beside = None if control is None else open_checkpoint(control, base=before)
-    drift = refuse_unrelated(diff(before, after, control=beside, progress=progress))
+    other = None if control is None else open_checkpoint(control, base=before)
+    drift = refuse_unrelated(diff(before, after, control=other, progress=progress))
     lens = load(before, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     grid = Grid(
         before.sites,
         roles(before.sites),
         actions,
         donor=after,
-        control=beside,
+        control=other,
         n_random=n_random,
         seed=seed,
     )
@@ -89,7 +105,7 @@ def study(
 
 
 def roles(sites: Sites) -> dict[str, Sites]:
-    """Group the sites of a model into the roles of its language layers, attention, MLP and the rest."""
+    """Return the sites of each role in the language layers, of attention, of the MLP, and the rest."""
     layers = [s for s in sites if s.tower == "language" and s.layer is not None]
     named = {role: Sites(s for s in layers if s.role == role) for role in (*ATTENTION, *MLP)}
     blocks = {"attention": ATTENTION, "mlp": MLP}

@@ -1,7 +1,8 @@
-"""Result tables: a pandas frame that knows where it came from, shows itself and saves by suffix.
+"""Result tables: a pandas frame that knows its origin, shows itself and saves by suffix.
 
-`Drift`, `Scores` and `Effects` are tables. The origin (sources and their hashes, versions, seed,
-command; never an absolute path) travels inside every file written.
+`Drift`, `Trajectory`, `Agreement`, `Scores` and `Effects` are tables. The origin (sources and their hashes,
+versions, seed, command; never an absolute path) is part of every file that a table is saved to, where the
+format has a place for it.
 """
 
 import json
@@ -18,86 +19,45 @@ from typing import Any, ClassVar, Self
 
 import pandas as pd
 
-from affectlens import html
-from affectlens.errors import NoSuchSite, TableError, near
+from affectlens import html, printable
+from affectlens.errors import NoSuchSite, TableError, near, unmatched
 from affectlens.files import whole
-from affectlens.formats import READERS, WRITERS, flat, holds_arrays
-from affectlens.requiring import Columns, Shape, misshapen, required
 from affectlens.sites import Site, Sites
+from affectlens.table_formats import READERS, WRITERS, flat, holds_arrays
+from affectlens.table_schema import Columns, Shape, misshapen, required
 
+SHOWN = 12  # rows of a repr
+_WIDTH = 100  # characters of a sentence in a repr
 _KEYS = ("tower", "stack", "layer", "role", "expert", "param", "label", "parameter")
-_FOLDER = re.compile(r"(?<![\w.~])/(?:[^/\s=]+/)*")  # the folders of an absolute path
-SHOWN = 12
+_FOLDERS = re.compile(r"(?<![\w.~])/(?:[^/\s=]+/)*")  # those of an absolute path
 _SOURCE: Shape = {"parameters": int | None, "bytes": int | float | None}
-_ORIGIN: Shape = {  # what tables of every class may state
+_ORIGIN: Shape = {  # what the origin of any table may contain
     "sources": {...: _SOURCE},
     "versions": {...: str},
     "command": str | list | None,
     "findings": [str],
     "custom": [str],  # columns of the user's own measures
 }
-_WIDTH = 100  # of a sentence on a terminal
-
-
-@cache
-def versions() -> dict[str, str]:
-    """The versions of what a result rests on, of the packages that are installed."""
-    found = {}
-    for name in ("affectlens", "torch", "transformers", "safetensors", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def writable(path: str | Path) -> Path:
-    """Return the path if a table can be written there; raises `TableError`, before any work, if not."""
-    final = Path(path)
-    _known(final)
-    try:
-        folder = _existing(final.parent)
-        free = final.is_file() or not final.exists()
-        fits = free and folder.is_dir() and os.access(folder, os.W_OK)
-    except OSError:  # a name that is too long
-        fits = False
-    if not fits:
-        raise TableError(f"{final}: can't write there")
-    return final
-
-
-def _existing(folder: Path) -> Path:
-    return folder if folder.exists() or folder == folder.parent else _existing(folder.parent)
-
-
-def provenance() -> dict[str, Any]:
-    """What every result says of its making: versions, and the command line if there was one."""
-    found: dict[str, Any] = {"versions": dict(versions())}
-    program = Path(sys.argv[0])
-    if "affectlens" in (program.name, program.parent.name):
-        words = (_FOLDER.sub("", word) for word in sys.argv[1:])
-        found["command"] = " ".join(("affectlens", *words))
-    return found
 
 
 @dataclass(frozen=True)
 class Table:
-    """Hold rows (a pandas frame, never changed) and their origin (a JSON-like mapping)."""
+    """Rows (a pandas frame that is never changed) and their origin (a JSON-like mapping)."""
 
     frame: pd.DataFrame
     origin: Mapping[str, Any] = field(default_factory=dict)
 
     schema: ClassVar[str] = "affectlens.table/1"
-    rank: ClassVar[str] = ""  # the column `top` sorts by unless told otherwise
-    shown: ClassVar[tuple[str, ...]] = ()  # the columns a repr shows
-    flags: ClassVar[tuple[str, ...]] = ()  # of these, the ones that are shown only if a row is false
-    ranked: ClassVar[bool] = False  # whether a repr of many rows shows those that rank highest
-    bars: ClassVar[tuple[str, ...]] = ()  # of these, the ones with a bar behind each number in a notebook
-    columns: ClassVar[tuple[Columns, ...]] = ({},)  # what has to be there, then groups of what may be
-    about: ClassVar[Mapping[str, Shape]] = {}  # what an origin looks like, beside what all tables state
+    rank: ClassVar[str] = ""  # the column that `top` sorts by if none is given
+    shown: ClassVar[tuple[str, ...]] = ()  # the columns of a repr; all of them if empty
+    flags: ClassVar[tuple[str, ...]] = ()  # columns of a repr that appear only if a row is false
+    ranked: ClassVar[bool] = False  # a repr of many rows shows the highest ranks instead of the first rows
+    bars: ClassVar[tuple[str, ...]] = ()  # columns with a bar behind each number in a notebook
+    columns: ClassVar[tuple[Columns, ...]] = ({},)  # the columns a file must have, then optional groups
+    about: ClassVar[Mapping[str, Shape]] = {}  # more entries that the origin may contain
 
     def where(self, **fields: Any) -> Self:
-        """Keep the rows whose columns equal a value, lie in a collection or satisfy a function.
+        """Keep the rows whose columns equal a value, are in a collection, or satisfy a function.
 
         Raises `TableError` for an unknown column and `NoSuchSite` when no row is left.
         """
@@ -106,13 +66,13 @@ class Table:
             there = self._column(name)
             kept = frame[[_fits(value, choice) for value in frame[there]]]
             if kept.empty:
-                known = sorted({str(value) for value in frame[there]})
-                raise NoSuchSite(f"no row has {name}={choice!r}. Here: {near(choice, known)}")
+                known = sorted(frame[there].dropna().unique(), key=lambda one: (isinstance(one, str), one))
+                raise NoSuchSite(unmatched("row", name, choice=choice, known=known))
             frame = kept
         return type(self)(frame.reset_index(drop=True), self.origin)
 
     def top(self, count: int, column: str = "") -> Self:
-        """Keep the `count` rows with the largest value in a column; nulls are never among them."""
+        """Keep the `count` rows with the largest values in a column; rows without a value are left out."""
         name = self._column(column or self.rank)
         frame = self.frame.dropna(subset=[name]).sort_values(name, ascending=False, kind="stable")
         return type(self)(frame.head(count).reset_index(drop=True), self.origin)
@@ -121,7 +81,8 @@ class Table:
     def sites(self) -> Sites:
         """The sites of the rows, ready for an intervention."""
         if "parameter" not in self.frame.columns:
-            raise TableError(f"a {type(self).__name__} table has no one site a row")
+            kind = type(self).__name__
+            raise TableError(f"the rows of {kind} are not sites: there is no column 'parameter'. Use a Drift")
         rows = self.frame.reindex(columns=list(_KEYS)).to_dict("records")
         return Sites(site_of(row) for row in rows)
 
@@ -130,9 +91,9 @@ class Table:
         return self.frame.copy()
 
     def save(self, path: str | Path) -> Path:
-        """Write the table, whole or not at all, as `.parquet .csv .json .md` or `.tex`.
+        """Write the table, completely or not at all, as `.parquet`, `.csv`, `.json`, `.md` or `.tex`.
 
-        Parquet and JSON carry schema and origin inside; a CSV has them in its first line, after `#`.
+        Parquet and JSON contain the schema and the origin; a CSV has them in its first line, after `#`.
         """
         final = Path(path)
         with whole(final) as partial:
@@ -141,24 +102,24 @@ class Table:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read back what `save` wrote as Parquet, CSV or JSON.
+        """Read a table that `save` wrote as Parquet, CSV or JSON.
 
-        Raises `TableError` for another kind, and where a column or the origin is not what it has to be.
+        Raises `TableError` for another file, and if a column or the origin has the wrong type.
         """
         final = Path(path)
         if final.suffix not in READERS:
-            raise TableError(f"{final}: tables are read from {', '.join(READERS)}")
-        if not final.is_file():  # a pipe would block for ever
+            raise TableError(f"{final}: can't read {final.suffix!r}. Kinds: {', '.join(READERS)}")
+        if not final.is_file():  # a pipe would block forever
             raise TableError(f"{final}: " + ("not an ordinary file" if final.exists() else "no such file"))
         try:
             frame, schema, origin = READERS[final.suffix](final)
             if not isinstance(origin, dict):
-                raise TypeError("its origin is no mapping")
-        except Exception as error:  # what parsers raise on a damaged file is theirs to choose
-            why = html.plain(repr(error))
+                raise TypeError("its origin is not a mapping")
+        except Exception as error:  # parsers raise errors of many kinds on a damaged file
+            why = printable.plain(repr(error))
             raise TableError(f"{final}: this is not a table of affectlens ({why})") from None
         if schema != cls.schema:
-            raise TableError(f"{final}: holds {html.plain(schema)}, not {cls.schema}")
+            raise TableError(f"{final}: this is {printable.plain(schema)}, expected {cls.schema}")
         for wrong in misshapen(origin, {**_ORIGIN, **cls.about}):
             raise TableError(f"{final}: {wrong}")
         measured = {str(name): "number?" for name in origin.get("custom", ()) if name in frame}
@@ -175,39 +136,44 @@ class Table:
         return len(self.frame)
 
     def __repr__(self) -> str:
-        words = (f"! {html.sentence(notice)}" for notice in self.notices)
-        told = [textwrap.fill(one, _WIDTH, subsequent_indent="  ") for one in words]
-        rows = self._first()[self._shown()].map(html.cell).rename(columns=html.plain).to_string(index=False)
+        words = (f"! {printable.sentence(notice)}" for notice in self.notices)
+        lines = [textwrap.fill(one, _WIDTH, subsequent_indent="  ") for one in words]
+        rows = (
+            self._first()[self._shown()]
+            .map(printable.cell)
+            .rename(columns=printable.plain)
+            .to_string(index=False)
+        )
         more = [f"… {len(self) - SHOWN} more rows"] if len(self) > SHOWN else []
-        told += [html.sentence(self.tally)] if self.tally else []
-        return "\n".join([self.summary, *told, rows, *more])
+        lines += [printable.sentence(self.tally)] if self.tally else []
+        return "\n".join([self.summary, *lines, rows, *more])
 
     def _repr_html_(self) -> str:
         names = self._shown()
         rows = self._first()[names].itertuples(index=False)
-        # Of the whole table, so that the bars of a part of it can be compared.
+        # The maximum of the whole table, so that bars of its parts can be compared.
         barred = [name for name in self.bars if name in names and len(self)]
         most = {name: float(self.frame[name].astype(float).max()) for name in barred}
         drawn = html.table(names, [tuple(row) for row in rows], caption=self.summary, most=most)
-        told = [f"! {notice}" for notice in self.notices] + ([self.tally] if self.tally else [])
-        above = "".join(f"<p>{html.text(html.sentence(line))}</p>" for line in told)
-        return f'<div class="{html.NO_FORMULAS}">{above}{drawn}</div>' if told else drawn
+        lines = [f"! {notice}" for notice in self.notices] + ([self.tally] if self.tally else [])
+        above = "".join(f"<p>{html.text(printable.sentence(line))}</p>" for line in lines)
+        return f'<div class="{html.NO_FORMULAS}">{above}{drawn}</div>' if lines else drawn
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """The sentences a repr begins with: what must not be overlooked."""
+        """The sentences at the top of a repr, which a reader must not overlook."""
         return tuple(map(str, self.origin.get("findings", ())))
 
     @property
     def tally(self) -> str:
-        """One more line of a repr: what became of everything that was compared."""
+        """One more line of a repr, such as a count of everything that was compared."""
         return ""
 
     @property
     def summary(self) -> str:
-        """One line: what this is and of what."""
+        """One line: the kind of table, its rows and its sources."""
         sources = self.origin.get("sources", {})
-        names = {side: html.plain(source.get("name", "?")) for side, source in sources.items()}
+        names = {side: printable.plain(source.get("name", "?")) for side, source in sources.items()}
         control = f" (control: {names.pop('control')})" if "control" in names else ""
         of = " → ".join(names.values()) + control
         return f"{type(self).__name__}: {len(self)} rows" + (f", {of}" if of else "")
@@ -217,7 +183,7 @@ class Table:
         return [name for name in names if name not in self.flags or self.frame[name].eq(False).any()]
 
     def _first(self) -> pd.DataFrame:
-        """The rows that a repr shows: those that rank highest, unless `top` has put them in an order."""
+        """Return the rows of a repr: the highest ranks, unless the table is already sorted, as by `top`."""
         frame, names = self.frame, [name for name in (self.rank, *self.bars) if name in self.frame]
         ordered = any(frame[n].is_monotonic_decreasing and frame[n].nunique() > 1 for n in names)
         if self.ranked and self.rank in frame and len(frame) > SHOWN and not ordered:
@@ -228,8 +194,65 @@ class Table:
         if name not in self.frame.columns:
             raise TableError(f"no column {name!r}. Columns: {near(name, self.frame.columns, most=30)}")
         if holds_arrays(self.frame[name]):
-            raise TableError(f"column {name!r} holds an array a row: no order and no value to compare with")
+            raise TableError(f"column {name!r} has an array in each row, which can't be sorted or compared")
         return name
+
+
+def site_of(row: Mapping[Any, Any]) -> Site:
+    """Make the site that a row of a table describes."""
+    known: dict[str, Any] = {name: row[name] for name in _KEYS if name in row and not pd.isna(row[name])}
+    for name in ("layer", "expert"):
+        if name in known:
+            known[name] = int(known[name])
+    return Site(**known)
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Find the versions of the installed packages that a result depends on."""
+    found = {}
+    for name in ("affectlens", "torch", "transformers", "safetensors", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def provenance() -> dict[str, Any]:
+    """Describe how a result was made: the versions, and the command line if there was one."""
+    found: dict[str, Any] = {"versions": dict(versions())}
+    program = Path(sys.argv[0])
+    if "affectlens" in (program.name, program.parent.name):
+        words = (_FOLDERS.sub("", word) for word in sys.argv[1:])  # a result must not name its machine
+        found["command"] = " ".join(("affectlens", *words))
+    return found
+
+
+def writable(path: str | Path) -> Path:
+    """Return the path if a table can be saved there; call it before the work. Raises `TableError` if not."""
+    final = Path(path)
+    _known(final)
+    try:
+        folder = _existing(final.parent)
+        free = final.is_file() or not final.exists()
+        fits = free and folder.is_dir() and os.access(folder, os.W_OK)
+    except OSError:  # the name is too long
+        fits = False
+    if not fits:
+        why = "its folder is read-only or a file, or its name is taken or too long"
+        raise TableError(f"{final}: can't be written: {why}. Choose another path")
+    return final
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.exists() or folder == folder.parent else _existing(folder.parent)
+
+
+def _known(path: Path) -> str:
+    if path.suffix not in WRITERS:
+        raise TableError(f"{path.name}: can't write {path.suffix!r}. Kinds: {', '.join(WRITERS)}")
+    return path.suffix
 
 
 def _fits(value: Any, choice: Any) -> bool:
@@ -240,18 +263,3 @@ def _fits(value: Any, choice: Any) -> bool:
     if isinstance(choice, Collection) and not isinstance(choice, str):
         return value in choice
     return bool(value == choice)
-
-
-def site_of(row: Mapping[Any, Any]) -> Site:
-    """The site that a row of a table speaks of."""
-    known: dict[str, Any] = {name: row[name] for name in _KEYS if name in row and not pd.isna(row[name])}
-    for name in ("layer", "expert"):
-        if name in known:
-            known[name] = int(known[name])
-    return Site(**known)
-
-
-def _known(path: Path) -> str:
-    if path.suffix not in WRITERS:
-        raise TableError(f"{path.name}: can't write {path.suffix!r}. Kinds: {', '.join(WRITERS)}")
-    return path.suffix

@@ -2,10 +2,9 @@
 
     python -m benchmarks.conversions
 
-transformers knows how the names in a checkpoint differ from those in memory, but hangs its rules on
-built models. Here every architecture is built once, without weights and with two layers, and what it
-would rename is written down as plain patterns; inspecting a file then needs neither transformers nor a
-config that would have to be trusted.
+transformers knows how the names in a checkpoint differ from those in memory, but only a built model has the
+rules. This script builds every architecture once, without weights and with two layers, and writes its
+renamings as regular expressions. Inspecting a file then needs neither transformers nor a trusted config.
 """
 
 import json
@@ -16,10 +15,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from affectlens.sites.naming import NUMBER, compiled
+from affectlens.sites.names import NUMBER, compiled
 
 TABLE = Path(__file__).parent.parent / "affectlens" / "sites" / "conversions.json"
-# The first of these that has a model type gives its rules; classes that differ get their own.
+# The first mapping that has a model type gives its rules; classes with other rules get their own.
 _HEADS = (
     "MULTIMODAL_LM", "IMAGE_TEXT_TO_TEXT", "CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ",
     "MASKED_LM", "CTC", "TEXT_TO_WAVEFORM", "ZERO_SHOT_IMAGE_CLASSIFICATION", "PRETRAINING",
@@ -34,7 +33,7 @@ Rule = tuple[str | None, str | None, str, str, str | None]  # scope, base, find,
 
 
 def architectures() -> Iterator[tuple[str, str]]:
-    """Every (model type, class) that transformers can build from a config."""
+    """Yield every (model type, class) that transformers can build from a config."""
     from transformers.models.auto import modeling_auto
 
     seen = set()
@@ -49,7 +48,7 @@ def architectures() -> Iterator[tuple[str, str]]:
 
 
 def build(kind: str, name: str) -> Any:
-    """A model of two layers without weights; None where a default config does not make one."""
+    """Build a model of two layers without weights; None if the default config does not allow it."""
     import torch
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -83,7 +82,7 @@ def _as_is(config: Any) -> Any:
 
 
 def _mended(config: Any) -> Any:
-    """Fill in what some defaults leave out."""
+    """Fill in settings that some default configs leave out."""
     missing = {
         "rope_theta": 1e4,
         "pad_token_id": 0,
@@ -118,7 +117,7 @@ def _parts(config: Any) -> Iterator[Any]:
 
 
 def rules(changes: Iterable[Any]) -> list[Rule]:
-    """What loading renames, one tensor to one; what it splits or joins keeps its own name, where it lands."""
+    """List the renamings of one tensor to one; a tensor that loading splits or joins keeps its own name."""
     found: list[Rule] = []
     for change in changes:
         sources, targets = change.source_patterns, change.target_patterns
@@ -141,7 +140,7 @@ def rules(changes: Iterable[Any]) -> list[Rule]:
 
 
 def _moved(source: str, target: str) -> str:
-    """The fused tensor under its own name in the module that its parts go to."""
+    """Move the name of a fused tensor to the module of its parts."""
     leaves = [part for part in re.split(r"\\?\.", source) if part]
     parts = [part for part in re.split(r"\\?\.", target) if part]
     kind = parts.pop() if parts[-1] in ("weight", "bias") else None
@@ -160,27 +159,27 @@ def _merges(step: Any) -> bool:
 
 
 def _find(source: str) -> str:
-    """The pattern as transformers compiles it: one that ends on a letter ends on a name's boundary."""
+    """Write the pattern as transformers compiles it: a final letter or digit ends at a word boundary."""
     pattern = source.replace("*.", r".*\.")
     return pattern + (r"(?!\w)" if re.search(r"[a-zA-Z0-9]$", pattern) else "")
 
 
 def memory(model: Any) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of the parameters, each tied one once."""
+    """Return the names and shapes of the parameters; of tied ones, one."""
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     every = model.named_parameters(remove_duplicate=False)
     return {name: tuple(parameter.shape) for name, parameter in every if name not in tied}
 
 
 def renamings(model: Any) -> list[Rule]:
-    """The rules of one built model."""
+    """List the rules of a built model."""
     from transformers.conversion_mapping import get_model_conversion_mapping
 
     return rules(get_model_conversion_mapping(model, add_legacy=False))
 
 
 def generate(found: Iterable[tuple[str, str, list[Rule], Iterable[str]]]) -> dict[str, Any]:
-    """The whole table, from the rules of each (model type, class) and its names in memory."""
+    """Make the table from the rules of each (model type, class) and its names in memory."""
     import transformers
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
@@ -209,13 +208,13 @@ def generate(found: Iterable[tuple[str, str, list[Rule], Iterable[str]]]) -> dic
 
 
 def fixed(own: list[Rule], names: Iterable[str]) -> set[str]:
-    """Names in memory that a rule meant for names in files would change; their numbers are left out."""
+    """Find the names in memory that a rule for names in files would change, with N for numbers."""
     free = [compiled(rule) for rule in own if rule[4] is None]
     return {NUMBER.sub("N", name) for name in names if any(rule.rename(name) != name for rule in free)}
 
 
 def write(table: dict[str, Any]) -> str:
-    """The table as the file has it, one rule or type a line."""
+    """Write the table as text, one rule or type in each line."""
     lines = []
     for key, value in table.items():
         if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""How often the intervals hold the truth: the share of repetitions, for what 95 % is promised.
+"""Measure how often the 95 % intervals contain the truth, as a share of repetitions.
 
     python benchmarks/coverage.py
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from affectlens.tasks.intervals import bootstrap, effective, tango, wilson
+from affectlens.stats.intervals import bootstrap, effective, tango, wilson
 
 REPEATS = 1000
 COUNTS = (10, 20, 40, 60, 108, 250)

@@ -1,8 +1,8 @@
-"""What a lens costs: python -m benchmarks.lens [--size mid|small] [--repeats N]
+"""Measure the cost of a lens: python -m benchmarks.lens [--size mid|small] [--repeats N]
 
 Hooks: the same edit written by hand with torch's `register_forward_hook` and through `lens.intervene`, in
 turns on one model and one batch; CPU seconds of a forward pass on one thread, the ratio taken repeat by
-repeat. Memory: RssAnon of a process that loads base, and then holds beside it a tuning of `gate_proj` alone,
+repeat. Memory: RssAnon of a process that loads base, and then keeps beside it a tuning of `gate_proj` alone,
 whole or as an adapter.
 """
 
@@ -34,7 +34,7 @@ Block = Callable[[], AbstractContextManager[object]]
 
 
 def built(size: str) -> nn.Module:
-    """A random Llama of a size, float32."""
+    """Build a random Llama of a size, float32."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -44,7 +44,7 @@ def built(size: str) -> nn.Module:
 
 @contextmanager
 def by_hand(modules: list[nn.Module], hook: Callable[..., object], *, before: bool = False) -> Iterator[None]:
-    """Torch's own hooks for the length of a block."""
+    """Set torch's own hooks for the length of a block."""
     register = "register_forward_pre_hook" if before else "register_forward_hook"
     handles = [getattr(module, register)(hook) for module in modules]
     try:
@@ -55,7 +55,7 @@ def by_hand(modules: list[nn.Module], hook: Callable[..., object], *, before: bo
 
 
 def contestants(lens: al.Lens) -> dict[str, tuple[Block, Block]]:
-    """The same edit in every layer, by hand and through the lens."""
+    """Return the same edit in every layer, by hand and through the lens."""
     gates, downs = (lens.sites.where(role=role) for role in ("gate_proj", "down_proj"))
     outputs = [lens.module(site) for site in gates]
     layers = [lens.model.get_submodule(f"model.layers.{site.layer}") for site in downs]
@@ -101,7 +101,7 @@ def contestants(lens: al.Lens) -> dict[str, tuple[Block, Block]]:
 
 
 def overhead(size: str, repeats: int) -> Iterator[tuple[str, list[float]]]:
-    """The ratios of lens to hand, of each edit; the logits are the same bits."""
+    """Yield the ratio of lens to hand for each edit; the logits are the same bits."""
     lens = al.Lens(built(size))
     batch = {"input_ids": torch.randint(3, SIZES[size]["vocab_size"], SHAPE)}
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
@@ -142,7 +142,7 @@ with __import__("warnings").catch_warnings(action="ignore"):
 
 
 def held(size: str) -> Iterator[tuple[str, float, float, float, float]]:
-    """Bytes of a model, of what is held beside it, as told, and of the parameters, by kind of tuning."""
+    """Yield bytes by kind of tuning: the model, what is kept beside it, that as announced, the parameters."""
     import peft
 
     with tempfile.TemporaryDirectory() as root:
@@ -191,7 +191,7 @@ def main() -> None:
     print(f"\n| edit in every layer of {given.size} | lens / by hand, median [least, most] |\n| --- | --- |")
     for name, ratios in overhead(given.size, given.repeats):
         print(f"| {name} | {spread(ratios)} |")
-    print("\n| held beside base | told | seen | all that is held / (parameters + told) |")
+    print("\n| kept beside base | announced | measured | all memory / (parameters + announced) |")
     print("| --- | --- | --- | --- |")
     for kind, one, more, told, parameters in held(given.size):
         ratio = (one + more) / (parameters + told)

@@ -1,6 +1,6 @@
-"""What the tests of hostile inputs and of faults saw: python -m benchmarks.reliability [REPORT.xml …]
+"""Print the results of the tests of bad inputs and faults: python -m benchmarks.reliability [REPORT.xml …]
 
-They are part of every `make test`; here they are run alone, or read from the reports of runs that are over
+They are part of every `make test`; here they run alone, or are read from the reports of finished runs
 (`pytest -o junit_family=xunit1 --junit-xml=REPORT.xml`).
 """
 
@@ -18,12 +18,12 @@ TESTS = (
     "tests/test_files.py",
     "tests/test_long_use.py",
     "tests/test_sharing.py",
-    "tests/cli/test_breaking_off.py",
-    "tests/cli/test_ending.py",
-    "tests/checkpoints/test_changing.py",
-    "tests/checkpoints/test_downloading.py",
-    "tests/checkpoints/test_hub.py",
-    "tests/effects/test_resuming.py",
+    "tests/cli/test_interrupted_runs.py",
+    "tests/cli/test_process.py",
+    "tests/checkpoints/test_bytes.py",
+    "tests/checkpoints/hub/test_downloading.py",
+    "tests/checkpoints/hub/test_remote.py",
+    "tests/effects/test_journal.py",
     "tests/lens/test_loading.py",
     "tests/lens/test_restoring.py",
     "tests/tasks/test_strangers.py",

@@ -1,9 +1,9 @@
-"""Writing an edited checkpoint against copying its files: python -m benchmarks.writing [--size 3b]
+"""Compare writing an edited checkpoint with copying its files: python -m benchmarks.writing [--size 3b]
 
 A base and a tuning that moved its gates, random bf16 in the layout of a language model, in shards of 2 GB. In
-turns, in this one run: `shutil.copyfile` of every file of the base, and `affectlens transplant` as a process
-of its own, interpreter and imports counted; neither waits for the disk at the end. Memory is RssAnon
-of that process, sampled every 2 ms.
+turns, in this one run: `shutil.copyfile` of every file of the base, and `affectlens transplant` as a
+separate process, interpreter and imports counted; neither waits for the disk at the end. Memory is RssAnon of
+that process, sampled every 2 ms.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from benchmarks.diff.timing import spread
 
 ROLES = {"gate": ["--role", "gate_proj"], "embedding": ["--role", "embed_tokens"], "all": []}
 _EVERY = 0.002  # seconds
-_IMPORTED = "from affectlens.interventions import writing; print(flush=True); input()"
+_IMPORTED = "from affectlens import writing; print(flush=True); input()"
 
 
 class Run(NamedTuple):
-    """Seconds of the clock and of the processor, and the most anonymous memory in MB."""
+    """Seconds by the clock and of the processor, and the peak of anonymous memory in MB."""
 
     wall: float
     cpu: float
@@ -74,7 +74,7 @@ def _tell(folder: Path, name: str, *, what: list[str], repeats: int) -> None:
 
 
 def _warmed(folder: Path) -> None:
-    """Have the system hold the files in memory, as far as it can: no contestant is to read for the others."""
+    """Make the system cache the files as far as it can, so that no contestant reads for the others."""
     for file in sorted(folder.iterdir()):
         with file.open("rb", buffering=0) as stream:
             while stream.read(1 << 22):
@@ -101,7 +101,7 @@ def transplanted(words: list[str]) -> Run:
 
 
 def _imports() -> float:
-    """MB of a process that has imported what writes, and does nothing."""
+    """Return the MB of a process that only imports the writing code."""
 
     def ended(process: "subprocess.Popen[bytes]") -> None:
         assert process.stdout is not None

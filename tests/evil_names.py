@@ -1,4 +1,4 @@
-"""Names that a stranger's file may hold, each against one reader of what affectlens writes."""
+"""Names that a stranger's file may contain, each meant to attack a reader of what affectlens writes."""
 
 EVIL = (
     "</script><script>alert(1)</script>",

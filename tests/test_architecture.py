@@ -1,4 +1,4 @@
-"""The structure that the design promises: one-way imports, short files, short functions, a light import."""
+"""The structure that the design promises: one-way imports, short files, plain names, a light import."""
 
 import ast
 import subprocess
@@ -13,18 +13,19 @@ import affectlens
 ROOT = Path(affectlens.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 ORDER = (
-    "lazy", "html", "errors", "files", "executing", "sites", "formats", "requiring", "table", "checkpoints",
-    "tasks", "demo", "drift", "lens", "interventions", "tuning", "effects", "views", "studying", "cli",
-    "__main__",
+    "lazy", "printable", "html", "errors", "files", "executing", "stats", "sites", "table_formats",
+    "table_schema", "table_frames", "table", "checkpoints", "tasks", "demo", "drift", "probes", "lens",
+    "interventions", "writing", "effects", "tuning", "credit", "views", "studying", "cli", "__main__",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "nnsight", "transformer_lens", "peft", "plotly", "pandas")
 
+NO_VERBS = ("The", "What", "Whether", "Those", "Where", "Which", "How", "A", "An")
 # What is allowed to be longer or take more arguments, and why.
 LONG_SIGNATURES: dict[str, str] = {}
 
 
 def test_layers_are_one_way() -> None:
-    """A folder imports only from folders to its left."""
+    """A folder imports only from folders before it in the order."""
     wrong = [
         f"{file.relative_to(ROOT)} imports {other}"
         for file in FILES
@@ -33,32 +34,32 @@ def test_layers_are_one_way() -> None:
         if ORDER.index(other) > ORDER.index(own)
     ]
 
-    assert [] == wrong
+    assert [] == wrong, "\n".join(wrong)
 
 
 def test_every_module_has_its_place_in_the_order() -> None:
-    """No folder or file stands outside the argument."""
+    """Every folder and file of the package is listed in the order."""
     assert set(ORDER) >= {layer(file) for file in FILES} - {"__init__"}
 
 
 def test_there_is_no_import_cycle() -> None:
-    """Modules can be read from the bottom up."""
-    graph = {module_name(file): set(modules_imported(file)) for file in FILES}
-    seen: set[str] = set()
+    """Modules can be read from the bottom up, counting imports for types and those inside functions."""
+    graph = {module_name(file): set(modules_imported(file)) for file in FILES if file != ROOT / "__init__.py"}
 
-    def visit(name: str, path: tuple[str, ...]) -> None:
-        assert name not in path, " → ".join((*path, name))
-        if name not in seen:
-            for other in graph.get(name, ()):
-                visit(other, (*path, name))
-            seen.add(name)
+    found = [" ↔ ".join(ring) for ring in rings(graph)]
 
-    for name in graph:
-        visit(name, ())
+    assert [] == found, "\n".join(found)
+
+
+def test_the_search_for_cycles_finds_whole_ones() -> None:
+    """Modules that reach each other are listed together, and no other with them."""
+    graph = {"a": {"b"}, "b": {"c", "d"}, "c": {"a"}, "d": {"e"}, "e": {"d"}, "f": {"a", "f"}, "g": set()}
+
+    assert [["a", "b", "c"], ["d", "e"], ["f"]] == rings(graph)
 
 
 def test_there_is_no_star_import() -> None:
-    """Every name says where it comes from."""
+    """Every imported name shows where it comes from."""
     stars = [
         str(file)
         for file in FILES
@@ -67,6 +68,45 @@ def test_there_is_no_star_import() -> None:
     ]
 
     assert [] == stars
+
+
+def test_no_two_files_share_a_name() -> None:
+    """A file name leads to one file."""
+    names = [file.stem for file in FILES if file.name != "__init__.py"]
+
+    assert [] == sorted({name for name in names if names.count(name) > 1})
+
+
+def test_no_two_classes_share_a_name() -> None:
+    """A class name has one meaning."""
+    places: dict[str, list[str]] = {}
+    for file in FILES:
+        for node in ast.walk(tree(file)):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(file.relative_to(ROOT)))
+
+    assert {} == {name: found for name, found in places.items() if len(found) > 1}
+
+
+def test_no_module_is_named_like_a_public_function() -> None:
+    """`affectlens.study` is the function: a module of that name would take its place once imported."""
+    functions = {name for name in affectlens.__all__ if name.islower()}
+
+    assert {"diff", "load", "write", "study", "plot", "sweep", "evaluate"} <= functions
+    assert [] == [str(file.relative_to(ROOT)) for file in FILES if file.stem in functions]
+
+
+def test_docstrings_of_functions_begin_with_a_verb() -> None:
+    """They say what the function does: 'Return …', 'Read …'. Properties may be noun phrases."""
+    wrong = [
+        f"{file.relative_to(ROOT)}:{node.lineno} {node.name}: {text.splitlines()[0]}"
+        for file in FILES
+        for node in ast.walk(tree(file))
+        if isinstance(node, ast.FunctionDef) and not is_property(node)
+        if (text := ast.get_docstring(node) or "") and text.split()[0].rstrip(",:") in NO_VERBS
+    ]
+
+    assert [] == wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
@@ -78,7 +118,9 @@ def test_sizes(file: Path) -> None:
             assert 60 >= (node.end_lineno or 0) - node.lineno + 1, node.name
         if isinstance(node, ast.ClassDef):
             public = [
-                n for n in node.body if isinstance(n, ast.FunctionDef) and n.name[0] != "_" and not seen(n)
+                n
+                for n in node.body
+                if isinstance(n, ast.FunctionDef) and n.name[0] != "_" and not is_property(n)
             ]
             assert 12 >= len(public), node.name
 
@@ -103,7 +145,7 @@ def test_import_is_light() -> None:
 
 
 def test_the_proof_of_the_light_import_works() -> None:
-    """The subprocess does see a heavy package that is loaded."""
+    """The subprocess reports a heavy package that is loaded."""
     assert ["pandas"] == loaded("import pandas")
 
 
@@ -113,14 +155,14 @@ def test_views_see_no_torch() -> None:
 
 
 def test_inspecting_needs_neither_torch_nor_transformers() -> None:
-    """Headers and names suffice to say what a checkpoint is."""
+    """Headers and names suffice to describe a checkpoint."""
     found = loaded("import affectlens as al; repr(al.load_demo().base)")
 
     assert [] == [name for name in found if name in ("torch", "transformers")]
 
 
 def test_public_names_are_pinned_and_resolve() -> None:
-    """`__all__` is what it was, and every name in it exists."""
+    """`__all__` has exactly these names, and each of them resolves."""
     expected = (
         "Site Sites Point Points Checkpoint open_checkpoint Drift diff Trajectory trajectory Agreement "
         "agreement Lens load Transplant Zero Scale Randomise Shuffle Mean Resample Patch Steer Knockout "
@@ -133,13 +175,44 @@ def test_public_names_are_pinned_and_resolve() -> None:
         assert getattr(affectlens, name).__name__ == name
 
 
-def seen(node: ast.FunctionDef) -> bool:
-    """Whether a function is a property: read like an attribute, it is no verb."""
+def test_dir_shows_the_public_names_alone() -> None:
+    """Beside the names of `__all__` there are dunders, no helper and no submodule."""
+    assert [] == [name for name in dir(affectlens) if not name.startswith("__")][len(affectlens.__all__) :]
+    assert set(affectlens.__all__) <= set(dir(affectlens))
+
+
+def rings(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Return the groups of modules that reach each other (strongly connected components), or themselves."""
+    reached = {name: reach(graph, name) for name in graph}
+    groups = {
+        tuple(sorted({one, *reached[one]} & within(reached, one))) for one in graph if one in reached[one]
+    }
+    return sorted(map(list, groups))
+
+
+def reach(graph: dict[str, set[str]], start: str) -> set[str]:
+    """Return the modules that one imports, directly or through others."""
+    found: set[str] = set()
+    left = [start]
+    while left:
+        for other in graph.get(left.pop(), set()) - found:
+            found.add(other)
+            left.append(other)
+    return found
+
+
+def within(reached: dict[str, set[str]], one: str) -> set[str]:
+    """Return the modules from which one is reached."""
+    return {other for other, found in reached.items() if one in found}
+
+
+def is_property(node: ast.FunctionDef) -> bool:
+    """Return True for a property: it is read like an attribute, so its docstring may be a noun phrase."""
     return any("property" in ast.dump(one) for one in node.decorator_list)
 
 
 def loaded(code: str) -> list[str]:
-    """Which heavy packages a fresh interpreter has after running code."""
+    """Return the heavy packages that a fresh interpreter has after running code."""
     program = f"import sys; {code}; print([m for m in {HEAVY!r} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     found: list[str] = ast.literal_eval(run.stdout)
@@ -160,9 +233,9 @@ def module_name(file: Path) -> str:
 
 
 def modules_imported(file: Path) -> Iterator[str]:
-    """Modules of the package that a file imports when it is imported, not later or for types alone."""
+    """Yield the modules of the package that a file imports anywhere, also inside functions and for types."""
     known = {module_name(other) for other in FILES}
-    for node in ast.iter_child_nodes(tree(file)):
+    for node in ast.walk(tree(file)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("affectlens"):
             for alias in node.names:
                 deeper = f"{node.module}.{alias.name}"
@@ -170,7 +243,7 @@ def modules_imported(file: Path) -> Iterator[str]:
 
 
 def layers_imported(file: Path) -> Iterator[str]:
-    """Folders of the package that a file imports anywhere, also inside functions and for types."""
+    """Yield the folders of the package that a file imports anywhere, also inside functions and for types."""
     if file == ROOT / "__init__.py":
         return
     for node in ast.walk(tree(file)):

@@ -1,4 +1,4 @@
-"""The benchmark runs, and what it times computes one thing; nothing is timed here."""
+"""The benchmark runs, and all of its contestants compute the same numbers; no time is measured here."""
 
 import runpy
 import sys
@@ -10,10 +10,11 @@ import pytest
 from numpy.testing import assert_allclose
 from safetensors import safe_open
 
-from affectlens.drift.summing import BLOCK
+from affectlens.drift.blocks import BLOCK
 from benchmarks.diff import contestants, lora
 from benchmarks.diff.accuracy import worst
 from benchmarks.diff.generating import INDEX, LAYOUTS, generate, size
+from tests.numbers import LANES
 
 LINES = (
     "read floor, 1 MiB, all changed",
@@ -36,7 +37,7 @@ TUNINGS = ("all", "gate", "patches")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small base and its tunings, in several shards."""
+    """Generate a small base and its tunings, in several shards."""
     found = tmp_path_factory.mktemp("benchmark")
     generate(found / "small", LAYOUTS["small"], tunings=TUNINGS, shard=100_000)
     return found
@@ -44,14 +45,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def small(folder: Path) -> Path:
-    """The folder of the sides."""
+    """Return the folder of the checkpoints."""
     return folder / "small"
 
 
 def test_the_benchmark_prints_every_line(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`python -m benchmarks.diff` runs through and has something measured for each of its lines."""
+    """`python -m benchmarks.diff` succeeds and prints a measurement in each of its lines."""
     arguments = ["--size", "small", "--folder", str(folder), "--repeats", "1"]
     monkeypatch.setattr(sys, "argv", ["benchmarks.diff", *arguments])
     runpy.run_module("benchmarks.diff", run_name="__main__")
@@ -63,19 +64,19 @@ def test_the_benchmark_prints_every_line(
 
 @pytest.mark.parametrize("tuning", TUNINGS)
 def test_the_same_measures_agree(small: Path, tuning: str) -> None:
-    """The pass in torch finds what `diff` finds, of every tensor."""
+    """The pass in torch finds the measures of `diff`, for every tensor."""
     ours = contestants.ours(small / "base", small / tuning)
     found = contestants.measures(small / "base", small / tuning)
 
     assert ours.keys() == found.keys()
     for name, expected in found.items():
         assert list(expected) == list(ours[name])
-        assert_allclose(list(ours[name].values()), list(expected.values()), rtol=1e-6, atol=1e-12)
+        assert_allclose(list(ours[name].values()), list(expected.values()), rtol=LANES, atol=1e-12)
 
 
 @pytest.mark.parametrize("contestant", [contestants.loop, contestants.loaded])
 def test_the_loops_agree(small: Path, contestant: Callable[[Path, Path], contestants.Found]) -> None:
-    """The loops find the same norm of the change, as far as a difference in bf16 allows."""
+    """The loops find the same norm of the change, up to the rounding of a difference in bf16."""
     ours = contestants.ours(small / "base", small / "all")
     found = contestant(small / "base", small / "all")
 
@@ -85,7 +86,7 @@ def test_the_loops_agree(small: Path, contestant: Callable[[Path, Path], contest
 
 
 def test_the_floor_reads_every_byte(small: Path) -> None:
-    """The floor is no lower than reading both sides."""
+    """The read floor reads all bytes of both sides."""
     sides = small / "base", small / "all"
     total = sum(file.stat().st_size for side in sides for file in contestants.files(side))
 
@@ -95,7 +96,7 @@ def test_the_floor_reads_every_byte(small: Path) -> None:
 
 @pytest.mark.parametrize("tuning", TUNINGS)
 def test_the_tunings_change_what_they_say(small: Path, tuning: str) -> None:
-    """Every tensor moves, or those of the gate alone, or about half of each large one."""
+    """The tunings move every tensor, the gates alone, or about half of each large tensor."""
     rows = contestants.ours(small / "base", small / tuning)
     moved = {name for name, row in rows.items() if row["changed"]}
     gates = {name for name in rows if "gate_proj" in name}
@@ -108,7 +109,7 @@ def test_the_tunings_change_what_they_say(small: Path, tuning: str) -> None:
 
 
 def test_generating_again_writes_nothing(small: Path) -> None:
-    """Sides that are there are used again; they have shards, and what transformers asks for."""
+    """Existing checkpoints are used again; they have shards and the metadata that transformers needs."""
     file = small / "base" / INDEX
     before = file.stat().st_mtime_ns
     generate(small, LAYOUTS["small"], tunings=TUNINGS, shard=100_000)
@@ -121,7 +122,7 @@ def test_generating_again_writes_nothing(small: Path) -> None:
 
 @pytest.mark.parametrize("tuning", TUNINGS)
 def test_norms_are_as_exact_as_float64(small: Path, tuning: str) -> None:
-    """No norm is off by more than a millionth."""
+    """The relative error of every norm is below 1e-6."""
     errors = worst(small / "base", small / tuning)
 
     assert ["frobenius", "base_norm"] == list(errors)
@@ -130,7 +131,7 @@ def test_norms_are_as_exact_as_float64(small: Path, tuning: str) -> None:
 
 @pytest.mark.parametrize("kind", ["norm", "rows"])
 def test_factors_give_what_the_product_gives(kind: str) -> None:
-    """What LoRA's factors tell is what B·A tells."""
+    """Norms from LoRA's factors equal those of B·A."""
     calls = lora.contestants(4, (48, 40))
     found = calls[f"{kind} from factors"]()
 
@@ -140,7 +141,7 @@ def test_factors_give_what_the_product_gives(kind: str) -> None:
 def test_the_benchmark_of_the_lens_prints_every_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`python -m benchmarks.lens` runs through, and each edit by hand gives the bits of ours."""
+    """`python -m benchmarks.lens` succeeds, and each edit by hand gives the same bits as ours."""
     monkeypatch.setattr(sys, "argv", ["benchmarks.lens", "--size", "small", "--repeats", "1"])
     with catch_warnings(action="ignore"):
         runpy.run_module("benchmarks.lens", run_name="__main__")

@@ -1,4 +1,4 @@
-"""Jobs over executors: each once, two more tries, a new pool for a broken one, and the failed ones told."""
+"""Jobs over executors: each runs once, a failed one is retried, a broken pool is replaced by its factory."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ from affectlens.executing import Failed, execute, processes
 
 
 def double(job: tuple[int, Path]) -> int:
-    """Note that it was begun, then do it."""
+    """Record that the job started, then do it."""
     number, folder = job
     with (folder / str(number)).open("a") as log:
         log.write("x")
@@ -28,7 +28,7 @@ def double(job: tuple[int, Path]) -> int:
 
 
 def dying(job: tuple[int, Path]) -> int:
-    """The job 3 kills its worker, whoever that is."""
+    """Run a job; the job 3 kills its worker."""
     found = double(job)
     if job[0] == 3:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -36,7 +36,7 @@ def dying(job: tuple[int, Path]) -> int:
 
 
 def dying_once(job: tuple[int, Path]) -> int:
-    """The job 3 kills its worker the first time."""
+    """Run a job; the job 3 kills its worker the first time."""
     found = double(job)
     if job[0] == 3 and len((job[1] / "3").read_text()) == 1:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -44,7 +44,7 @@ def dying_once(job: tuple[int, Path]) -> int:
 
 
 def failing(job: tuple[int, Path]) -> int:
-    """The job 3 fails with an error of its own, 4 with one of ours."""
+    """Run a job; the job 3 raises a foreign error, 4 one of affectlens."""
     found = double(job)
     if job[0] == 3:
         raise OSError("the disk of the worker is full")
@@ -76,14 +76,20 @@ def spawned() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(2, mp_context=get_context("spawn"))
 
 
+@contextmanager
+def factory() -> Iterator[Callable[[], Executor]]:
+    yield spawned
+
+
 EXECUTORS: dict[str, Callable[[], Any]] = {
     "here": here,
     "threads": lambda: ThreadPoolExecutor(2),
-    "processes": spawned,
+    "given processes": spawned,
+    "processes": factory,
     "dask": dask,
     "executorlib": executorlib,
 }
-KILLABLE = [name for name in EXECUTORS if name not in ("here", "threads")]
+KILLABLE = [name for name in EXECUTORS if name not in ("here", "threads", "given processes")]
 quiet = pytest.mark.filterwarnings("ignore")  # what other packages say of their dying workers
 
 
@@ -94,7 +100,7 @@ def counted(folder: Path) -> dict[str, int]:
 @quiet
 @pytest.mark.parametrize("kind", EXECUTORS)
 def test_every_job_is_done_once(kind: str, tmp_path: Path) -> None:
-    """Each gives its own result, whoever does it."""
+    """Each job yields its own result under every executor."""
     with EXECUTORS[kind]() as executor:
         found = dict(execute(double, [(n, tmp_path) for n in range(8)], executor=executor))
 
@@ -104,8 +110,8 @@ def test_every_job_is_done_once(kind: str, tmp_path: Path) -> None:
 
 @quiet
 @pytest.mark.parametrize("kind", EXECUTORS)
-def test_a_job_that_fails_is_told_and_the_others_finish(kind: str, tmp_path: Path) -> None:
-    """A foreign error is tried three times; one of ours would come out the same, and travels whole."""
+def test_a_job_that_fails_is_reported_and_the_others_finish(kind: str, tmp_path: Path) -> None:
+    """A job is tried three times, once for an error of affectlens, which arrives whole."""
     with EXECUTORS[kind]() as executor:
         found = dict(execute(failing, [(n, tmp_path) for n in range(8)], executor=executor))
     foreign, ours = found.pop((3, tmp_path)), found.pop((4, tmp_path))
@@ -119,7 +125,7 @@ def test_a_job_that_fails_is_told_and_the_others_finish(kind: str, tmp_path: Pat
 
 
 def ended(kind: str, work: Callable[[Any], int], folder: Path, *, executor: Any) -> dict[Any, Any]:
-    """What came of eight jobs. What dask's scheduler loses would keep the test for ever."""
+    """Return the outcomes of eight jobs; a job that dask's scheduler loses must not block the test."""
     found: dict[Any, Any] = {}
 
     def run() -> None:
@@ -140,7 +146,7 @@ def ended(kind: str, work: Callable[[Any], int], folder: Path, *, executor: Any)
 @quiet
 @pytest.mark.parametrize("kind", KILLABLE)
 def test_a_poison_job_is_found_and_the_others_finish(kind: str, tmp_path: Path) -> None:
-    """It kills each worker it is given to: it alone is listed as failed."""
+    """A job that kills every worker is the only one that fails."""
     with EXECUTORS[kind]() as executor:
         found = ended(kind, dying, tmp_path, executor=executor)
     poison = found.pop((3, tmp_path))
@@ -153,15 +159,15 @@ def test_a_poison_job_is_found_and_the_others_finish(kind: str, tmp_path: Path) 
 @quiet
 @pytest.mark.parametrize("kind", KILLABLE)
 def test_a_worker_that_is_killed_costs_no_job(kind: str, tmp_path: Path) -> None:
-    """What it was at is given to another."""
+    """Another worker does the job that was running."""
     with EXECUTORS[kind]() as executor:
         found = ended(kind, dying_once, tmp_path, executor=executor)
 
     assert {(n, tmp_path): 2 * n for n in range(8)} == found
 
 
-def test_a_pool_is_made_anew_from_what_makes_it(tmp_path: Path) -> None:
-    """Given a function, the pool is ours: its workers are gone in the end."""
+def test_a_broken_pool_is_replaced_by_its_factory(tmp_path: Path) -> None:
+    """Pools from a factory are ended at the end, with their workers."""
     made: list[ProcessPoolExecutor] = []
 
     def make() -> ProcessPoolExecutor:
@@ -175,21 +181,64 @@ def test_a_pool_is_made_anew_from_what_makes_it(tmp_path: Path) -> None:
     assert [] == [p for pool in made for p in (pool._processes or {}).values() if p.is_alive()]
 
 
+@quiet
+def test_a_given_pool_that_breaks_is_not_rebuilt(tmp_path: Path) -> None:
+    """Every job that is left fails, with the remedy; a pool that was given is never copied."""
+    with spawned() as executor:
+        found = dict(execute(dying, [(n, tmp_path) for n in range(40)], executor=executor))
+    done = {job[0] for job, outcome in found.items() if not isinstance(outcome, Failed)}
+    failed = {job[0]: outcome for job, outcome in found.items() if isinstance(outcome, Failed)}
+
+    assert 40 == len(found)
+    assert 3 in failed
+    assert done | failed.keys() == set(range(40))
+    assert {1} == {failed[n].tries for n in failed if str(n) in counted(tmp_path)}
+    assert 0 == failed[39].tries
+    for outcome in failed.values():
+        assert isinstance(outcome.error, ExecutionError)
+        assert str(outcome.error).startswith("the executor broke (")
+        assert str(outcome.error).endswith(
+            ") and can't be replaced, so this job has no result. Give executor= a function that makes one, "
+            "e.g. affectlens.executing.processes(4)"
+        )
+
+
+@pytest.mark.parametrize(
+    ("executor", "expected"),
+    [
+        (4, "executor=4 has no submit(). Give an executor, or a function that makes one"),
+        (lambda: 4, "executor= made 4, which has no submit(). Give a function that makes one"),
+    ],
+)
+def test_what_is_no_executor_is_refused(executor: Any, expected: str) -> None:
+    """The error shows the object, and names a factory that works."""
+    with pytest.raises(ExecutionError) as caught:
+        list(execute(str, [1], executor=executor))
+
+    assert f"{expected}, e.g. affectlens.executing.processes(4)" == str(caught.value)
+
+
+def test_a_class_of_executors_is_a_factory() -> None:
+    """It has `submit` too, which needs an instance."""
+    assert [(1, "1")] == list(execute(str, [1], executor=ThreadPoolExecutor))
+
+
 def broken_at_once() -> None:
     os._exit(1)
 
 
 def test_a_pool_whose_workers_die_at_once_is_given_up(tmp_path: Path) -> None:
-    """However many jobs there are, and in the words of what is wrong."""
-    make = lambda: ProcessPoolExecutor(  # noqa: E731  one line for one thing
-        1, mp_context=get_context("fork"), initializer=broken_at_once
-    )
+    """Ten pools that break in a row are enough, however many jobs there are."""
+
+    def make() -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, mp_context=get_context("fork"), initializer=broken_at_once)
+
     with pytest.raises(ExecutionError, match="no worker stays alive"):
         list(execute(double, [(n, tmp_path) for n in range(40)], executor=make))
 
 
 class Results:
-    """An executor whose futures have a result and nothing else."""
+    """An executor whose futures have `result` and `cancel` alone."""
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Any:
         class Known:
@@ -203,14 +252,14 @@ class Results:
 
 
 def test_a_future_needs_no_more_than_a_result(tmp_path: Path) -> None:
-    """Anything with submit will do."""
+    """Any object with `submit` is an executor."""
     assert [0, 2, 4] == [
         result for _, result in execute(double, [(n, tmp_path) for n in range(3)], executor=Results())
     ]
 
 
-def test_what_is_left_is_taken_back(tmp_path: Path) -> None:
-    """Of a run that is broken off, jobs that wait are cancelled."""
+def test_waiting_jobs_are_cancelled(tmp_path: Path) -> None:
+    """Closing the generator cancels the jobs that have no result yet."""
     given: list[Future[Any]] = []
 
     class Waiting(Executor):
@@ -239,8 +288,8 @@ if __name__ == "__main__":
 """
 
 
-def test_workers_end_with_what_made_them(tmp_path: Path) -> None:
-    """Also where that is killed and can tell them nothing."""
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    """Workers end even if the parent is killed and can't tell them."""
     script = tmp_path / "script.py"
     script.write_text(ORPHANS)
     run = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)

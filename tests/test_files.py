@@ -25,7 +25,7 @@ TABLE = Table(pd.DataFrame({"a": [1]}))
 
 EARLIER = "what was there before"
 KINDS = ("t.parquet", "t.csv", "t.json", "t.md", "t.tex", "report.html", "plot.html", "plot.json")
-# Writes a file of each kind; the limit on file sizes stands for a disk that is full.
+# Writes a file of each kind; the limit on file sizes simulates a full disk.
 WRITING = """
 import resource, sys
 from pathlib import Path
@@ -41,7 +41,7 @@ for path in map(Path, sys.argv[2:]):
     except WriteError as error:
         print(error)
 """
-# Writes for ever, each time a megabyte of one letter, in small pieces.
+# Writes forever, a megabyte of one letter each time, in small pieces.
 ENDLESS = """
 import itertools, sys
 from affectlens.files import whole
@@ -57,7 +57,7 @@ for letter in itertools.cycle("ab"):
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on file sizes there")
 @pytest.mark.parametrize("limit", [0, 1000])
 def test_a_full_disk_leaves_the_earlier_file(limit: int, tmp_path: Path) -> None:
-    """Whatever is written, the error names the path and the reason, and no partial file is left."""
+    """For every kind of file the error names the path and the reason, and no partial file is left."""
     paths = [tmp_path / kind for kind in KINDS]
     for path in paths:
         path.write_text(EARLIER)
@@ -70,10 +70,10 @@ def test_a_full_disk_leaves_the_earlier_file(limit: int, tmp_path: Path) -> None
     assert sorted(paths) == sorted(tmp_path.iterdir())
 
 
-def test_an_image_that_can_not_be_written_is_told_alike(
+def test_an_image_that_can_not_be_written_has_the_same_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """kaleido gives the bytes, and plotly writes them."""
+    """plotly writes the bytes from kaleido, so its error is replaced."""
 
     def full(_figure: go.Figure, path: Path, **_options: object) -> None:
         path.write_bytes(b"half")
@@ -89,7 +89,7 @@ def test_an_image_that_can_not_be_written_is_told_alike(
 
 
 def test_an_error_while_writing_leaves_the_earlier_file(tmp_path: Path) -> None:
-    """An error of any kind passes through, an interrupt too."""
+    """An error of any kind is raised unchanged, an interrupt too."""
     path = tmp_path / "t.txt"
     path.write_text(EARLIER)
 
@@ -116,7 +116,7 @@ def test_an_error_while_writing_leaves_the_earlier_file(tmp_path: Path) -> None:
 def test_a_place_that_can_not_be_written_is_named(
     place: str, reason: str, save: Callable[[Path], object], tmp_path: Path
 ) -> None:
-    """A file in place of a folder or the other way round, a name that is too long, a folder without leave."""
+    """The error names a file in place of a folder, a folder, a long name, a read-only folder."""
     (tmp_path / "file").write_text(EARLIER)
     (tmp_path / "folder" / "t.csv" / "inside").mkdir(parents=True)
     (tmp_path / "closed").mkdir(mode=0o500)
@@ -132,14 +132,14 @@ def test_a_place_that_can_not_be_written_is_named(
 
 
 def test_the_longest_name_can_be_written(tmp_path: Path) -> None:
-    """The temporary name beside it is no longer."""
+    """The temporary name beside it is not longer."""
     write_text(tmp_path / f"{'x' * 251}.csv", "whole")
 
     assert ["whole"] == [path.read_text() for path in tmp_path.iterdir()]
 
 
 def test_a_new_file_is_as_open_as_others(tmp_path: Path) -> None:
-    """Its permissions follow the mask of the process."""
+    """Its permissions follow the umask of the process."""
     (tmp_path / "plain.txt").write_text("x")
     write_text(tmp_path / "ours.txt", "x")
 
@@ -147,7 +147,7 @@ def test_a_new_file_is_as_open_as_others(tmp_path: Path) -> None:
 
 
 def test_folders_are_made(tmp_path: Path) -> None:
-    """Those above the file, as far as they are missing."""
+    """Missing folders above the file are created."""
     write_text(tmp_path / "a" / "b" / "t.txt", "\ud800 and text")
 
     assert "? and text" == (tmp_path / "a" / "b" / "t.txt").read_text("utf-8")
@@ -156,7 +156,7 @@ def test_folders_are_made(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
 @pytest.mark.parametrize("moment", [0.0, 0.003, 0.017, 0.041, 0.09, 0.21])
 def test_a_killed_writer_leaves_a_whole_file(moment: float, tmp_path: Path) -> None:
-    """At whichever moment, the file is the earlier or the later one; what is left beside it is hidden."""
+    """At every moment the file is the earlier or the later one; a leftover beside it is hidden."""
     path = tmp_path / "t.txt"
     writer = subprocess.Popen([sys.executable, "-c", ENDLESS, path], stdout=subprocess.PIPE)
     assert writer.stdout is not None
@@ -170,8 +170,8 @@ def test_a_killed_writer_leaves_a_whole_file(moment: float, tmp_path: Path) -> N
     assert [] == [other for other in tmp_path.iterdir() if other != path and not other.name.startswith(".")]
 
 
-def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
-    """A device, a pipe or a folder stays what it is; a link stays one, and what it points to is written."""
+def test_only_ordinary_files_are_replaced(tmp_path: Path) -> None:
+    """A pipe or a folder is refused; a link stays a link, and its target is written."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     (tmp_path / "link.txt").symlink_to(tmp_path / "real.txt")

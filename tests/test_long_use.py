@@ -1,4 +1,4 @@
-"""Long use leaves nothing behind: no hook, no open file, no thread, no memory."""
+"""Long use leaks no hook, open file, thread or memory."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import nudge, tiny
 
-# In a process of its own, whose memory and files are nobody else's.
+# Runs in a separate process, so that no other test uses its memory and files.
 PROGRAM = """
 import gc, json, os, sys, threading
 import torch
@@ -49,7 +49,7 @@ for work, times in ((enter, 1000), (lambda: al.diff(base, tuned, progress=False)
 def test_a_thousand_interventions_and_300_diffs_leave_nothing(
     save: Callable[..., Path], record_property: Callable[[str, object], None]
 ) -> None:
-    """After a tenth of it to warm up: no hook, descriptor or thread more, memory within 5 %."""
+    """After a tenth of the work as warm-up, hooks, files and threads stay the same, memory within 5 %."""
     base, tuned = save(tiny("llama"), "base"), save(nudge(tiny("llama"), "mlp"), "tuned", shards=True)
     command = [sys.executable, "-c", PROGRAM, str(base), str(tuned)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import affectlens as al
-from affectlens.cli.telling import tell_drift, tell_effects
+from affectlens.cli.text import tell_drift, tell_effects
 from affectlens.studying import roles
 
 pytestmark = pytest.mark.docs

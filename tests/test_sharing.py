@@ -1,4 +1,4 @@
-"""Eight processes with one cache or one journal get in nobody's way, and leave no broken entry."""
+"""Eight processes can share one cache and one journal, and leave no broken entry."""
 
 import json
 import os
@@ -16,16 +16,16 @@ PROCESSES = 8
 PROGRAM = """
 import json, sys
 import affectlens as al
-from affectlens.drift import kernel
+from affectlens.drift import numba_engine
 
 drift = al.diff(*sys.argv[1:], progress=False)
-stats = kernel.measure.stats
+stats = numba_engine.measure.stats
 print(json.dumps([drift.frame["frobenius"].tolist(), sum(stats.cache_hits.values())]))
 """
 
 
 def test_eight_processes_compile_into_one_cache(save: Callable[..., Path], tmp_path: Path) -> None:
-    """Begun at once with an empty cache, all give one result; a ninth takes the kernel from the cache."""
+    """Processes that start with an empty cache agree; a ninth loads the kernel from the cache."""
     pair = [
         str(save(model, name))
         for name, model in (("base", tiny("llama")), ("tuned", nudge(tiny("llama"), "")))
@@ -42,17 +42,17 @@ def test_eight_processes_compile_into_one_cache(save: Callable[..., Path], tmp_p
         )
 
     ended = [(*run.communicate(timeout=300), run.returncode) for run in [start() for _ in range(PROCESSES)]]
-    told, errors, code = (*(ninth := start()).communicate(timeout=60), ninth.returncode)
+    out, errors, code = (*(ninth := start()).communicate(timeout=60), ninth.returncode)
 
     assert [("", 0)] * PROCESSES == [(errors, code) for _, errors, code in ended]
     assert ("", 0) == (errors, code)
-    norms, hits = json.loads(told)
-    assert [norms] * PROCESSES == [json.loads(out)[0] for out, _, _ in ended]
+    norms, hits = json.loads(out)
+    assert [norms] * PROCESSES == [json.loads(printed)[0] for printed, _, _ in ended]
     assert hits > 0
 
 
 def test_eight_sweeps_write_into_one_journal(lens: al.Lens, demo: al.Demo, tmp_path: Path) -> None:
-    """Each ends in the same table, and nothing in the journal is broken."""
+    """Each sweep returns the same table, and no entry of the journal is broken."""
     task = demo.task("faces-unseen").head(6)
     grid = al.Grid(demo.base.sites, donor=demo.tuned, n_random=2)
     expected = al.sweep(lens, grid, task, progress=False).frame
@@ -86,7 +86,7 @@ print(len(al.diff(*sys.argv[1:], progress=False)))
 
 
 def test_a_cache_that_can_not_be_written_stops_no_diff(save: Callable[..., Path], tmp_path: Path) -> None:
-    """On a full disk the kernel is compiled, used and not kept."""
+    """On a full disk the kernel is compiled and used, but not stored."""
     pair = [str(save(tiny("llama"), "base")), str(save(nudge(tiny("llama"), ""), "tuned"))]
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     command = [sys.executable, "-c", FULL, *pair]

@@ -1,4 +1,4 @@
-"""Tables in a notebook: bars behind the numbers, dashes for what is not known, nothing that runs."""
+"""Tables in a notebook have bars behind numbers, dashes for unknown values, and nothing that runs."""
 
 import re
 from typing import ClassVar
@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from affectlens import html
+from affectlens import html, printable
 from affectlens.drift.drift import Drift
 from affectlens.table import SHOWN, Table
 
@@ -19,12 +19,12 @@ class Barred(Table):
 
 
 def widths(drawn: str) -> list[float]:
-    """The lengths of the bars, in percent of their cell."""
+    """Return the lengths of the bars, in percent of their cell."""
     return [float(found) for found in re.findall(r"left/([\d.]+)%", drawn)]
 
 
 def test_a_bar_is_as_long_as_its_share_of_the_column_s_maximum() -> None:
-    """The maximum is that of the whole table, though the first rows alone are shown."""
+    """The maximum is that of the whole table, although only the first rows are shown."""
     far = [1.0, 2.0, *[0.5] * SHOWN, 4.0]
     drawn = Barred(pd.DataFrame({"far": far, "other": far}))._repr_html_()
 
@@ -32,7 +32,7 @@ def test_a_bar_is_as_long_as_its_share_of_the_column_s_maximum() -> None:
 
 
 def test_the_number_stays_text() -> None:
-    """A screen reader hears the figure; the bar is the cell's background."""
+    """The bar is the cell's background, so a screen reader reads the number."""
     drawn = Barred(pd.DataFrame({"far": [0.123456]}))._repr_html_()
 
     assert ">0.1235</td>" in drawn
@@ -41,30 +41,30 @@ def test_the_number_stays_text() -> None:
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf"), 0.0, -1.0, pd.NA])
 def test_what_has_no_length_has_no_bar(value: object) -> None:
-    """Null, zero, infinite and negative values are written and not drawn."""
+    """Null, zero, infinite and negative values are written without a bar."""
     drawn = html.table(["far"], [[value]], most={"far": 2.0})
 
     assert [] == widths(drawn)
-    assert f">{html.cell(value)}</td>" in drawn
+    assert f">{printable.cell(value)}</td>" in drawn
 
 
 @pytest.mark.parametrize("column", [[None, None], [np.nan, np.nan], [0.0, 0.0], [-1.0, -2.0]])
 def test_a_column_without_a_maximum_has_no_bars(column: list[object]) -> None:
-    """All null or nothing positive: figures alone."""
+    """Columns without a positive value have numbers alone."""
     assert [] == widths(Barred(pd.DataFrame({"far": column}))._repr_html_())
 
 
 def test_null_is_a_dash_in_both_reprs() -> None:
-    """What is not known looks neither like zero nor like nothing, and is never 'nan'."""
+    """An unknown value looks neither like zero nor like an empty cell, and is never 'nan'."""
     table = Table(pd.DataFrame({"a": [1.5, np.nan], "b": ["x", None]}))
 
-    assert 2 == table._repr_html_().count(f">{html.NULL}</td>")
-    assert 2 == repr(table).count(html.NULL)
+    assert 2 == table._repr_html_().count(f">{printable.NULL}</td>")
+    assert 2 == repr(table).count(printable.NULL)
     assert "nan" not in (repr(table) + table._repr_html_()).lower()
 
 
 def test_arrays_are_not_printed() -> None:
-    """A column of arrays is left out of a table's face."""
+    """A column of arrays is left out of both reprs."""
     frame = pd.DataFrame({"a": [1, 2], "values": [np.arange(4000.0), None]})
     table = Table(frame)
 
@@ -72,12 +72,12 @@ def test_arrays_are_not_printed() -> None:
 
 
 def test_an_empty_table_shows_its_header() -> None:
-    """No rows, no bars, no error."""
+    """A table without rows has a header and no bars."""
     assert "<th>far</th>" in Barred(pd.DataFrame({"far": []}))._repr_html_()
 
 
 def test_names_from_files_are_escaped() -> None:
-    """A header, a cell and a bar's cell can hold no tag."""
+    """No header or cell can contain a tag."""
     drawn = Barred(pd.DataFrame({"<b>": ["<i>"], "far": ["<u>"]}).astype(object)[["<b>", "far"]][:0])
     text = html.table(["<b>", "far"], [["<i>", "<u>"]], most={"far": 1.0}) + drawn._repr_html_()
 
@@ -85,6 +85,6 @@ def test_names_from_files_are_escaped() -> None:
 
 
 def test_drift_has_bars_where_it_shows_norms() -> None:
-    """Every column with bars is one that is shown."""
+    """Every column with bars is shown."""
     assert ("relative", "rms", "frobenius") == Drift.bars
     assert set(Drift.bars) <= set(Drift.shown)

@@ -1,4 +1,4 @@
-"""Tiny random models of any architecture that transformers knows: its default config, every size cut down."""
+"""Tiny random models of any architecture that transformers knows: the default config with reduced sizes."""
 
 import contextlib
 import re
@@ -12,7 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 HIDDEN, VOCAB = 64, 256
 
-# A setting whose name matches, and which is a larger number, becomes this; the first row that matches wins.
+# Settings with a matching name are reduced to this size; the first row that matches wins.
 _SIZES: tuple[tuple[re.Pattern[str], int], ...] = tuple(
     (re.compile(pattern), value)
     for pattern, value in (
@@ -74,7 +74,7 @@ _SIZES: tuple[tuple[re.Pattern[str], int], ...] = tuple(
 )
 _TOKEN = re.compile(r"\w*(?:_token_id|_token_index|_token|_id)s?")
 
-# What cutting the sizes does not settle, by model type; keys reach into sections with a dot.
+# Further settings that smaller sizes need, by model type; a dot in a key leads into a section.
 _MEDIA = {"<image>": 5, "IMGIMGBSBSZ": 6, "IMGIMGABCDZ": 7, "<|extra_200|>": 8, "<|visual token 000000|>": 9}
 _OVERRIDES: dict[str, dict[str, Any]] = {
     "chameleon": {"vocabulary_map": _MEDIA},
@@ -91,7 +91,7 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     "nemotron": {"num_key_value_heads": 2},
     "falcon": {"new_decoder_architecture": False},
 }  # fmt: skip
-# Settings that a config works out for each layer when it is made, so they have to be there from the start.
+# Settings that a config expands for each layer when it is created, so they must be given from the start.
 _AT_BIRTH: dict[str, dict[str, Any]] = {
     kind: {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
            "intermediate_size": 96, "head_dim": 16, "global_head_dim": 32, "num_global_key_value_heads": 2,
@@ -108,7 +108,7 @@ _MAPPINGS = (
 
 
 def class_for(model_type: str) -> type[Any]:
-    """The class that transformers would take for the largest task of a type."""
+    """Return the class that transformers uses for the largest task of a type."""
     for task in _MAPPINGS:
         name = f"MODEL_FOR_{task}_MAPPING_NAMES" if task else "MODEL_MAPPING_NAMES"
         found = getattr(modeling_auto, name).get(model_type)
@@ -119,7 +119,7 @@ def class_for(model_type: str) -> type[Any]:
 
 
 def tiny(model_type: str, class_name: str | None = None, *, seed: int = 0) -> nn.Module:
-    """Build a tiny random model of a type; raises what transformers raises where the sizes don't fit."""
+    """Build a tiny random model of a type. Raises the error of transformers if the sizes don't fit."""
     kind = getattr(transformers, class_name) if class_name else class_for(model_type)
     config = _born(model_type)
     if not isinstance(config, kind.config_class) and class_name is None:
@@ -145,7 +145,7 @@ def _born(model_type: str) -> Any:
 
 
 def shrink(config: Any) -> None:
-    """Cut every size in a config and its sections."""
+    """Reduce every size in a config and its sections."""
     if ("gemma4" in config.model_type and hasattr(config, "global_head_dim")) or (
         config.model_type in _AT_BIRTH and "text" in config.model_type
     ):
@@ -169,7 +169,7 @@ def shrink(config: Any) -> None:
 
 
 def _set(config: Any, key: str, value: Any) -> None:
-    # Some are properties of the config, worked out from others.
+    # Some settings are properties that the config computes.
     with contextlib.suppress(AttributeError, NotImplementedError, ValueError, TypeError):
         setattr(config, key, value)
 
@@ -182,7 +182,7 @@ def _smaller(key: str, value: int) -> int:
 
 
 def _tokens(config: Any) -> None:
-    """Special tokens have to lie within the small vocabulary, each its own."""
+    """Move the special tokens into the small vocabulary, each to its own id."""
     last = VOCAB - 1
     for key, value in list(vars(config).items()):
         if not _TOKEN.fullmatch(key):
@@ -196,7 +196,7 @@ def _tokens(config: Any) -> None:
 
 
 def _lists(config: Any) -> None:
-    """Lists with an entry a layer keep two entries, of both kinds where there are two."""
+    """Shorten lists with an entry for each layer to two entries, of both kinds if there are two."""
     layers = next((getattr(config, k, None) for k in ("num_hidden_layers", "n_layer", "num_layers")), None)
     for key, value in list(vars(config).items()):
         if re.fullmatch(
@@ -212,16 +212,15 @@ def _lists(config: Any) -> None:
 
 
 def _fill(config: Any) -> None:
-    """Fill in what defaults leave open and building needs."""
+    """Fill in settings that a model needs and the default config leaves out."""
     for key in ("initializer_range", "init_std", "init_scale"):
         value = getattr(config, key, None)
         if isinstance(value, float) and value < 0.1:
-            _set(
-                config, key, 0.1
-            )  # weights so small that softmax and activations are hardly bent show nothing
+            # With smaller weights softmax and activations are almost linear, and tests would show little.
+            _set(config, key, 0.1)
     rope = getattr(config, "rope_parameters", None)
     if isinstance(rope, dict) and "rope_type" in rope:
-        # Read by the models that turn positions in time, height and width, ignored by the others.
+        # Models that rotate positions in time, height and width read it, others ignore it.
         _set(config, "rope_parameters", {**rope, "mrope_section": [2, 3, 3]})
     if hasattr(config, "head_dim") and config.head_dim is None:
         _set(config, "head_dim", 16)

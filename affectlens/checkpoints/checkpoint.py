@@ -1,15 +1,15 @@
 """A checkpoint: sites over a store of named tensors, headers only until a site is read."""
 
-import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
-from affectlens import html
+from affectlens import html, printable
 from affectlens.checkpoints.bytes import Span
-from affectlens.errors import CheckpointError, NoSuchSite, near, quoted
+from affectlens.checkpoints.store import Store
+from affectlens.errors import NoSuchSite, near, quoted
 from affectlens.sites import (
     Laid,
     Site,
@@ -18,98 +18,57 @@ from affectlens.sites import (
     Units,
     bare_name,
     heads,
-    lay_out,
     model_type,
     recognised,
     sections,
-    sites_of,
     units,
 )
+from affectlens.sites.locating import placed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from affectlens.checkpoints.adapters.lowrank import LowRank
+    from affectlens.checkpoints.adapters.low_rank import LowRank
 
-
-Shapes = Mapping[str, tuple[int, ...]]
-# What tells saves of one model apart, and nothing of its layout.
-_ABOUT_THE_SAVE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
-
-
-class Header(NamedTuple):
-    """What is known of a tensor before it is read."""
-
-    shape: tuple[int, ...]
-    dtype: str  # as torch names it, e.g. "bfloat16"
-
-
-class Store(Protocol):
-    """Named tensors somewhere: in safetensors files, in a live module, in a mapping."""
-
-    name: str  # how a person would call it; never an absolute path
-    source: str  # what opens it again: a path or hub id, empty for what is only in memory
-    format: str
-    headers: Mapping[str, Header]
-    config: Mapping[str, Any]
-    notes: tuple[str, ...]  # what was found beside the weights, in sentences
-
-    @property
-    def skipped(self) -> Mapping[str, tuple[str, int]]:
-        """What is stored but not to be had: why, and its elements."""
-        ...
-
-    @property
-    def aliases(self) -> Mapping[str, str]:
-        """Names that are stored as another's bytes."""
-        ...
-
-    def read(self, tensor: str, rows: slice | None = None) -> "Tensor":
-        """Return a tensor, or some of its rows: as stored, or in float32 where that was packed."""
-        ...
-
-    def span(self, tensor: str) -> Span | None:
-        """Where the bytes of a tensor are; None where they are not its values, or are not to be had."""
-        ...
-
-    def check(self) -> None:
-        """Raise `CheckpointError` if a file changed since it was opened."""
-        ...
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """What identifies the content: header hash, bytes, files, revision."""
-        ...
+_FUSED = ("qkv_proj", "kv_proj", "gate_up_proj", "kv_b_proj")
 
 
 @dataclass(frozen=True)
-class Change:
-    """What an adapter makes of its base: sites from elsewhere, and sites that factors change."""
+class AdapterChange:
+    """The changes of an adapter to its base: sites saved whole, and sites changed by factors."""
 
     base: "Checkpoint"
-    laid: Mapping[str, Laid]  # of the tensors that were saved whole
+    laid: Mapping[str, Laid]  # tensors that were saved whole
     whole: Mapping[Site, Storage]
     factors: Mapping[Site, "LowRank"]
     skipped: Mapping[str, tuple[str, int]]
 
 
 class Checkpoint:
-    """Address the tensors of a store by canonical site.
+    """The weights of a model, addressed by site; made by `affectlens.open_checkpoint`.
 
-    Made by `affectlens.open_checkpoint`. `like` is a checkpoint of the whole model where this one holds
-    a part of it: a lone `up_proj` shows what it is only beside the gate that was not saved. `change` is
-    an adapter's. Raises `CheckpointError` when two tensors claim one site.
+    `like` is a checkpoint of the whole model if this one holds only a part: a lone `up_proj` is recognised
+    only beside its gate. `change` is the change of an adapter. Raises `CheckpointError` if two tensors claim
+    one site.
+
+    >>> import affectlens as al
+    >>> base = al.load_demo().base
+    >>> up = base.sites.where(tower="language", role="up_proj", param="weight").expect(4)[0]
+    >>> up, base.shape(up), base.dtype(up)
+    (language.0.up_proj, (352, 128), 'bfloat16')
+    >>> base.read(up.at(neuron=7)).shape
+    torch.Size([1, 128])
     """
 
     def __init__(
-        self, store: Store, *, like: "Checkpoint | None" = None, change: Change | None = None
+        self, store: Store, *, like: "Checkpoint | None" = None, change: AdapterChange | None = None
     ) -> None:
         self.store, self.change, self.config = store, change, store.config
-        # Of a live model while an intervention holds: the same as it was before.
+        # For a live model: reads its weights from before any active interventions.
         self.untouched: Checkpoint = self
-        # The sites that an adapter changes by a product of factors.
+        # Sites that an adapter changes by a product of factors.
         self.factors: Mapping[Site, LowRank] = change.factors if change else {}
-        # What is stored and can't be compared: why, and its number of elements.
+        # Stored tensors that can't be compared: why, and their number of elements.
         self.skipped = {**store.skipped, **(change.skipped if change else {})}
         if change is not None:
             self.laid: Mapping[str, Laid] = {**change.base.laid, **change.laid}
@@ -119,36 +78,36 @@ class Checkpoint:
             shapes = {name: header.shape for name, header in store.headers.items()}
             config = store.config or (like.config if like else {})
             context = context_of(like) if like else {}
-            self.laid, self.storage = _placed(store.name, shapes, config, context=context)
+            self.laid, self.storage = placed(shapes, config, context=context, source=store.name)
         self.sites = Sites(self.storage)
         towers = {site.tower for site in self.storage}
         self._heads = {tower: heads(part) for tower, part in sections(self.config, towers).items()}
 
     def targeted(self, site: Site) -> bool:
-        """Whether tuning could have changed a site: any of a whole checkpoint, of an adapter its own."""
+        """Return whether tuning could change a site: any of a checkpoint, of an adapter only its own."""
         return self.change is None or site in self.change.factors or site in self.change.whole
 
     @property
     def parameters(self) -> int:
-        """The number of elements, skipped ones among them."""
+        """The number of elements, including skipped ones."""
         return sum(where.size for where in self.storage.values()) + sum(n for _, n in self.skipped.values())
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What a reader of any result should know of the model itself."""
+        """Sentences on the model that a reader of any result should know."""
         kind, found = model_type(self.config), []
         if self.config.get("auto_map"):
             found.append("the model runs remote code, which is not executed here")
         elif "model_type" in self.config and not recognised(self.config):
-            named = f"its model_type, {quoted(kind)}, is unknown" if kind else "its model_type is none"
-            found.append(f"{named}: names and shapes alone say what its parameters are")
+            named = f"its model_type {quoted(kind)} is unknown" if kind else "its model_type is not a name"
+            found.append(f"{named}: parameters are recognised by names and shapes alone")
         if "quantization_config" in self.config:
             found.append("the weights are quantized")
         return tuple(found)
 
     @property
     def tied(self) -> bool:
-        """Whether the output embedding is the input embedding and so is not stored."""
+        """Whether the output embedding is the input embedding, and so is not stored."""
         text = self.config.get("text_config")
         text = text if isinstance(text, dict) else {}
         flag = self.config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
@@ -156,17 +115,17 @@ class Checkpoint:
         return bool(flag or shared) and not any(site.role == "lm_head" for site in self.storage)
 
     def shape(self, site: Site) -> tuple[int, ...]:
-        """The shape of a site: unfused, one expert, a matrix as (out, in)."""
+        """Return the shape of a site: unfused, of one expert, a matrix as (out, in)."""
         return self.at(site).shape
 
     def dtype(self, site: Site) -> str:
-        """The dtype of a site as torch names it: as stored, or float32 where factors change it."""
+        """Return the dtype of a site as torch names it: as stored, or float32 if factors change it."""
         if site.at() in self.factors:
             return "float32"
         return self.store.headers[self.at(site).tensor].dtype
 
     def read(self, site: Site, wanted: slice | None = None) -> "Tensor":
-        """Read one site, or some of its rows; raises `NoSuchSite` when the checkpoint has none such."""
+        """Read one site, or some of its rows; raises `NoSuchSite`."""
         from affectlens.checkpoints.slicing import rows, some, take
 
         where = self.at(site)
@@ -187,12 +146,12 @@ class Checkpoint:
         return self.change.factors[site].applied(base, wanted or slice(None))
 
     def by_rows(self, site: Site) -> bool:
-        """Whether some rows of a site can be read without the others."""
+        """Return whether some rows of a site can be read without the others."""
         where = self.at(site)
         return bool(where.shape) and not where.transposed and where.expert is None and where.unit is None
 
     def span(self, site: Site) -> Span | None:
-        """Where the bytes of a site are, as stored; None where they are not one run of its values."""
+        """Return where the values of a site are stored; None if they are not stored in one run."""
         from affectlens.checkpoints.slicing import contiguous
 
         if site.at() in self.factors:
@@ -207,9 +166,9 @@ class Checkpoint:
         return whole.part(run[0] * width, run[1] * width)
 
     def units(self, site: Site) -> Units | None:
-        """The heads or neurons that a site is made of; None where it has none, or their number is unknown.
+        """Return the heads or neurons of a site; None if it has none, or their number is unknown.
 
-        `site.at(head=3)` and `site.at(neuron=7)` are read and changed like any site.
+        `site.at(head=3)` and `site.at(neuron=7)` can be read and changed like any site.
         """
         whole = site.at()
         every, grouped = self._heads[site.tower]
@@ -217,7 +176,7 @@ class Checkpoint:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What this is, for the origin of a result; JSON-like, no absolute path."""
+        """Facts that identify this checkpoint in the origin of a result; JSON-like, no absolute path."""
         return {
             "name": self.store.name,
             "format": self.store.format,
@@ -228,7 +187,7 @@ class Checkpoint:
         }
 
     def at(self, site: Site) -> Storage:
-        """Where a site lies; raises `NoSuchSite`."""
+        """Return where a site is stored; raises `NoSuchSite`."""
         found = self.storage.get(site) or self._unit(site)
         if found is None:
             there = near(site, self.storage)
@@ -243,50 +202,97 @@ class Checkpoint:
         parts = self.units(site)
         number = numbers.get(parts.kind) if parts else None
         if parts is None or type(number) is not int or not 0 <= number < parts.count:
-            there = f"{parts.count} {parts.kind}s" if parts else "no heads or neurons that are known"
-            raise NoSuchSite(f"{site.at()} has {there}, so {site} is not one")
+            there = f"{parts.count} {parts.kind}s" if parts else "no known heads or neurons"
+            raise NoSuchSite(f"{site.at()} has {there}, so {site} does not exist")
         return whole.of(parts.cut(number))
 
     def __repr__(self) -> str:
-        return "\n".join(f"{name:12} {html.plain(value)}" for name, value in self._lines())
+        return "\n".join(f"{name:12} {printable.plain(value)}" for name, value in describe(self))
 
     def _repr_html_(self) -> str:
-        return html.table(("", ""), self._lines(), caption="Checkpoint")
-
-    def _lines(self) -> list[tuple[str, str]]:
-        from affectlens.checkpoints.describing import describe
-
-        return describe(self)
+        return html.table(("", ""), describe(self), caption="Checkpoint")
 
 
 def context_of(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a whole model, by which a part of it is known for what it is."""
+    """Return names and shapes of a whole model, which help to recognise the tensors of a part of it."""
     found: dict[str, tuple[int, ...]] = {}
     for laid in checkpoint.laid.values():
-        # A part may have experts stacked that the whole has one by one; the shape is its own to say.
+        # A part may stack experts that the whole model stores one by one, so it brings its own shape.
         found.setdefault(laid.memory, ())
         found[laid.name] = laid.shape
     return found
 
 
-def _placed(
-    source: str, shapes: Shapes, config: Mapping[str, Any], *, context: Shapes
-) -> tuple[Mapping[str, Laid], Mapping[Site, Storage]]:
-    known = {key: value for key, value in config.items() if key not in _ABOUT_THE_SAVE}
-    try:
-        text = json.dumps(known, default=str)
-        laid, storage = _layout(tuple(shapes.items()), text, tuple(context.items()))
-        return dict(laid), dict(storage)
-    except CheckpointError as error:
-        raise CheckpointError(source, error.reason, key=error.key) from None
+def describe(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    """Return rows of (what, value) for people to read."""
+    who = checkpoint.identity
+    towers: Counter[str] = Counter()
+    for site, storage in checkpoint.storage.items():
+        towers[site.tower] += storage.size
+    tied = "output embedding tied to the input embedding" if checkpoint.tied else "no"
+    return [
+        ("checkpoint", who["name"]),
+        ("format", who["format"]),
+        ("model type", who["model_type"]),
+        ("parameters", f"{checkpoint.parameters:,} in {len(checkpoint.laid)} tensors"),
+        *((f"· {tower}", f"{count:,}") for tower, count in towers.most_common()),
+        ("language", _language(checkpoint)),
+        ("dtype", who["dtype"]),
+        ("tied", tied),
+        ("header", who.get("header_sha256", "none: in memory")),
+        *(("unusual", remark) for remark in unusual(checkpoint)),
+        ("coverage", f"{coverage(checkpoint):.1%} of the parameters have a role"),
+    ]
 
 
-@lru_cache(maxsize=4)
-def _layout(
-    shapes: tuple[tuple[str, tuple[int, ...]], ...],
-    config: str,
-    context: tuple[tuple[str, tuple[int, ...]], ...],
-) -> tuple[Mapping[str, Laid], Mapping[Site, Storage]]:
-    """Base and tuned mostly have the same names: what they say is worked out once."""
-    laid = lay_out(dict(shapes), json.loads(config), context=dict(context))
-    return laid, sites_of(laid)
+def coverage(checkpoint: Checkpoint) -> float:
+    """Return the share of the parameters whose role is known."""
+    named = sum(where.size for site, where in checkpoint.storage.items() if site.role != "other")
+    return named / (checkpoint.parameters or 1)
+
+
+def unusual(checkpoint: Checkpoint) -> Iterator[str]:
+    """Yield sentences on this checkpoint that a reader of a diff should know."""
+    yield from checkpoint.remarks
+    wrapped = [tensor for tensor in checkpoint.laid if bare_name(tensor) != tensor]
+    if wrapped:
+        yield f"names carry a wrapper's prefix or infix: {len(wrapped)} (first: {quoted(wrapped[0])})"
+    fused = ((t, laid) for t, laid in checkpoint.laid.items() if laid.place.role in _FUSED)
+    whole = [t for t, laid in fused if not laid.fused and laid.place.param != "bias"]
+    if whole:
+        reason = "are left whole because the config does not say how to split them"
+        yield f"{len(whole)} fused tensors {reason} (first: {quoted(whole[0])})"
+    turned = sum(laid.transposed for laid in checkpoint.laid.values())
+    if turned:
+        yield f"{turned} matrices are stored (in, out) and read as (out, in)"
+    dtypes = {header.dtype for header in checkpoint.store.headers.values()}
+    if len(dtypes) > 1:
+        yield f"{len(dtypes)} dtypes"
+    yield from left_out(checkpoint.skipped)
+    yield from checkpoint.store.notes
+
+
+def left_out(skipped: Mapping[str, tuple[str, int]]) -> Iterator[str]:
+    """Yield a sentence for each reason why stored tensors are skipped."""
+    reasons: dict[str, list[str]] = {}
+    for tensor, (why, _) in skipped.items():
+        reasons.setdefault(why, []).append(tensor)
+    for why, tensors in reasons.items():
+        yield f"{len(tensors)} tensors are skipped: {why} (first: {quoted(tensors[0])})"
+
+
+def _matrix(checkpoint: Checkpoint, site: Site) -> bool:
+    return site.role in ("gate_proj", "fc1") and site.param == "weight" and len(checkpoint.shape(site)) >= 2
+
+
+def _language(checkpoint: Checkpoint) -> str:
+    sites = [site for site in checkpoint.storage if site.tower == "language"]
+    layers = {(site.stack, site.layer) for site in sites if site.layer is not None}
+    first = next((s for s in sites if _matrix(checkpoint, s)), None)
+    if first is None:
+        return f"{len(layers)} layers, no known MLP"
+    inner, hidden = checkpoint.shape(first)[:2]
+    kind = "gated MLP" if first.role == "gate_proj" else "plain MLP"
+    experts = {site.expert for site in sites if site.expert is not None}
+    extra = f", {len(experts)} experts" if experts else ""
+    return f"{len(layers)} layers, hidden {hidden}, {kind} {inner}{extra}"

@@ -1,24 +1,23 @@
-"""Find the files of a checkpoint in a folder: one or shards, safetensors or torch's, an adapter's."""
+"""Find the files of a checkpoint in a folder: its weights, an adapter, and the files to copy with them."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from affectlens.checkpoints.bytes import LocalFile
-from affectlens.checkpoints.checkpoint import Store
-from affectlens.checkpoints.indexes import plain_name, weight_map
-from affectlens.checkpoints.joined import together
-from affectlens.checkpoints.parsing import Document, read_json
+from affectlens.checkpoints.documents import Document, plain_name, read_json, weight_map
 from affectlens.checkpoints.safetensors import SafetensorsStore
+from affectlens.checkpoints.store import Store, together
 from affectlens.errors import CheckpointError, quoted
-from affectlens.html import plain
+from affectlens.printable import plain
 
-_LONGEST = 80  # characters of the name of a file that is one of several
+_LONGEST = 80  # characters shown of each name in a list of files
 ADAPTER = "adapter_config.json"
-RECORD = "affectlens.json"  # what an edited checkpoint says of its making
-# In the order in which transformers looks; a whole file goes before shards.
+RECORD = "affectlens.json"  # says how a checkpoint was edited
+# In the order in which transformers looks for them; a whole file goes before shards.
 _WHOLE = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -26,10 +25,11 @@ _WHOLE = (
     "pytorch_model.bin.index.json",
 )
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
-_BESIDE = "non_lora_trainables.bin"  # what LLaVA's trainers save next to an adapter
+_BESIDE = "non_lora_trainables.bin"  # LLaVA's trainers save it next to an adapter
 _TORCH = (".bin", ".pth", ".pt", ".ckpt")
 _OTHERS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
-_FOREIGN = ("*.gguf", "*.ckpt", "*.npz", "*.h5", "*.msgpack", "*.onnx")  # looked at to say what they are
+# Opened only so that the error can name their format.
+_FOREIGN = ("*.gguf", "*.ckpt", "*.npz", "*.h5", "*.msgpack", "*.onnx")
 _NOT_WEIGHTS = (
     "training_args.bin",
     "optimizer.pt",
@@ -38,10 +38,22 @@ _NOT_WEIGHTS = (
     "scaler.pt",
     "rng_state*",
 )
+# Files that transformers reads beside the weights.
+KNOWN = re.compile(
+    r"(?:generation_|processor_|preprocessor_|video_preprocessor_|tokenizer_)?config\.json"
+    r"|tokenizer\.json|special_tokens_map\.json|added_tokens\.json|tekken\.json|chat_template\.(?:json|jinja)"
+    r"|additional_chat_templates/[^/]+\.jinja"
+    r"|(?:[\w-]*vocab[\w-]*|merges|dict|normalizer|emoji|byte_maps|word_\w+)\.(?:json|txt)"
+    r"|[\w.-]+\.(?:model(?:\.v\d+)?|spm|codes|tokenizer|tiktoken)"
+)
+# Files that a model's own Python code may read as well.
+BESIDE_CODE = re.compile(KNOWN.pattern + r"|[^/]+\.(?:json|txt|jinja)|.+\.py")
+_NOT = ("adapter_config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+_MOST = 2000  # files
 
 
 def open_store(path: Path, source: str) -> Store:
-    """Open the store of a file or folder; `source` is what opens it again."""
+    """Open the store of a file or folder; `source` is the path or hub id that opens it again."""
     if not path.is_dir():
         if path.name in _ADAPTERS and _there(path.parent, ADAPTER):
             return _adapter(path.parent, source)
@@ -50,12 +62,12 @@ def open_store(path: Path, source: str) -> Store:
         if _there(path, name):
             store = _model(path, source, name)
             index = f"{name}.index.json"
-            if _there(path, index):  # with other tensors, for all we know
-                store.notes = (*store.notes, f"{index} lies in the same folder, and was not read")
+            if _there(path, index):  # its shards may hold other tensors
+                store.notes = (*store.notes, f"{index} in the same folder was not read")
             if _there(path, ADAPTER):
-                store.notes = (*store.notes, "an adapter lies in the same folder, and was not applied")
+                store.notes = (*store.notes, "an adapter in the same folder was not applied")
             if _there(path, RECORD):
-                store.notes = (*store.notes, f"{RECORD} beside it says how it was edited")
+                store.notes = (*store.notes, f"{RECORD} in the same folder says how it was edited")
             return store
     if _there(path, ADAPTER):
         return _adapter(path, source)
@@ -63,22 +75,59 @@ def open_store(path: Path, source: str) -> Store:
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a path is that of a PEFT adapter, and not of a whole model beside one."""
+    """Return whether a path is a PEFT adapter, and not a whole model with one beside it."""
     if not path.is_dir():
         return path.name in _ADAPTERS and _there(path.parent, ADAPTER)
     return _there(path, ADAPTER) and not any(_there(path, name) for name in _WHOLE)
 
 
 def adapter_config(path: Path) -> Mapping[str, Any]:
-    """The config of the adapter that a path is; empty where it is none. Raises `CheckpointError`."""
+    """Return the config of an adapter, empty for a path that is not one. Raises `CheckpointError`."""
     if not is_adapter(path):
         return {}
     file = inside(path if path.is_dir() else path.parent, ADAPTER)
     return read_json(file).strict(file)
 
 
+def inside(folder: Path, file: str) -> Path:
+    """Return the path of a file in a folder; raises `CheckpointError` if it leads out of it.
+
+    An index comes from strangers: neither `../other.safetensors` nor a link may read a file elsewhere.
+    """
+    path = folder / file
+    if not plain_name(file):
+        raise CheckpointError(folder, f"names a file outside the folder: {quoted(file)}")
+    try:
+        real = Path(os.path.realpath(path))
+    except (OSError, ValueError):
+        raise CheckpointError(folder, f"names a file by an invalid name: {quoted(file)}") from None
+    if not any(real.is_relative_to(root) for root in (Path(os.path.realpath(folder)), _blobs(folder))):
+        raise CheckpointError(path, "links to a file outside the folder")
+    if not _there(folder, file):
+        raise CheckpointError(path, "the index names this shard, but it is missing")
+    return path
+
+
+def visible(folder: Path, *, code: bool) -> list[str]:
+    """Return the files of a folder that a copy of its model needs, by their paths in the folder.
+
+    With `code`, also what the model's own Python code may read. Raises `CheckpointError` for too many.
+    """
+    found = []
+    for place, folders, files in os.walk(folder):  # follows no links
+        folders[:] = [name for name in folders if code or name == "additional_chat_templates"]
+        inner = Path(place).relative_to(folder)
+        names = [(inner / name).as_posix() for name in files]
+        found += [
+            name for name in names if (BESIDE_CODE if code else KNOWN).fullmatch(name) and name not in _NOT
+        ]
+        if len(found) > _MOST:
+            raise CheckpointError(folder, f"holds more than {_MOST:,} files to copy")
+    return sorted(found)
+
+
 def _there(folder: Path, name: str) -> bool:
-    # A link to nothing is there, and an error when it is read: without it another file would be taken.
+    # A dangling link counts, so that reading it fails; otherwise another file would be opened instead.
     return os.path.lexists(folder / name)
 
 
@@ -97,7 +146,7 @@ def _model(folder: Path, source: str, name: str) -> Store:
 def _adapter(folder: Path, source: str) -> Store:
     name = next((name for name in _ADAPTERS if _there(folder, name)), None)
     if name is None:
-        raise CheckpointError(folder, f"an adapter without {' or '.join(_ADAPTERS)}")
+        raise CheckpointError(folder, f"this adapter has no {' or '.join(_ADAPTERS)}")
     store = _store(source, [inside(folder, name)], None)
     if _there(folder, _BESIDE):
         return together(store, _store(source, [inside(folder, _BESIDE)], None))
@@ -114,9 +163,11 @@ def _only(folder: Path) -> str:
     if len(found) == 1 or (foreign and not found):
         return (found or foreign)[0]
     if found:
-        reason = f"{len(found)} files of weights and no index, so which one is meant is not known"
+        reason = f"{len(found)} files of weights and no index, so it is unclear which one to open"
         raise CheckpointError(folder, reason, fix=f"Name one of {_listed(found)}")
-    reason = f"no checkpoint here: neither {_WHOLE[0]} nor {_WHOLE[1]}, nor torch's or an adapter's files"
+    reason = (
+        f"no checkpoint here: neither {_WHOLE[0]} nor {_WHOLE[1]}, and no files of torch or of an adapter"
+    )
     raise CheckpointError(folder, reason, fix=f"In it: {_listed(there) or 'nothing'}")
 
 
@@ -131,12 +182,12 @@ def _listed(names: list[str]) -> str:
 def _store(
     source: str, paths: list[Path], folder: Path | None, *, weights: Mapping[str, str] | None = None
 ) -> Store:
-    """The store of some files, with the config of the folder that they are the model of."""
+    """Open a store over files, with the config of the model's `folder`; an adapter has none."""
     config = _config(folder) if folder else Document({})
     above = (folder.name for folder in paths[0].parents if folder.parent.name == "snapshots")
-    revision = next(above, "")  # the hub cache files a repository under its commit
+    revision = next(above, "")  # the hub's cache names a snapshot after its commit
     if paths[0].suffix in _TORCH:
-        from affectlens.checkpoints.pickles.store import open_pickle
+        from affectlens.checkpoints.pickles.torch_store import open_pickle
 
         store: Store = open_pickle(paths, source, config=config.content, revision=revision, weights=weights)
     else:
@@ -150,25 +201,8 @@ def _config(folder: Path) -> Document:
     return read_json(inside(folder, "config.json")) if _there(folder, "config.json") else Document({})
 
 
-def inside(folder: Path, file: str) -> Path:
-    """The path of a file that an index names; raises `CheckpointError` if that lies elsewhere."""
-    # An index comes from strangers: `../other.safetensors` or a link must not read a file elsewhere.
-    path = folder / file
-    if not plain_name(file):
-        raise CheckpointError(folder, f"names a file outside the folder: {quoted(file)}")
-    try:
-        real = Path(os.path.realpath(path))
-    except (OSError, ValueError):
-        raise CheckpointError(folder, f"names a file that can't be: {quoted(file)}") from None
-    if not any(real.is_relative_to(root) for root in (Path(os.path.realpath(folder)), _blobs(folder))):
-        raise CheckpointError(path, "links to a file outside the folder")
-    if not _there(folder, file):
-        raise CheckpointError(path, "the index names this shard, but it is missing")
-    return path
-
-
 def _blobs(folder: Path) -> Path:
-    # The hub cache keeps files in <repo>/blobs and links to them from <repo>/snapshots/<revision>/….
+    # The hub's cache keeps files in <repo>/blobs and links to them from <repo>/snapshots/<revision>/….
     real = Path(os.path.realpath(folder))
     cached = next((above for above in real.parents if above.name == "snapshots"), None)
     return cached.parent / "blobs" if cached and "--" in cached.parent.name else real

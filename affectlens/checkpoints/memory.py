@@ -1,4 +1,4 @@
-"""The store over tensors in memory: a live module, or a mapping from names to tensors."""
+"""The store over tensors in memory: those of a live module, or a mapping from names to tensors."""
 
 import math
 from collections.abc import Callable, Hashable, Mapping, MutableMapping
@@ -11,38 +11,40 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from affectlens.checkpoints.bytes import Span
-from affectlens.checkpoints.checkpoint import Checkpoint, Header
+from affectlens.checkpoints.checkpoint import Checkpoint
+from affectlens.checkpoints.store import Header
 from affectlens.errors import CheckpointError
 
 
 @dataclass(eq=False)
 class Held:
-    """What a parameter held before a block changed it."""
+    """The values that a parameter had before a block of interventions changed it."""
 
     before: Tensor
 
 
-# The blocks that change a parameter now, the outermost first.
+# For each parameter that is changed now, the blocks that changed it, outermost first.
 HELD: MutableMapping[Tensor, list[Held]] = WeakIdKeyDictionary()
 
 
 class TensorBytes:
-    """The bytes of a contiguous tensor on the CPU, where they lie."""
+    """The bytes of a contiguous CPU tensor, as a view of its memory."""
 
     remote = False
 
     def __init__(self, tensor: Tensor, name: str) -> None:
         self.name = name
-        self._view = tensor.reshape(-1).view(torch.uint8).numpy().data
+        self._view: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
         self.size = len(self._view)
+        # The address identifies the content only as long as nobody writes to it; see `check`.
         self.key: Hashable = ("memory", tensor.data_ptr(), self.size)
 
     def fetch(self, start: int, stop: int, *, into: memoryview) -> memoryview:
-        """A view; nothing is copied."""
+        """Return a view; nothing is copied."""
         return self._view[start:stop]
 
     def check(self) -> None:
-        """What is in memory is the caller's to keep still."""
+        """Do nothing: the caller must not change tensors while they are read."""
 
 
 class MemoryStore:
@@ -58,8 +60,8 @@ class MemoryStore:
     ) -> None:
         self.name, self.format, self.source = name, "memory", ""
         self._tensors = tensors
-        self._elsewhere = elsewhere or {}  # how values are had that are not in these tensors
-        self.untouched = False  # whether to read what was there before an intervention, where one holds
+        self._elsewhere = elsewhere or {}  # fetch the values of tensors that are offloaded
+        self.untouched = False  # True: read the values from before the interventions that are active now
         self.config: Mapping[str, Any] = config or {}
         self.skipped: Mapping[str, tuple[str, int]] = {}
         self.aliases: Mapping[str, str] = {}
@@ -70,13 +72,13 @@ class MemoryStore:
         }
 
     def shares(self, other: object) -> bool:
-        """Whether another store serves the very same tensors."""
+        """Return whether another store serves any of the same tensor objects."""
         if not isinstance(other, MemoryStore):
             return False
         return any(self._tensors[name] is other._tensors.get(name) for name in self.headers)
 
     def read(self, tensor: str, rows: slice | None = None) -> Tensor:
-        """Return a tensor, or some of its rows, sharing its memory; one that is offloaded is fetched."""
+        """Return a tensor, or some of its rows, without a copy; an offloaded one is fetched."""
         found = self._tensors[tensor].detach()
         if self.untouched and self._tensors[tensor] in HELD:
             found = HELD[self._tensors[tensor]][0].before
@@ -89,9 +91,14 @@ class MemoryStore:
             )
         return found if rows is None else found[rows]
 
+    def by_rows(self, tensor: str) -> bool:
+        """Return whether a tensor has rows; each can be read alone."""
+        return bool(self.headers[tensor].shape)
+
     def span(self, tensor: str) -> Span | None:
-        """Where the bytes of a tensor are; None for one elsewhere, or that does not lie end to end."""
+        """Return where the bytes of a tensor are; None off the CPU, or if they are not one run."""
         found = self._tensors[tensor].detach()
+        # The values from before are in another tensor, and perhaps on another device.
         if self.untouched and self._tensors[tensor] in HELD:
             return None
         if found.device.type != "cpu" or not found.is_contiguous() or not found.numel():
@@ -99,19 +106,23 @@ class MemoryStore:
         data = TensorBytes(found, tensor)
         return Span(data, 0, data.size)
 
+    def origin(self, tensor: str) -> Span | None:
+        """Return the span: this store has no edits."""
+        return self.span(tensor)
+
     def check(self) -> None:
-        """What is in memory is the caller's to keep still."""
+        """Do nothing: the caller must not change tensors while they are read."""
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """The size; a hash would cost a pass over the model."""
+    def facts(self) -> dict[str, int]:
+        """The size in bytes; a hash would cost a pass over the model."""
         return {"bytes": sum(t.numel() * t.element_size() for t in self._tensors.values())}
 
 
 def store_of(module: nn.Module) -> MemoryStore:
-    """The parameters of a live module and what else a save of it holds; tied ones appear once.
+    """Return a store over a live module's parameters and persistent buffers; tied ones appear once.
 
-    Raises `CheckpointError` for parameters without values, which those that accelerate offloaded have.
+    Raises `CheckpointError` for parameters on the meta device, unless accelerate offloaded them.
     """
     elsewhere = _offloaded(module)
     for name, parameter in module.named_parameters():
@@ -120,14 +131,14 @@ def store_of(module: nn.Module) -> MemoryStore:
             raise CheckpointError(type(module).__name__, "is on the meta device", key=name, fix=fix)
     config = getattr(module, "config", None)
     known = config.to_dict() if config is not None and hasattr(config, "to_dict") else {}
-    # Offloading takes tied parameters apart.
+    # accelerate replaces each tied parameter by a placeholder of its own, so they no longer look tied.
     tied = {name for name in getattr(module, "all_tied_weights_keys", None) or {} if name in elsewhere}
     tensors = {name: tensor for name, tensor in saved_tensors(module).items() if name not in tied}
     return MemoryStore(tensors, name=type(module).__name__, config=known, elsewhere=elsewhere)
 
 
 def _offloaded(module: nn.Module) -> dict[str, Callable[[], Tensor]]:
-    """How the values of parameters are had that accelerate keeps in memory or on disk until they are used."""
+    """Return a function to fetch each parameter that accelerate offloaded to memory or disk."""
     found: dict[str, Callable[[], Tensor]] = {}
     for name, part in module.named_modules():
         hook = getattr(part, "_hf_hook", None)
@@ -140,7 +151,8 @@ def _offloaded(module: nn.Module) -> dict[str, Callable[[], Tensor]]:
 
 
 def saved_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters of a module, and after them its persistent buffers, as files hold them too."""
+    """Return the parameters of a module, then its persistent buffers: the tensors that a save writes."""
+    # Buffers that are not persistent are computed again on loading, so no file has them.
     kept = {
         f"{name}.{buffer}".removeprefix("."): tensor
         for name, part in module.named_modules()
@@ -151,35 +163,40 @@ def saved_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def peft_config(module: nn.Module) -> dict[str, Any]:
-    """The config of the adapter that a live module carries, empty where it has none.
+    """Return the config of a live module's adapter; empty if it has none.
 
-    Raises `CheckpointError` where the adapter is merged into the weights it is still beside.
+    Raises `CheckpointError` if the adapter is merged while still attached, disabled or rescaled.
     """
     known = getattr(module, "peft_config", None)
     if not isinstance(known, Mapping) or len(known) != 1:
         return {}
     if any(getattr(part, "merged", False) is True for part in module.modules()):
         fix = "Call unmerge_adapter() or merge_and_unload()"
-        raise CheckpointError(type(module).__name__, "its adapter is merged, and its factors too", fix=fix)
+        raise CheckpointError(
+            type(module).__name__,
+            "its adapter is merged and still attached, so it would count twice",
+            fix=fix,
+        )
     ((adapter, config),) = known.items()
     for part in module.modules():
         scales = getattr(part, "scaling", None)
         if getattr(part, "disable_adapters", False) is True or _rescaled(part, scales, adapter):
             fix = "Enable it, and reset its scale; or save it and name the folder"
-            raise CheckpointError(type(module).__name__, "its adapter is switched off or rescaled", fix=fix)
+            raise CheckpointError(type(module).__name__, "its adapter is disabled or rescaled", fix=fix)
     found: dict[str, Any] = config.to_dict()
     return found
 
 
-def _rescaled(part: nn.Module, scales: Any, adapter: str) -> bool:
+def _rescaled(part: nn.Module, scales: object, adapter: str) -> bool:
     if not isinstance(scales, Mapping) or adapter not in scales:
         return False
     rank, alpha = (getattr(part, name, {}).get(adapter) for name in ("r", "lora_alpha"))
     if not rank or alpha is None:
         return False
+    # PEFT sets alpha/r, or alpha/√r for rsLoRA; any other scale was set by hand.
     return all(abs(scales[adapter] - alpha / r) > 1e-6 * abs(alpha) for r in (rank, math.sqrt(rank)))
 
 
 def from_module(module: nn.Module) -> Checkpoint:
-    """See a live module without adapters as a checkpoint."""
+    """Return a live module without adapters as a checkpoint."""
     return Checkpoint(store_of(module))

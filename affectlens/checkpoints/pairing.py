@@ -1,23 +1,31 @@
-"""Pair two checkpoints on canonical sites, and account for every parameter of both."""
+"""Pair two checkpoints by canonical site, account for every parameter of both, and compare their configs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from affectlens.checkpoints.checkpoint import Checkpoint
-from affectlens.checkpoints.configs import differing
 from affectlens.errors import NothingToCompare, quoted
-from affectlens.html import plain
+from affectlens.printable import plain
 from affectlens.sites import Site, Sites, model_type
 
-_REASONS = 4  # that a note has room for
+_REASONS = 4  # listed in a note
 VOCABULARY = ("embed_tokens", "lm_head")
+# Settings that a save writes and no forward pass reads.
+_BOOKKEEPING = {
+    "_attn_implementation", "_name_or_path", "architectures", "auto_map", "bos_token_id", "dtype",
+    "eos_token_id", "finetuning_task", "id2label", "label2id", "model_type", "output_attentions",
+    "output_hidden_states", "pad_token_id", "return_dict", "tokenizer_class", "torch_dtype",
+    "transformers_version", "transformers_weights", "use_cache", "use_return_dict",
+}  # fmt: skip
+_MOST = 6  # settings listed
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """Sort the sites of two checkpoints: to compare, of another shape, and on one side only.
+    """The sites of two checkpoints: comparable, of different shapes, and on one side only.
 
-    A parameter whose shape makes it another role's is of another shape too: each side has its own site then.
+    A parameter whose shape gives it another role on one side is `reshaped` too; it has a site on each side.
     """
 
     base: Checkpoint
@@ -29,20 +37,20 @@ class Pairing:
 
     @property
     def resized(self) -> Sites:
-        """Of the reshaped, those of a resized vocabulary: their first rows are the same words."""
+        """The reshaped sites of a resized vocabulary: their first rows are the same words."""
         return Sites(
             s for s in self.reshaped if s.role in VOCABULARY and _rows_alone(self.base, self.tuned, s)
         )
 
     @property
     def compared(self) -> Sites:
-        """All that a diff compares, wholly or in their common rows."""
+        """All sites that a diff compares, whole or in their common rows."""
         return self.comparable | self.resized
 
     def ledger(self, identical: frozenset[Site]) -> list[dict[str, Any]]:
-        """Account for all parameters, given which of the comparable sites turned out identical.
+        """Return one row for each state that occurs, given the comparable sites found `identical`.
 
-        One row a state that occurs; the columns of parameters add up to each checkpoint's total.
+        The columns of parameters add up to the total of each checkpoint.
         """
         tied = Sites(s for s in self.only_base | self.only_tuned if s.role == "lm_head" and self._ties())
         reached = Sites(site for site in self.comparable if self.tuned.targeted(site))
@@ -68,6 +76,7 @@ class Pairing:
                 "note": note,
             }
             for state, (sites, note) in states.items()
+            # `paired` is listed even without sites: that nothing moved is a result.
             if len(sites) or state == "paired"
         ]
         return [*rows, *self._skipped()]
@@ -90,9 +99,9 @@ class Pairing:
 
     @property
     def unlike(self) -> tuple[str, ...]:
-        """What tells tuned from base beside the values of comparable parameters, in sentences.
+        """Sentences on how tuned differs from base, apart from the values of comparable parameters.
 
-        A transplant carries over none of it, so base with all of tuned's weights is not tuned then.
+        A transplant carries none of it over: base with all of tuned's weights is then still not tuned.
         """
         found = []
         for sites, words in (
@@ -122,16 +131,16 @@ class Pairing:
         return tuple(found)
 
     def _number(self, sites: Sites) -> int:
-        """How many these are; one that is another on each side counts once."""
+        """Count sites; a parameter with a different site on each side counts once."""
         return max(sum(site in side.storage for site in sites) for side in (self.base, self.tuned))
 
     def _layers(self) -> dict[str, tuple[int, int]]:
-        """How many layers each side has, where both have any, by tower and stack."""
+        """Return the layers of base and tuned by tower and stack, where both have any."""
         counts = [_layers(side) for side in (self.base, self.tuned)]
         return {name: (counts[0][name], counts[1][name]) for name in counts[0].keys() & counts[1].keys()}
 
     def _recast(self) -> list[Site]:
-        """The compared sites that are stored in different dtypes; what factors change is of none."""
+        """Return the compared sites stored in different dtypes; sites that factors change have none."""
         changed = self.base.factors.keys() | self.tuned.factors.keys()
         return [
             site
@@ -144,25 +153,42 @@ class Pairing:
 
 
 def pair(base: Checkpoint, tuned: Checkpoint) -> Pairing:
-    """Pair two checkpoints; raises `NothingToCompare` when no weight matrix has a partner.
+    """Pair two checkpoints; raises `NothingToCompare` if no weight matrix has a partner.
 
-    A tuned file may hold a part of the model, e.g. what was trained; it is then read beside base.
+    A tuned file may hold only a part of the model, such as the trained tensors; the names of base then
+    help to recognise its tensors.
     """
     if len(tuned.laid) < len(base.laid) and tuned.sites - base.sites:
         tuned = Checkpoint(tuned.store, like=base)
     both = base.sites & tuned.sites
     comparable = Sites(site for site in both if base.shape(site) == tuned.shape(site))
-    # Norms of equal width pair by chance between unrelated models; only matrices show kinship.
+    # Norms of equal width pair by chance between unrelated models; matrices hardly ever do.
     if not any(len(base.shape(site)) >= 2 for site in comparable):
         raise _nothing(base, tuned)
     lone = base.sites - tuned.sites, tuned.sites - base.sites
     names = [{_name(side, site) for site in sites} for side, sites in zip((base, tuned), lone, strict=True)]
+    # The same tensor by name, but another site on each side: its shape gave it another role there.
     apart = [
         Sites(site for site in sites if _name(side, site) in names[0] & names[1])
         for side, sites in zip((base, tuned), lone, strict=True)
     ]
     reshaped = (both - comparable) | apart[0] | apart[1]
     return Pairing(base, tuned, comparable, reshaped, lone[0] - apart[0], lone[1] - apart[1])
+
+
+def differing(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> tuple[str, ...]:
+    """Name the settings that differ, nested ones by their path: at most six, then how many more.
+
+    A setting that only one config states is not compared, since the other side may use the same default.
+
+    >>> differing({"text_config": {"rope_theta": 1e4}}, {"text_config": {"rope_theta": 1e6}, "dtype": "x"})
+    ('text_config.rope_theta (10000.0 → 1000000.0)',)
+    """
+    if _is_modern(base) or _is_modern(tuned):
+        base, tuned = _modern(base), _modern(tuned)
+    found = list(_differences(base, tuned, ""))
+    more = [f"{len(found) - _MOST} more"] if len(found) > _MOST else []
+    return (*found[:_MOST], *more)
 
 
 def _nothing(base: Checkpoint, tuned: Checkpoint) -> NothingToCompare:
@@ -179,7 +205,7 @@ def _nothing(base: Checkpoint, tuned: Checkpoint) -> NothingToCompare:
 
 
 def _name(side: Checkpoint, site: Site) -> str:
-    """The canonical name of the tensor that a site is in."""
+    """Return the canonical name of the tensor that holds a site."""
     return side.laid[side.storage[site].tensor].name
 
 
@@ -207,3 +233,39 @@ def _by_reason(side: Checkpoint) -> dict[str, list[str]]:
 
 def _count(side: Checkpoint, sites: Sites) -> int:
     return sum(side.storage[site].size for site in sites if site in side.storage)
+
+
+def _is_modern(config: Mapping[str, Any]) -> bool:
+    return any(
+        name == "rope_parameters" or (isinstance(value, Mapping) and _is_modern(value))
+        for name, value in config.items()
+    )
+
+
+def _modern(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a config in the current layout, with all rotary settings in `rope_parameters`."""
+    found = {
+        name: _modern(value) if isinstance(value, Mapping) and name != "rope_parameters" else value
+        for name, value in config.items()
+    }
+    # Older versions of transformers write `rope_theta` and `rope_scaling` instead of `rope_parameters`.
+    if "rope_theta" not in found or "rope_parameters" in found:
+        return found
+    scaling = found.pop("rope_scaling", None)
+    found["rope_parameters"] = {
+        "rope_type": "default",
+        "rope_theta": found.pop("rope_theta"),
+        **(scaling if isinstance(scaling, Mapping) else {}),
+    }
+    return found
+
+
+def _differences(base: Mapping[str, Any], tuned: Mapping[str, Any], path: str) -> list[str]:
+    found = []
+    for name in sorted((base.keys() & tuned.keys()) - _BOOKKEEPING):
+        one, two = base[name], tuned[name]
+        if isinstance(one, Mapping) and isinstance(two, Mapping):
+            found += _differences(one, two, f"{path}{name}.")
+        elif one != two:
+            found.append(f"{path}{name} ({str(one)[:40]} → {str(two)[:40]})")
+    return found

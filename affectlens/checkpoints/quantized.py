@@ -1,32 +1,27 @@
-"""Quantised weights under their ordinary names: a store over a store, unpacked as it is read.
+"""A store that shows quantised weights under their ordinary names and unpacks them when they are read.
 
     opening ──▶ Store ── unpacked ──▶ QuantizedStore ── read ──▶ float32
 
-A quantised checkpoint keeps a weight as small numbers and, beside them, the scales that give those their
-size. Where names, shapes and dtypes leave one reading only, the weight is shown with the shape that it has
-in an unquantised checkpoint, so its site is found there and the two can be compared. Whatever leaves room
-for doubt is left out, with the reason, and never guessed at.
+A quantised checkpoint stores a weight as small numbers, and scales beside them. If names, shapes and dtypes
+allow only one reading, the weight is shown with its unquantised shape, so it has its usual site and can be
+compared. Tensors that could be read in several ways are skipped with the reason, never guessed.
 """
 
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from affectlens.checkpoints.bytes import Span
-from affectlens.checkpoints.checkpoint import Header, Store
-from affectlens.checkpoints.packing import Found, Packed, finite, four_bit, multiply, mxfp4, powers, raw
+from affectlens.checkpoints.eight_bit import scaled, scheme_of
+from affectlens.checkpoints.four_bit import Found, four_bit, mxfp4
+from affectlens.checkpoints.store import Header, Store
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FP8 = ("float8_e4m3fn", "float8_e5m2")
-_SCALES = ("float32", "bfloat16", "float16", "float8_e8m0fnu", "uint8")
-_MULTIPLIED = ("_scale_inv", "_scale", ".scale", ".qscale_weight")  # `inv` too: DeepSeek-V3 named it so
-_PIECE = 2**22  # numbers multiplied at a time
 _FIX = "compare the unquantised checkpoint"
-# What people's tools pack in ways of their own, by what lies side by side in a module.
+# Tools with a packing of their own, recognised by the tensors that a module then has.
 _FOREIGN = (
     ("GPTQ", {"qweight", "scales", "g_idx"}),
     ("AWQ or GPTQ", {"qweight", "scales"}),
@@ -38,15 +33,15 @@ _FOREIGN = (
     ("quanto", {"_data", "_scale"}),
     ("AQLM", {"codes", "codebooks", "scales"}),
 )
-# Scales of what flows through a module, or into its cache.
+# Scales of activations or of the key-value cache.
 _ACTIVATION = r"(^|[._])(input_scale|input_scale_ub|activation_scale|qscale_act)$|\.(output|[kv])_scale$"
 
 
 class QuantizedStore:
     """Show the dequantised weights of a store beside its ordinary tensors.
 
-    `stored_as` names the stored tensors of each dequantised one; `skipped` says of every tensor that is
-    not shown why, and how many elements it stores.
+    `stored_as` names the stored tensors of each dequantised one; `skipped` has the reason for every tensor
+    that is not shown, and its number of elements.
     """
 
     def __init__(self, store: Store, found: Mapping[str, Found], *, skipped: Mapping[str, str]) -> None:
@@ -73,9 +68,17 @@ class QuantizedStore:
         first, last, _ = (rows or slice(None)).indices(packed.shape[0])
         return packed.read(self.inner, first=first, last=max(first, last))
 
+    def by_rows(self, tensor: str) -> bool:
+        """Return whether some rows can be read alone; those of a dequantised tensor can."""
+        return tensor in self._packed or self.inner.by_rows(tensor)
+
     def span(self, tensor: str) -> Span | None:
-        """Where the bytes of a tensor are; None for a dequantised one."""
+        """Return where the values of a tensor are stored; None for a dequantised one."""
         return None if tensor in self._packed else self.inner.span(tensor)
+
+    def origin(self, tensor: str) -> Span | None:
+        """Return where the opened files store a tensor; None for a dequantised one."""
+        return None if tensor in self._packed else self.inner.origin(tensor)
 
     def check(self) -> None:
         """Raise `CheckpointError` if a file changed since it was opened."""
@@ -83,19 +86,20 @@ class QuantizedStore:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What identifies the content, as stored."""
+        """Facts that identify the stored content."""
         return self.inner.facts
 
 
 def unpacked(store: Store) -> Store:
-    """See the quantised weights of a store by their values; a store without any is returned as it is."""
-    scheme = _scheme(store)
+    """Return a store that shows quantised weights dequantised; one without any is returned as it is."""
+    scheme = scheme_of(store)
+    # Tensors of another tool's packing are never read, even if a known format would fit their shapes.
     skipped = dict(_foreign(store.headers))
     found: dict[str, Found] = {}
     for tensor in store.headers:
         if tensor in skipped:
             continue
-        one = mxfp4(store, tensor) or four_bit(store, tensor) or _scaled(store, tensor, scheme=scheme)
+        one = mxfp4(store, tensor) or four_bit(store, tensor) or scaled(store, tensor, scheme=scheme)
         if one is not None and isinstance(one.packed, str):
             skipped |= dict.fromkeys(one.parts, f"{one.packed}; {_FIX}")
         elif one is not None:
@@ -109,189 +113,12 @@ def unpacked(store: Store) -> Store:
     return QuantizedStore(store, found, skipped={t: why for t, why in skipped.items() if t not in used})
 
 
-class _Scheme(NamedTuple):
-    """What the config says of the quantisation, and whether there is a sign of any at all."""
-
-    method: str
-    format: str
-    block: tuple[int, int] | None  # None where what it says is no block
-    silent: bool  # neither the config nor a tensor's name speaks of scales
-
-
-def _scheme(store: Store) -> _Scheme:
-    section = store.config.get("text_config")
-    found = store.config.get("quantization_config") or (
-        section.get("quantization_config") if isinstance(section, Mapping) else None
-    )
-    known: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
-    # 128 × 128 is what DeepSeek-V3 began with, and what a config that names no other means.
-    stated = known.get("weight_block_size") or _compressed_block(known) or [128, 128]
-    sides = stated if isinstance(stated, list) and all(type(n) is int and n > 0 for n in stated) else []
-    block = (sides[0], sides[1]) if len(sides) == 2 else None
-    silent = not found and not any("scale" in _split(tensor)[1] for tensor in store.headers)
-    method, kind = str(known.get("quant_method", "")), str(known.get("format", ""))
-    return _Scheme(method, kind, block, silent)
-
-
-def _compressed_block(known: Mapping[str, Any]) -> object:
-    groups = known.get("config_groups")
-    kinds = groups.values() if isinstance(groups, Mapping) else ()
-    weights = [kind.get("weights") for kind in kinds if isinstance(kind, Mapping)]
-    blocks = [w["block_structure"] for w in weights if isinstance(w, Mapping) and w.get("block_structure")]
-    # Groups of different blocks: which holds for a weight is said in patterns of names.
-    return blocks[0] if blocks and all(block == blocks[0] for block in blocks) else blocks
-
-
-def _split(tensor: str) -> tuple[str, str]:
-    module, _, leaf = tensor.rpartition(".")
-    return module, leaf
-
-
 def _foreign(headers: Mapping[str, Header]) -> Iterator[tuple[str, str]]:
     modules: dict[str, set[str]] = {}
     for tensor in headers:
-        module, leaf = _split(tensor)
+        module, _, leaf = tensor.rpartition(".")
         modules.setdefault(module, set()).add(leaf)
     for module, leaves in modules.items():
         kind = next((kind for kind, marks in _FOREIGN if marks <= leaves), None)
         for leaf in sorted(leaves - {"bias"}) if kind else ():
             yield f"{module}.{leaf}" if module else leaf, f"packed by {kind}; {_FIX}"
-
-
-@dataclass(frozen=True)
-class _Scaled:
-    """A weight of one stored number an element, and one scale for every block of them."""
-
-    tensor: str
-    shape: tuple[int, ...]
-    dtype: str
-    scale: str | None  # None where the numbers are the values
-    grid: tuple[int, ...] = ()  # how many blocks along each dimension
-    block: tuple[int, ...] = ()  # and how long they are
-    factor: float = 1.0
-
-    def read(self, store: Store, *, first: int, last: int) -> "Tensor":
-        import torch
-
-        values = torch.empty(last - first, *self.shape[1:], dtype=torch.float32)
-        step = max(1, _PIECE // max(1, math.prod(self.shape[1:])))
-        for begin in range(first, last, step):
-            end = min(begin + step, last)
-            piece = values[begin - first : end - first]
-            piece.copy_(store.read(self.tensor, slice(begin, end)))
-            if self.scale is not None:
-                multiply(piece, self._scales(store, self.scale, begin=begin, end=end), width=self.block[-1])
-        return values
-
-    def _scales(self, store: Store, scale: str, *, begin: int, end: int) -> "Tensor":
-        """The scales of some rows, spread over all dimensions but the last."""
-        import torch
-
-        many, tall = self.grid[0] > 1, self.block[0]
-        held = store.read(scale, slice(begin // tall, -(-end // tall)) if many else None).cpu()
-        held = powers(held) if held.dtype == torch.uint8 else held.float()
-        scales = held.reshape(len(held) if many else 1, *self.grid[1:]) * self.factor
-        if many and tall > 1:
-            scales = scales[torch.arange(begin, end) // tall - begin // tall]
-        for dim in range(1, len(self.grid) - 1):
-            if self.grid[dim] > 1 and self.block[dim] > 1:
-                scales = scales.repeat_interleave(self.block[dim], dim=dim).narrow(dim, 0, self.shape[dim])
-        return scales
-
-
-def _scaled(store: Store, tensor: str, *, scheme: _Scheme) -> Found | None:
-    (shape, dtype), (module, leaf) = store.headers[tensor], _split(tensor)
-    parts = (tensor, *_beside(store, tensor))
-    if dtype.startswith("float8_") and dtype != "float8_e8m0fnu":
-        return Found(tensor, parts, _by_scale(store, parts, scheme))
-    if dtype not in ("int8", "uint8") or len(shape) < 2:
-        return None
-    if dtype == "int8" and leaf == "weight" and f"{module}.SCB" in store.headers:
-        return _int8(store, tensor, module)
-    # Whole numbers by themselves are a buffer; beside scales, or by a config's word, they are a weight.
-    if len(parts) == 1 and (leaf != "weight" or scheme.silent):
-        return None
-    if dtype == "int8" and (scheme.method, scheme.format) == ("compressed-tensors", "int-quantized"):
-        return Found(tensor, parts, _by_scale(store, parts, scheme))
-    return Found(tensor, parts, f"{dtype} numbers packed in a way that is not known")
-
-
-def _beside(store: Store, tensor: str) -> tuple[str, ...]:
-    """The tensors that could say how large a weight's numbers are."""
-    names = [f"{tensor}_scale_inv", f"{tensor}_scale", f"{tensor}_scales", f"{tensor}_zero_point"]
-    module, leaf = _split(tensor)
-    if leaf == "weight":
-        names += [f"{module}.scale", f"{module}.qscale_weight", f"{module}.weight_format"]
-    return tuple(name for name in names if name in store.headers)
-
-
-def _by_scale(store: Store, parts: tuple[str, ...], scheme: _Scheme) -> Packed | str:
-    """A weight times its scales."""
-    tensor, *beside = parts
-    shape, dtype = store.headers[tensor]
-    if dtype not in (*_FP8, "int8"):
-        return f"{dtype} is not a dtype that checkpoints are known to hold"
-    if not shape or tensor.endswith(("scale", "scale_inv")):
-        return f"{dtype} that is no weight"
-    if not beside:
-        silent = scheme.silent and dtype in _FP8
-        return _Scaled(tensor, shape, dtype, None) if silent else f"{dtype} without a scale"
-    if len(beside) > 1 or not beside[0].endswith(_MULTIPLIED):
-        return f"{dtype} beside {', '.join(_split(name)[1] for name in beside)}"
-    scale = store.headers[beside[0]]
-    if scale.dtype not in _SCALES:
-        return f"{dtype} with {_split(beside[0])[1]} of {scale.dtype}"
-    laid = _grid(shape, scale.shape, scheme)
-    if laid is None:
-        return f"{dtype} {shape}, but {_split(beside[0])[1]} {scale.shape} doesn't fit it"
-    if not finite(store, beside[0]):
-        return f"{dtype}, but {_split(beside[0])[1]} is not finite"
-    return _Scaled(tensor, shape, dtype, beside[0], *laid)
-
-
-def _int8(store: Store, tensor: str, module: str) -> Found:
-    """LLM.int8 (Dettmers et al. 2022): a row's numbers over 127, times the largest magnitude of the row."""
-    scale, order = f"{module}.SCB", f"{module}.weight_format"
-    parts = tuple(part for part in (tensor, scale, order) if part in store.headers)
-    shape, stored = store.headers[tensor].shape, store.headers[scale]
-    packed: Packed | str = _Scaled(
-        tensor, shape, "int8", scale, (shape[0], 1), (1, max(1, shape[1])), 1 / 127
-    )
-    if len(shape) != 2 or stored.dtype != "float32" or stored.shape != shape[:1]:
-        packed = f"int8 {shape}, but SCB {stored.shape} of {stored.dtype} doesn't fit it"
-    elif order in parts and (math.prod(store.headers[order].shape) != 1 or any(raw(store, order))):
-        packed = "int8 that is not stored row by row"
-    elif not finite(store, scale):
-        packed = "int8, but SCB is not finite"
-    return Found(tensor, parts, packed)
-
-
-def _grid(
-    shape: tuple[int, ...], scale: tuple[int, ...], scheme: _Scheme
-) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """How many blocks a scale's shape makes along each dimension, and of what length; None for no fit."""
-    rank = len(shape)
-    if math.prod(scale) == 1:
-        scale = (1,) * rank
-    elif scale == shape[:1] and (rank == 2 or shape[0] not in shape[1:]):
-        scale = (*scale, *[1] * (rank - 1))  # one an output channel, or one an expert
-    if len(scale) != rank or (rank == 1 and scale != (1,)):
-        return None
-    if rank > 1 and scheme.block and scale == (*shape[:-2], *map(_ceil, shape[-2:], scheme.block)):
-        return scale, (*[1] * (rank - 2), *map(min, scheme.block, (max(1, n) for n in shape[-2:])))
-    if rank == 3 and scale[2] == 1 < scale[1]:
-        # fbgemm turns the scales of Llama-4's experts: (experts, out, 1) for (experts, in, out).
-        turned = scheme.method == "fbgemm_fp8"
-        if not scheme.method and shape[1] == shape[2]:
-            return None
-        scale = (scale[0], 1, scale[1]) if turned else scale
-    alike = all(count in (1, length) for count, length in zip(scale, shape, strict=True))
-    if not alike or (1 not in scale and math.prod(scale) > 1):
-        return None
-    return scale, tuple(
-        1 if count > 1 else max(1, length) for count, length in zip(scale, shape, strict=True)
-    )
-
-
-def _ceil(length: int, block: int) -> int:
-    return -(-length // block)

@@ -1,17 +1,19 @@
-"""The command line: one function a verb, tables as the files between them.
+"""The command line: one function per verb; saved tables pass results from one verb to the next.
+
+    process: run ──▶ verbs (typer) ──▶ inspecting, modifying, or the library ──▶ text ──▶ the terminal
 
 Exit codes: 0 done, 1 a clear error, 2 usage, 130 interrupted.
 """
 
-from affectlens.cli.interrupting import interrupted, leave, listen
+from affectlens.cli.process import interrupted, leave, listen
 
 
 def main() -> None:
-    """Run the command line; an error of ours is one line on standard error."""
+    """Run the command line; an error is one line on standard error."""
     try:
         listen()
-        # Only now, so that Ctrl-C is answered meanwhile as well.
-        from affectlens.cli.running import run
+        # Imported only now, so that Ctrl-C works during the import too.
+        from affectlens.cli.process import run
 
         run().leave()
     except BaseException:

@@ -1,12 +1,29 @@
-"""The verbs of the command line. Heavy imports stay inside, so that `--help` answers at once."""
+"""The verbs of the command line. Heavy imports stay inside them, so that `--help` answers at once."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from affectlens.cli.editing import export, scale, transplant, zero
-from affectlens.cli.telling import tell_conclusions, tell_drift, tell_effects
+from affectlens.cli.modifying import export, scale, transplant, zero
+from affectlens.cli.options import (
+    Alpha,
+    Base,
+    Control,
+    ControlTasks,
+    Draws,
+    Dtype,
+    Folder,
+    Output,
+    Preset,
+    Seed,
+    Tasks,
+    Trust,
+    Tuned,
+    Workers,
+)
+from affectlens.cli.text import tell_conclusions, tell_drift, tell_effects
+from affectlens.printable import seen
 
 if TYPE_CHECKING:
     from affectlens.effects import Effects
@@ -15,60 +32,37 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="affectlens",
-    help="The microscope for affect in multimodal models.",
+    help="Find where tuning for affect changed a multimodal model, and test what that does to its behaviour.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-Base = Annotated[str, typer.Argument(help="Folder, file or hub id of the checkpoint before tuning.")]
-Tuned = Annotated[str, typer.Argument(help="The same after tuning.")]
-Control = Annotated[str | None, typer.Option(help="A tuning of the same base on something else than affect.")]
-Tasks = Annotated[
-    list[str], typer.Option("--task", help="[NAME:]KIND=FILE.jsonl; kinds: emotion-labels, valence, labels.")
-]
-Others = Annotated[
-    list[str] | None,
-    typer.Option("--control-task", help="The same, for what the control was tuned on."),
-]
-Folder = Annotated[Path, typer.Option(help="Folder for the tables and the report.")]
-Dtype = Annotated[str, typer.Option(help="dtype of the live model; auto is the stored one.")]
-Journal = Annotated[
-    Path | None,
-    typer.Option(help="Keep each result here at once, and go on from it; by default beside --output."),
-]
-Workers = Annotated[int, typer.Option(min=0, help="Processes that judge at a time; 0: this one.")]
-Trust = Annotated[
-    bool,
-    typer.Option("--trust-remote-code", help="Run code that comes with the model: a stranger's program."),
-]
-Output = Annotated[Path | None, typer.Option("-o", "--output", help="Write here; the suffix says how.")]
-
 
 @app.command()
 def demo(out: Folder = Path("demo")) -> None:
-    """Run the whole argument on the pair that comes with affectlens."""
+    """Run a study of the small pair of models that comes with affectlens."""
     import torch
 
     from affectlens.demo import load_demo
     from affectlens.studying import study
 
-    # On a model this small a second thread waits more than it works, and several times so on a busy machine.
+    # On a model this small, threads cost more time than they save, most of all on a busy machine.
     torch.set_num_threads(1)
     base, tuned, control, tasks = load_demo()
     title = "Affect tuning of the embedded pair"
     found = study(base, tuned, tasks=tasks, control=control, out=out, dtype="float32", title=title)
-    _tell(found, out)
+    _print_study(found, out)
 
 
 @app.command()
 def inspect(
     source: Annotated[str, typer.Argument(help="Folder, file or hub id of a checkpoint or adapter.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a tensor.")] = False,
-    verify: Annotated[bool, typer.Option(help="Run the model and test what each matrix does.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per tensor.")] = False,
+    verify: Annotated[bool, typer.Option(help="Run the model to test what each matrix does.")] = False,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Say what a checkpoint is, and where its parameters are."""
+    """Show what a checkpoint is and where its parameters are."""
     from affectlens.cli.inspecting import inspect as inspect_
 
     inspect_(source, as_json=as_json, verify=verify, trust_remote_code=trust_remote_code)
@@ -79,29 +73,44 @@ def diff(
     base: Base,
     tuned: Tuned,
     control: Control = None,
-    preset: Annotated[
-        str | None, typer.Option(help="Known source of bare trainables, e.g. affectgpt.")
-    ] = None,
-    alpha: Annotated[float | None, typer.Option(help="LoRA's alpha, where no file says it.")] = None,
+    preset: Preset = None,
+    alpha: Alpha = None,
     by: Annotated[
-        str, typer.Option(help="role, layer or tower; comma-separated for several.")
+        str, typer.Option(help="Group by role, layer or tower, or by several: tower,role.")
     ] = "tower,role",
     detail: Annotated[
-        str | None, typer.Option(help="heads, neurons, exact; comma-separated for several.")
+        str | None, typer.Option(help="heads, neurons or exact, or several: heads,neurons.")
     ] = None,
     spectra: Annotated[
-        int | None, typer.Option(min=1, help="Also the top K singular values of each change.")
+        int | None,
+        typer.Option(min=1, help="Also compute this many singular values of each change, the largest."),
     ] = None,
     align: Annotated[bool, typer.Option("--align", help="Also match the neurons of gated MLPs.")] = False,
     output: Output = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print role table and ledger as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the groups and the ledger as JSON.")] = False,
 ) -> None:
-    """Say how far every parameter moved from BASE to TUNED."""
-    from affectlens.cli.comparing import Asked, compare
+    """Measure how far every parameter moved from BASE to TUNED."""
+    from affectlens.cli.inspecting import show_drift
+    from affectlens.drift import diff as diff_
+    from affectlens.drift.diffing import refuse_unrelated
 
-    _early(output)
-    asked = Asked(base, tuned, control, preset, alpha, detail, spectra, align)
-    compare(asked, by=by, output=output, as_json=as_json)
+    _refuse_unwritable(output)
+    drift = diff_(
+        base,
+        tuned,
+        control=control,
+        preset=preset,
+        alpha=alpha,
+        detail=detail,
+        spectra=spectra,
+        align=align,
+    )
+    refuse_unrelated(drift)
+    if output is not None:
+        drift.save(output)
+    show_drift(drift, by=by, as_json=as_json)
+    if output is not None and not as_json:
+        print(f"\nThe table is in {seen(str(output))}.")
 
 
 for verb in (transplant, zero, scale, export):
@@ -114,22 +123,25 @@ def sweep(
     tuned: Tuned,
     task: Tasks,
     control: Control = None,
-    control_task: Others = None,
+    control_task: ControlTasks = None,
     by: Annotated[
-        str, typer.Option(help="site, role, layer or tower; comma-separated for several.")
+        str, typer.Option(help="Group by site, role, layer or tower, or by several: role,layer.")
     ] = "role",
     actions: Annotated[
-        str, typer.Option(help="Of transplant, revert, zero; comma-separated.")
+        str, typer.Option(help="Any of transplant, revert and zero, with commas between.")
     ] = "transplant,revert",
-    n_random: Annotated[int, typer.Option(help="Draws of the layer-stratified null.")] = 20,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    n_random: Draws = 20,
+    seed: Seed = 0,
     dtype: Dtype = "auto",
     output: Output = None,
-    journal: Journal = None,
+    journal: Annotated[
+        Path | None,
+        typer.Option(help="Keep each result in this file and resume from it; by default beside --output."),
+    ] = None,
     workers: Workers = 0,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Transplant, revert and zero groups of sites, and judge each model by tasks."""
+    """Transplant, revert or zero groups of sites, and judge each edited model by tasks."""
     from affectlens.checkpoints import open_checkpoint
     from affectlens.effects import Grid
     from affectlens.effects import sweep as sweep_
@@ -138,7 +150,7 @@ def sweep(
     from affectlens.lens import load
 
     tasks = [*_tasks(task), *_tasks(control_task or [], "control")]
-    _early(output)
+    _refuse_unwritable(output)
     before = open_checkpoint(base)
     chosen = tuple(action.strip() for action in actions.split(","))
     grid = Grid(before.sites, by, chosen, donor=tuned, control=control, n_random=n_random, seed=seed)
@@ -150,10 +162,10 @@ def sweep(
         effects.save(output)
     print("\n".join(tell_effects(effects)))
     if output is not None:
-        print(f"\nThe table is in {output}.")
-    _whole(effects)
+        print(f"\nThe table is in {seen(str(output))}.")
+    _refuse_incomplete(effects)
     if kept is not None and journal is None:
-        discard(kept)  # the table has it all by now
+        discard(kept)  # the table is complete and saved
 
 
 @app.command()
@@ -162,15 +174,15 @@ def study(
     tuned: Tuned,
     task: Tasks,
     control: Control = None,
-    control_task: Others = None,
+    control_task: ControlTasks = None,
     out: Folder = Path("study"),
-    n_random: Annotated[int, typer.Option(help="Draws of the layer-stratified null.")] = 20,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    n_random: Draws = 20,
+    seed: Seed = 0,
     dtype: Dtype = "auto",
     workers: Workers = 0,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Run the whole argument: drift, sweep and report."""
+    """Run drift, sweep and report in one go."""
     from affectlens.executing import processes
     from affectlens.studying import study as study_
 
@@ -186,17 +198,17 @@ def study(
         trust_remote_code=trust_remote_code,
         executor=processes(workers) if workers else None,
     )
-    _tell(found, out)
-    _whole(found.effects)
+    _print_study(found, out)
+    _refuse_incomplete(found.effects)
 
 
 @app.command()
 def report(
-    drift: Annotated[Path, typer.Argument(help="A drift table, as `diff -o` writes it.")],
-    effects: Annotated[Path | None, typer.Argument(help="An effects table, as `sweep -o` writes it.")] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The report.")] = Path("report.html"),
+    drift: Annotated[Path, typer.Argument(help="A drift table, saved by `diff -o`.")],
+    effects: Annotated[Path | None, typer.Argument(help="An effects table, saved by `sweep -o`.")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The HTML file.")] = Path("report.html"),
 ) -> None:
-    """Make one self-contained HTML file of saved tables."""
+    """Write saved tables as one self-contained HTML file."""
     from affectlens.drift import Drift
     from affectlens.effects import Effects
     from affectlens.views import Report
@@ -205,19 +217,19 @@ def report(
     if effects is not None:
         tables.append(Effects.load(effects))
     Report(*tables).save(output)
-    print(f"The report is in {output}.")
+    print(f"The report is in {seen(str(output))}.")
 
 
-def _whole(effects: "Effects") -> None:
-    """Raise `ExecutionError` where a part of a sweep is missing: a script must hear of it."""
+def _refuse_incomplete(effects: "Effects") -> None:
+    """Raise `ExecutionError` if interventions failed, so that a script sees exit code 1."""
     from affectlens.errors import ExecutionError
 
     if len(effects.failed):
         raise ExecutionError(effects.notices[0])
 
 
-def _early(output: Path | None) -> None:
-    """Refuse what can't be written before any work is done for it."""
+def _refuse_unwritable(output: Path | None) -> None:
+    """Raise `TableError` before the work, which may take hours, if its table can't be saved."""
     from affectlens.table import writable
 
     if output is not None:
@@ -232,17 +244,17 @@ def _tasks(specs: list[str], role: str = "affective") -> "list[Task]":
     for spec in specs:
         kind, equals, file = spec.partition("=")
         if not equals:
-            raise TaskError(f"--task {spec}: write KIND=FILE.jsonl, e.g. emotion-labels={spec}")
+            raise TaskError(f"--task {spec}: no KIND given. Write e.g. --task emotion-labels={spec}")
         name, _, kind = kind.rpartition(":")
         tasks.append(load_task(kind, file, name=name, role=role))
     return tasks
 
 
-def _tell(found: "Study", out: Path) -> None:
+def _print_study(found: "Study", out: Path) -> None:
     parts = (
         tell_drift(found.drift),
         tell_effects(found.effects),
         tell_conclusions(found.drift, found.effects),
-        [f"The report is in {out / 'report.html'}, the tables beside it."],
+        [f"The report is in {seen(str(out / 'report.html'))}, and the tables are beside it."],
     )
     print("\n\n".join("\n".join(lines) for lines in parts))

@@ -1,6 +1,6 @@
-"""The embedded pair: a small real multimodal model before and after tuning for affect, and a control.
+"""The demo pair: a small real multimodal model before and after tuning for affect, and a control tuning.
 
-How it was made and how good it is: `docs/demo-pair.md`. Artwork and data: `CREDITS.md` beside this file.
+`docs/demo-pair.md` describes how it was made and what it can do; `CREDITS.md` lists artwork and data.
 """
 
 import json
@@ -15,15 +15,20 @@ _HERE = Path(__file__).parent
 
 
 class Demo(NamedTuple):
-    """The three checkpoints and the tasks: `base, tuned, control, tasks = load_demo()`."""
+    """The three checkpoints and the tasks that `load_demo` opens.
+
+    >>> base, tuned, control, tasks = load_demo()
+    >>> len(base.sites), [task.name for task in tasks][:2]
+    (113, ['faces-unseen', 'faces-fit'])
+    """
 
     base: Checkpoint
-    tuned: Checkpoint  # all linear layers of the language model, on emotion and valence
-    control: Checkpoint  # the same recipe on non-affective labels of the same media
+    tuned: Checkpoint  # all linear layers of the language model, tuned on emotion and valence
+    control: Checkpoint  # the same recipe with non-affective labels of the same media
     tasks: tuple[Task, ...]
 
     def task(self, name: str) -> Task:
-        """Return a task by name; raises `TaskError` with the names there are."""
+        """Return a task by its name. Raises `TaskError`, which lists the names, for another one."""
         for task in self.tasks:
             if task.name == name:
                 return task
@@ -32,10 +37,13 @@ class Demo(NamedTuple):
 
 
 def load_demo() -> Demo:
-    """Open the pair that comes with affectlens.
+    """Open the demo pair, which is part of the package.
 
-    >>> load_demo().base.config["model_type"]
+    >>> demo = load_demo()
+    >>> demo.base.config["model_type"]
     'llava'
+    >>> demo.task("sentences").labels
+    ('good', 'bad')
     """
     base, tuned, control = (open_checkpoint(_HERE / name) for name in ("base", "tuned", "control"))
     entries = json.loads((_HERE / "tasks" / "tasks.json").read_text("utf-8"))

@@ -1,10 +1,11 @@
-"""HOW FAR: the distance of every site from base to tuned, read from files and never through a model.
+"""HOW FAR: the distance of every site from base to tuned, measured from files without building a model.
 
-    Pairing ── planning ──▶ strips in parts ── streaming, summing ──▶ Sums ── tabulating ──▶ Drift
+    Pairing ── parts ──▶ strips, cut into parts ── streaming, blocks ──▶ Sums ── measures ──▶ Drift
 
-`summing` gives blocks of bytes as they lie to the compiled `kernel` (or to `blocked`, torch's), numbers to
-`measuring`, and what an adapter says by its factors to `factoring`. `contrasting`, `following` and
-`agreeing` ask further of drifts: beside noise and control, over steps, and over runs.
+`diffing` runs this flow. `blocks` reads a part block by block and passes the raw words to an `Engine`:
+`numba_engine`, compiled, or `torch_engine`, its reference and fallback. `whole_matrices` adds what needs
+a whole matrix (`spectra`, `alignment`). `groups` aggregates the rows of a `Drift`; `trajectories`
+compares drifts over the steps of a tuning, `agreements` over runs.
 """
 
 from typing import TYPE_CHECKING
@@ -12,20 +13,20 @@ from typing import TYPE_CHECKING
 from affectlens.lazy import resolver
 
 if TYPE_CHECKING:
-    from affectlens.drift.agreeing import Agreement, agreement
+    from affectlens.drift.agreements import Agreement, agreement
     from affectlens.drift.diffing import diff
     from affectlens.drift.drift import Drift
-    from affectlens.drift.following import Trajectory, trajectory
+    from affectlens.drift.trajectories import Trajectory, trajectory
 
 __all__ = ["Agreement", "Drift", "Trajectory", "agreement", "diff", "trajectory"]
 __getattr__ = resolver(
     __name__,
     {
-        "Agreement": "agreeing",
+        "Agreement": "agreements",
         "Drift": "drift",
-        "Trajectory": "following",
-        "agreement": "agreeing",
+        "Trajectory": "trajectories",
+        "agreement": "agreements",
         "diff": "diffing",
-        "trajectory": "following",
+        "trajectory": "trajectories",
     },
 )

@@ -1,24 +1,20 @@
-"""The headline call: how far every parameter of a tuned checkpoint lies from its base."""
+"""`diff`: measure how far every parameter of a tuned checkpoint is from its base, and report findings."""
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
 
 from affectlens.checkpoints import Checkpoint, Pairing, Source, open_checkpoint, pair
+from affectlens.drift.blocks import Summing
 from affectlens.drift.drift import Drift
-from affectlens.drift.finding import findings
-from affectlens.drift.planning import Detail, Strip, strips
-from affectlens.drift.spectral import spectral
-from affectlens.drift.spreading import jobs, spread
-from affectlens.drift.streaming import Show, engine, stream
-from affectlens.drift.summing import Measure, Summing
-from affectlens.drift.sums import Sums
-from affectlens.drift.symmetric import symmetric
-from affectlens.drift.tabulating import RESERVED, frame
-from affectlens.errors import TableError
+from affectlens.drift.measures import BLOCKWISE, RESERVED, Measure, Sums, frame
+from affectlens.drift.parts import Detail, Strip, strips
+from affectlens.drift.streaming import Show, engine, jobs, spread, stream
+from affectlens.drift.whole_matrices import spectral, symmetric
+from affectlens.errors import NothingToCompare, TableError
 from affectlens.sites import Site
 from affectlens.table import provenance
 
@@ -40,27 +36,32 @@ def diff(
     """Measure the drift of every site from `base` to `tuned`.
 
     Each side is a path, a hub id, an open `Checkpoint` or a live `nn.Module`; no model is built. An
-    adapter or a file of bare trainables is read over `base`; `preset` or `alpha` says LoRA's alpha where
-    no file does. `control` is another tuning of the same base, on something that is not affect: its
-    drift, its angle to the change and the part of the change along it stand beside each site's.
+    adapter or a file of bare trainables is read over `base`; `preset` or `alpha` gives LoRA's alpha where
+    no file does. `control` is another tuning of the same base, on something other than affect: it adds
+    columns with its own drift, its angle to the change and the part of the change along it.
 
-    `detail` asks for `"heads"`, `"neurons"` (see `Drift.neurons`) or `"exact"` (nothing taken from factors
-    or content hashes), or several with commas. `spectra=k` adds the top k singular values of each changed
-    matrix and what follows from them; `align=True` matches the neurons of each gated MLP first and puts
-    the drift after it beside. `measures` maps names to functions of two float32 blocks, base and tuned,
-    whose values are added up. `executor` takes anything with `submit`, to which shards are given.
+    `detail` asks for `"heads"`, `"neurons"` (see `Drift.neurons`) or `"exact"` (read every value, use no
+    factors or content hashes), or several with commas. `spectra=k` adds the top k singular values of each
+    changed matrix and the ranks that follow from them; `align=True` adds the drift after the neurons of
+    each gated MLP are matched. `measures` maps names to functions of two float32 blocks, base and tuned,
+    whose values are added up. `executor`, anything with `submit`, measures each shard as one job.
 
-    Raises `CheckpointError` for what can't be read and `NothingToCompare` when the two share no matrix.
+    Raises `CheckpointError` for unreadable files, `NothingToCompare` for sides that share no matrix.
+
+    >>> import affectlens as al
+    >>> base, tuned, control, _ = al.load_demo()
+    >>> drift = al.diff(base, tuned, control=control, progress=False)
+    >>> drift.by("role")[["role", "sites", "targeted", "relative", "control_cosine"]].round(2).head(2)
+            role  sites  targeted  relative  control_cosine
+    0  gate_proj      4         4      0.58            0.03
+    1  down_proj      4         4      0.58            0.04
     """
     custom = _named(measures)
-    wanted = Detail.of(detail, exact=bool(custom))  # factors tell a function of blocks nothing
-    if spectra is not None and (type(spectra) is not int or spectra < 1):
-        raise TableError(f"spectra={spectra!r} singular values asked for: take a whole number, 1 or more")
+    wanted = Detail.of(detail, exact=bool(custom))  # a function of blocks needs the values, not factors
+    _check_spectra(spectra)
     before = open_checkpoint(base, preset=preset, alpha=alpha)
     pairing = pair(before, open_checkpoint(tuned, base=before, preset=preset, alpha=alpha))
-    beside = None if control is None else open_checkpoint(control, base=before, preset=preset, alpha=alpha)
-    if beside is not None:
-        beside = pair(before, beside).tuned  # a part of a model is read beside base
+    beside = None if control is None else _paired(before, control, preset=preset, alpha=alpha)
     sides = (before, pairing.tuned, *([beside] if beside else []))
     plan = list(strips(pairing, beside, detail=wanted))
     with _bar(plan, progress) as bar:
@@ -69,11 +70,7 @@ def diff(
         else:
             work = jobs(plan, sides, alpha=alpha, preset=preset, detail=detail, custom=custom)
             found = spread(plan, work, executor=executor, tell=bar.update)
-    told = [
-        f"No {kind}s are known: neither the config nor the shapes say how many there are."
-        for kind in sorted(wanted.units)
-        if not any(strip.units is not None and strip.units.kind == kind for strip in plan)
-    ]
+    told = list(_unmeasured(plan, wanted))
     columns = [symmetric(pairing, tell=told.append, show=_each(progress))] if align else []
     if spectra:
         columns.append(spectral(found, spectra, detail=wanted, tell=told.append, show=_each(progress)))
@@ -82,6 +79,22 @@ def diff(
     rows = frame(found, pairing, beside=_joined(columns))
     origin = _origin(pairing, beside, rows, found, told)
     return Drift(rows, {**origin, "custom": sorted(custom)} if custom else origin)
+
+
+def _check_spectra(k: int | None) -> None:
+    if k is not None and (type(k) is not int or k < 1):
+        raise TableError(f"spectra must be a whole number, 1 or more, got {k!r}")
+
+
+def _paired(base: Checkpoint, control: Source, *, preset: str | None, alpha: float | None) -> Checkpoint:
+    # Not only opened: a control that is a part of a model gets its names from the pairing.
+    return pair(base, open_checkpoint(control, base=base, preset=preset, alpha=alpha)).tuned
+
+
+def _unmeasured(plan: list[Strip], wanted: Detail) -> Iterator[str]:
+    for kind in sorted(wanted.units):
+        if not any(strip.units is not None and strip.units.kind == kind for strip in plan):
+            yield f"No {kind}s were measured: neither the config nor the shapes give their number."
 
 
 def _bar(plan: list[Strip], progress: bool) -> Any:
@@ -95,7 +108,7 @@ def _each(progress: bool) -> Show:
 
 
 def _watched() -> bool:
-    """Whether somebody looks: a terminal, or a notebook; a log has no use for a bar."""
+    """Return whether output goes to a terminal or a notebook: a bar would only fill a log."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
@@ -103,7 +116,7 @@ def _named(measures: Mapping[str, Measure] | None) -> dict[str, Measure]:
     for name in measures or {}:
         if name in RESERVED:
             raise TableError(f"a measure can't be called {name!r}: the table has a column of that name")
-    return dict(measures or {})
+    return {**BLOCKWISE, **(measures or {})}
 
 
 def _joined(columns: list[dict[Site, dict[str, Any]]]) -> dict[Site, dict[str, Any]]:
@@ -131,3 +144,113 @@ def _origin(
         "ledger": pairing.ledger(identical),
         "findings": [*findings(rows, found.values()), *told, *notes, *pairing.unlike],
     }
+
+
+def findings(frame: pd.DataFrame, found: Collection[Sums]) -> Iterator[str]:
+    """Yield sentences on what a reader must not overlook, given the rows and the sums behind them."""
+    moved = sum(not sums.identical for sums in found)
+    rounded = sum(sums.rounds and not sums.identical for sums in found)
+    if not all(sums.scaled for sums in found):
+        yield (
+            "No file gives LoRA's alpha, so the drift is known only up to the factor alpha/r: ratios "
+            "between modules are right, sizes are not. Give alpha= or preset=."
+        )
+    if unread := sum(not sums.read for sums in found):
+        yield (
+            f"{unread} parameters are in files of equal content on both sides: they did not move and were "
+            "not read, so their norms are unknown (detail='exact' reads them)."
+        )
+    language = frame[(frame["tower"] == "language") & frame["frobenius"].notna()]
+    reached = language[language["targeted"]]
+    if len(language) and reached.empty:
+        yield "The adapter has no weights for the language model, so the language model could not move."
+    elif len(reached) and not _moved(reached):
+        yield "The language model did not move at all: its drift is exactly zero."
+    if rounded:
+        yield f"{rounded} of {moved} parameters that moved changed only by rounding to another dtype."
+    if unrelated(frame):
+        yield "This is probably not the base: the weights of tuned are unrelated to it (cosine ≈ 0)."
+    yield from _zeros(frame)
+    yield from _casting(frame)
+    if "control_frobenius" in frame:
+        yield from _control(frame)
+    if count := int(frame["nonfinite"].sum()):
+        yield f"{count:,} values are NaN or infinite and are left out of every other measure."
+
+
+def _moved(frame: pd.DataFrame) -> bool:
+    columns = frame[["frobenius", "changed", "nonfinite"]].fillna(0)
+    return bool(columns.to_numpy(float).any())
+
+
+def _zeros(frame: pd.DataFrame) -> Iterator[str]:
+    """Report weights that are all zeros on one side: never saved, or lost on the way."""
+    weights = frame[(frame["frobenius"] > 0) & (frame["param"] == "weight") & (frame["role"] != "norm")]
+    for side in ("base", "tuned"):
+        zero = weights[weights[f"{side}_norm"] == 0]
+        if len(zero):
+            first = f"first: {zero['parameter'].iloc[0]}"
+            yield f"{len(zero)} weights of {side} are all zeros, unlike on the other side ({first})."
+
+
+def _casting(frame: pd.DataFrame) -> Iterator[str]:
+    """Report weights whose drift is no larger than the error of saving them in their dtype."""
+    moved = frame[(frame["frobenius"] > 0) & (frame["param"] == "weight") & frame["rounding"].notna()]
+    within = moved[moved["rounding"] >= moved["frobenius"]]
+    if len(within):
+        yield (
+            f"{len(within)} of {len(moved)} weights that moved moved no further than rounding to their dtype "
+            f"explains (first: {within['parameter'].iloc[0]})."
+        )
+
+
+def _control(frame: pd.DataFrame) -> Iterator[str]:
+    if lacking := int(frame["control_along"].isna().sum()):
+        yield f"The control lacks {lacking} of the {len(frame)} compared parameters: they have no control."
+    if lost := int(frame["control_nonfinite"].sum()):
+        yield f"{lost:,} values of the control are NaN or infinite and are left out of its measures."
+    moved = frame[(frame["frobenius"] > 0) | (frame["control_frobenius"] > 0)]
+    if control_unrelated(frame):
+        yield "The control is probably not a tuning of the same base: its weights are unrelated to it."
+    elif not moved["control_frobenius"].any():
+        yield "The control equals base in every value, so it can't serve as a control."
+    elif len(moved) and (moved["control_cosine"] > 1 - 1e-6).all():
+        yield "The control changed in the same direction as tuned at every site: is it the same tuning?"
+
+
+def control_unrelated(frame: pd.DataFrame) -> bool:
+    """Return whether the control is unrelated to base: as far from it as independent weights are."""
+    if "control_relative" not in frame:
+        return False
+    known = _matrices(frame)["control_relative"].dropna()
+    return bool(len(known)) and bool(known.median() > 1.2)
+
+
+def unrelated(frame: pd.DataFrame) -> bool:
+    """Return whether tuned is unrelated to base: matrices as far apart as independent draws are.
+
+    Independent weights of one scale give a relative drift of √2 and a cosine of 0.
+    """
+    big = _matrices(frame)
+    if big.empty:
+        return False
+    return bool(big["cosine"].abs().median() < 0.1 and big["relative"].median() > 0.9)
+
+
+def _matrices(frame: pd.DataFrame) -> pd.DataFrame:
+    # Norms start from ones in every model, so those of unrelated models resemble each other.
+    return frame[(frame["param"] == "weight") & (frame["role"] != "norm") & (frame["size"] >= 256)]
+
+
+def refuse_unrelated(drift: Drift) -> Drift:
+    """Return the drift of related models; raise `NothingToCompare` for unrelated ones of one shape."""
+    if unrelated(drift.frame):
+        names = [source["name"] for source in drift.origin["sources"].values()]
+        raise NothingToCompare(
+            f"{names[0]} is probably not the base of {names[1]}: their weights are unrelated (cosine ≈ 0)"
+        )
+    if control_unrelated(drift.frame):
+        raise NothingToCompare(
+            "the control is probably not a tuning of this base: their weights are unrelated"
+        )
+    return drift

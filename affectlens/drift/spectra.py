@@ -1,10 +1,10 @@
-"""The singular values of a change: how large it is in its largest direction, and over how many it spreads.
+"""Compute the singular values of a change: its largest directions, and over how many it spreads.
 
-The top k come from block Lanczos, which only ever multiplies with Δ, and are handed out with the
-residual they reached: a flat spectrum, as noise has it, converges slowly, and a result that has not
-converged says so. A randomised SVD without a residual is up to 10 % wrong and doesn't tell. All is
-done in float64, Δ converted a block of rows at a time. Changes known by their factors (LoRA) are never
-multiplied out. `affectlens.diff(..., spectra=k)` calls this site by site.
+The top k come from block Lanczos, which only multiplies with Δ, and are returned with the residual they
+reached: the flat spectrum of noise converges slowly, and a result that has not converged must show it. A
+randomised SVD without a residual can be 10 % wrong without a sign of it. All sums are in float64, with Δ
+converted a block of rows at a time. Changes given by factors (LoRA) are never multiplied out.
+`affectlens.diff(..., spectra=k)` calls this site by site.
 """
 
 import math
@@ -21,17 +21,17 @@ TOLERANCE = 1e-5  # of the residual over σ1; the error of a value is about its 
 SMALL = 512  # the smaller side up to which a plain SVD is taken, unless the larger is very large
 GRAM = 4096  # the smaller side up to which all singular values are computed
 _BLOCK = 1 << 20  # elements of Δ in float64 at a time: 8 MiB, half the time of 32 MiB
-_SPARE = 8  # columns beyond k: what converges is the gap from the k-th value to the one after these
+_SPARE = 8  # columns beyond k: convergence depends on the gap from the k-th value to the one after these
 _BASIS = 512  # columns of the Krylov basis, or _DEPTH blocks where k is large
 _DEPTH = 12
 
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """The leading singular triplets σ, u, v of a change Δ, and what follows from its spectrum.
+    """The leading singular triplets σ, u, v of a change Δ, with the ranks and overlaps that follow.
 
     `values` are the top k, descending. `residual` is the largest ‖Δv − σu‖ or ‖Δᵀu − σv‖ over σ1, and
-    `converged` says that it is within 1e-5, of values and directions alike. `stable_rank` is
+    `converged` is true if it is within 1e-5, for values and directions alike. `stable_rank` is
     ‖Δ‖_F²/σ1²; `effective_rank` is exp of the entropy of σ/Σσ (Roy & Vetterli, EUSIPCO 2007), without
     values below √(n·2⁻⁵²)·σ1, n the smaller side; NaN where n > 4096.
 
@@ -68,9 +68,9 @@ def spectrum(
 ) -> Spectrum:
     """Compute the top k singular values of a change, its ranks, and its overlap with its base.
 
-    `everything=False` leaves out what takes longest, the effective rank of a large matrix.
+    `everything=False` leaves out the slowest part, the effective rank of a large matrix.
 
-    Raises ValueError for k < 1, for anything but a matrix, and where a value is NaN or infinite.
+    Raises ValueError for k < 1, for anything but a matrix, and for NaN or infinite values.
     Block Golub-Kahan-Lanczos with full reorthogonalisation: Golub, Luk & Overton, ACM TOMS 7 (1981);
     Musco & Musco, NeurIPS 2015. Seeded: the same Δ gives the same result.
 
@@ -91,7 +91,7 @@ def factored_spectrum(
     scale: float = 1.0,
     base: Float[Tensor, "out in"] | None = None,
 ) -> Spectrum:
-    """Compute the same of scale·B@A from its factors, exactly, without multiplying them out.
+    """Compute the spectrum of scale·B@A exactly from its factors, without multiplying them out.
 
     With B = Q₁R₁ and Aᵀ = Q₂R₂ the singular values are those of the rank × rank matrix scale·R₁R₂ᵀ.
     `values` beyond the rank are zero. Raises ValueError as `spectrum` does.
@@ -115,15 +115,15 @@ def factored_spectrum(
 
 
 def _checked(matrix: Tensor, k: int) -> float:
-    """‖Δ‖_F², where a spectrum can be had at all."""
+    """Return ‖Δ‖_F²; raises ValueError where there is no spectrum."""
     if matrix.ndim != 2 or not matrix.numel():
-        raise ValueError(f"a spectrum is that of a matrix, not of shape {tuple(matrix.shape)}.")
+        raise ValueError(f"a spectrum needs a matrix with elements, got shape {tuple(matrix.shape)}.")
     if k < 1:
-        raise ValueError(f"k = {k} singular values asked for: take 1 or more.")
+        raise ValueError(f"k must be 1 or more singular values, got {k}.")
     square = sum(float((block**2).sum()) for _, block in _blocks(matrix))
     if not math.isfinite(square):
         raise ValueError(
-            f"a matrix of shape {tuple(matrix.shape)} holds NaN or infinite values, so it has no singular "
+            f"can't compute singular values: a matrix of shape {tuple(matrix.shape)} has NaN or infinite "
             "values. Leave it out, or replace them first."
         )
     return square
@@ -138,7 +138,7 @@ def _spectrum(
     if base is not None:
         if tuple(base.shape) != shape:
             raise ValueError(
-                f"base has shape {tuple(base.shape)}, its change {shape}: give the matching pair."
+                f"base has shape {tuple(base.shape)}, but its change has {shape}. Give the matching pair."
             )
         _checked(base, k)
         width = min(k, *shape)
@@ -158,7 +158,7 @@ def _spectrum(
 
 
 def _effective_rank(values: Tensor, n: int) -> float:
-    # What a Gram matrix in float64 can't tell from zero. A floor for float32 would hide most of a flat tail.
+    # Smaller values are noise in a Gram matrix in float64. A floor for float32 would cut most of a flat tail.
     kept = values[values > math.sqrt(n * torch.finfo(torch.float64).eps) * values[0]]
     if not len(kept):
         return math.nan
@@ -169,7 +169,7 @@ def _effective_rank(values: Tensor, n: int) -> float:
 def _overlap(change: _Triplets, base: _Triplets) -> tuple[float, float]:
     if base.residual > TOLERANCE or not base.values[0]:
         return math.nan, math.nan
-    # A direction whose σ drowns in the tolerance is any direction of the null space.
+    # Directions with σ below the tolerance are arbitrary ones of the null space.
     own = change.values[: change.left.shape[1]] > TOLERANCE * change.values[0]
     old = base.values > TOLERANCE * base.values[0]
     left = change.left[:, own].T @ base.left[:, old].to(change.left.device)
@@ -179,7 +179,7 @@ def _overlap(change: _Triplets, base: _Triplets) -> tuple[float, float]:
 
 
 def _triplets(matrix: Tensor, k: int, *, everything: bool) -> _Triplets:
-    """The top k, and every singular value where asked for and not too many."""
+    """Compute the top k triplets, and every singular value where asked for and feasible."""
     if matrix.shape[0] < matrix.shape[1]:
         found = _triplets(matrix.T, k, everything=everything)
         return found._replace(left=found.right, right=found.left)
@@ -195,7 +195,7 @@ def _triplets(matrix: Tensor, k: int, *, everything: bool) -> _Triplets:
     if found.residual <= TOLERANCE:
         squares = torch.linalg.eigvalsh(gram).flip(0)
     else:
-        # Slow, but it is the whole answer: a flat spectrum that the Krylov space could not resolve.
+        # Slow but complete: for a flat spectrum that the Krylov space could not resolve.
         squares, vectors = torch.linalg.eigh(gram)
         squares, right = squares.flip(0), vectors.flip(1)[:, :k]
         left, values, rt = torch.linalg.svd(_times(matrix, right), full_matrices=False)
@@ -204,9 +204,9 @@ def _triplets(matrix: Tensor, k: int, *, everything: bool) -> _Triplets:
 
 
 def _krylov(matrix: Tensor, k: int) -> _Triplets:
-    """Block Lanczos on a tall matrix: Δ V = U B, and B's triplets are Δ's as far as V holds them.
+    """Run block Lanczos on a tall matrix: Δ V = U B, and B's triplets approximate Δ's within V.
 
-    A block is wider than k: so even k equal singular values all have a direction in it to be found by.
+    A block is wider than k, so that it can find even k equal singular values.
     """
     side = matrix.shape[1]
     width = min(k + _SPARE, side)
@@ -231,10 +231,10 @@ def _krylov(matrix: Tensor, k: int) -> _Triplets:
 
 
 def _extended(basis: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-    """An orthonormal `new` beside the basis, and the coefficients c with block = [basis, new] @ c."""
+    """Return an orthonormal `new` that extends the basis, and c with block = [basis, new] @ c."""
     along = basis.T @ block
     new, rest = torch.linalg.qr(block - basis @ along)
-    # Once is not enough: what is left of a block that lay nearly in the basis is mostly rounding.
+    # Twice: the rest of a block that was nearly in the basis is mostly rounding.
     again = basis.T @ new
     new, correction = torch.linalg.qr(new - basis @ again)
     return new, torch.cat([along + again @ rest, correction @ rest])
@@ -247,7 +247,7 @@ def _verified(matrix: Tensor, left: Tensor, values: Tensor, *, right: Tensor) ->
 
 
 def _residual(found: _Triplets, forth: Tensor, back: Tensor) -> float:
-    """The largest ‖Δv − σu‖ or ‖Δᵀu − σv‖ over σ1, from Δ V and Δᵀ U."""
+    """Return the largest ‖Δv − σu‖ or ‖Δᵀu − σv‖ over σ1, from Δ V and Δᵀ U."""
     one = forth - found.left * found.values
     two = back - found.right * found.values
     largest = max(float(one.norm(dim=0).max()), float(two.norm(dim=0).max()))
@@ -255,7 +255,7 @@ def _residual(found: _Triplets, forth: Tensor, back: Tensor) -> float:
 
 
 def _times(matrix: Tensor, right: Tensor) -> Tensor:
-    # Pieces kept between the blocks would leave holes in the heap that no block fits in: 300 MB of them.
+    # Allocate once: pieces kept between blocks fragment the heap by 300 MB.
     product = right.new_empty(matrix.shape[0], right.shape[1])
     for rows, block in _blocks(matrix):
         product[rows] = block @ right

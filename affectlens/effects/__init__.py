@@ -1,6 +1,9 @@
-"""WHAT CHANGED: the behaviour under each intervention, beside nulls that could have done the same.
+"""WHAT CHANGED: the behaviour under each intervention, beside a null that could have done the same.
 
-Grid ──▶ units ── sweeping: intervene, evaluate, undo ──▶ Effects (value, interval, null, control)
+a task ── evaluating ──▶ Scores
+Grid ── sweeping ──▶ jobs ── judging: intervene, evaluate, undo ──▶ Effects (value, interval, null, control)
+                                ├── caching: towers that no intervention changes run once per input
+                                └── journal: each result is kept at once, so a killed sweep resumes
 """
 
 from typing import TYPE_CHECKING

@@ -1,29 +1,41 @@
-"""Effects: what each intervention did to each task, beside its nulls and within its interval."""
+"""Effects: the change that each intervention made to each task, with its interval and its null."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import pandas as pd
 
-from affectlens.errors import TableError
-from affectlens.requiring import Columns, Shape
+from affectlens.errors import TableError, near
+from affectlens.stats.intervals import Interval
 from affectlens.table import Table
-from affectlens.tasks.scores import TASK
+from affectlens.table_frames import WholeFrame
+from affectlens.table_schema import Columns, Shape
+from affectlens.tasks import Scores
+from affectlens.tasks.scores import TASK, find_metric
 
 
 @dataclass(frozen=True, repr=False)
 class Effects(Table):
-    """One row per (intervention, task, metric); made by `affectlens.sweep`.
+    """A table with one row per intervention, task and metric; made by `affectlens.sweep`.
 
-    `kind` is `effect`, `random-control` (a draw of the layer-stratified null), `control-tuning` (the
-    control's change at the same sites) or `reference` (the tuned model itself). `sites` is the
-    group's name and `parameters` its size. `value` lies within `low`..`high` (95 %); `effect` =
-    value − baseline within `effect_low`..`effect_high`, paired by example. `baseline` is the base
-    model's value for `transplant`, the tuned model's for `revert` and `zero`. `recovered` is the share
-    of the gain (tuned − base) that a transplant brings or a revert takes away, null where the gain is
-    not clear of zero or its interval wider than itself. The `transplant` of `all` is a whole model: the
-    tuned one as `reference`, the control as `control-tuning`.
+    - `kind`: `effect`, `random-control` (a draw of the layer-stratified null), `control-tuning` (the
+      control's change at the same sites) or `reference` (the tuned model itself)
+    - `sites`: the name of the group; `parameters`: its size
+    - `baseline`: the value of the base model for `transplant`, of the tuned model for `revert` and `zero`
+    - `value`, with the 95 % interval `low`..`high`
+    - `effect` = value − baseline, paired by example, with the 95 % interval `effect_low`..`effect_high`
+    - `recovered`: the share of the gain (tuned − base) that a transplant brings or a revert takes away; null
+      where the interval of the gain includes zero or is wider than the gain
+
+    The `transplant` of `all` is a whole model: the tuned one as `reference`, the control as `control-tuning`.
+
+    >>> import pandas as pd
+    >>> row = {"action": "transplant", "sites": "gate_proj", "task": "faces", "metric": "margin"}
+    >>> effects = Effects(pd.DataFrame([{**row, "kind": "effect", "effect": 0.5, "effect_low": 0.2}]))
+    >>> effects.where(sites="gate_proj").frame["effect"].item()
+    0.5
     """
 
     schema: ClassVar[str] = "affectlens.effects/1"
@@ -42,28 +54,30 @@ class Effects(Table):
 
     @property
     def failed(self) -> pd.DataFrame:
-        """The interventions that are missing because they failed: `action sites kind tries why`."""
+        """The interventions that failed and have no rows: `action sites kind tries why`."""
         columns = ["action", "sites", "kind", "tries", "why"]
-        return pd.DataFrame(self.origin.get("failed", []), columns=columns)
+        return WholeFrame(self.origin.get("failed", []), columns=columns)
 
     def ranks(self, metric: str = "margin") -> pd.DataFrame:
         """Rank each group's effect among the draws of its null: `action sites task draws at_least p`.
 
-        `at_least` counts the draws whose effect is as strong or stronger in the direction in which the
-        action should work: a transplant the way tuning went, a revert against it. `p` is null below
-        999 draws: with 20, nothing smaller than 1/21 could come out, whatever is true.
+        `at_least` counts the draws whose effect is as strong or stronger in the expected direction: that of
+        the tuning for a transplant, the opposite for a revert. `p` is null below 999 draws: 20 draws can't
+        give a p below 1/21, whatever is true. Raises `TableError` for a metric that has no rows.
         """
         frame = self.frame[self.frame["metric"] == metric]
         if frame.empty:
-            raise TableError(f"no rows have metric={metric!r}")
+            known = dict.fromkeys(self.frame["metric"])
+            raise TableError(f"no row has metric={metric!r}. Metrics: {near(metric, known)}")
         rows = []
         for _, row in frame[frame["kind"] == "effect"].iterrows():
             same = (frame["action"] == row["action"]) & (frame["task"] == row["task"])
             null = frame[same & (frame["kind"] == "random-control") & (frame["null_of"] == row["null_of"])]
             if null.empty:
                 continue
-            sign = _way(frame, str(row["task"])) * (-1.0 if row["action"] == "revert" else 1.0)
+            sign = _direction(frame, str(row["task"])) * (-1.0 if row["action"] == "revert" else 1.0)
             strong = int((sign * null["effect"] >= sign * row["effect"]).sum())
+            # The effect itself counts as one of the draws, or p could be 0.
             p = (strong + 1) / (len(null) + 1) if len(null) >= 999 else None
             named = {name: row[name] for name in ("action", "sites", "task")}
             rows.append({**named, "draws": len(null), "at_least": strong, "p": p})
@@ -71,7 +85,39 @@ class Effects(Table):
         return pd.DataFrame(rows, columns=columns)
 
 
-def _way(frame: pd.DataFrame, task: str) -> float:
-    """The direction in which tuning moved a task: down where the whole change clearly lowered it."""
+def _direction(frame: pd.DataFrame, task: str) -> float:
+    """Return −1 where the whole change clearly lowered a task, else 1."""
     whole = frame[(frame["kind"] == "reference") & (frame["task"] == task)]
     return -1.0 if len(whole) and whole["effect_high"].iloc[0] < 0 else 1.0
+
+
+def effect(after: Scores, before: Scores, *, metric: str) -> Interval:
+    """Return the change of a metric with its 95 % interval, paired by example."""
+    return find_metric(metric).change(after.values(metric), before.values(metric), clusters=after.clusters)
+
+
+def compare(after: Scores, start: Scores, *, gain: tuple[Scores, Scores]) -> list[dict[str, Any]]:
+    """Return one row per metric: value and effect with intervals, and the share of the gain.
+
+    `gain` holds the scores of base and tuned. The share is what a transplant brings or a revert takes away;
+    it is NaN where the interval of the gain includes zero or is wider than the gain.
+    """
+    rows = []
+    for metric in after.metrics:
+        value, change = after.metric(metric), effect(after, start, metric=metric)
+        whole = effect(gain[1], gain[0], metric=metric)
+        sign = 1.0 if start is gain[0] else -1.0
+        rows.append(
+            {
+                "metric": metric,
+                "baseline": float(start.values(metric).mean()),
+                "value": value.value,
+                "low": value.low,
+                "high": value.high,
+                "effect": change.value,
+                "effect_low": change.low,
+                "effect_high": change.high,
+                "recovered": sign * change.value / whole.value if whole.divides else np.nan,
+            }
+        )
+    return rows

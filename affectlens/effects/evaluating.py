@@ -1,9 +1,16 @@
-"""Judge a lens by a task: constrained scoring over the label words, or strict greedy answers."""
+"""Judge a lens by a task: score the label words, or read the greedy answer strictly.
 
-from collections.abc import Mapping
+    Task ── prepare_task ──▶ PreparedTask (batches, label tokens) ── judge ──▶ log-probabilities
+         ── to_scores ──▶ Scores
+
+Where memory runs out, `fitting` halves the batch until it fits.
+"""
+
+import gc
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -11,16 +18,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from affectlens.effects.fingerprinting import combined, fingerprint
-from affectlens.effects.fitting import fitting
+from affectlens.effects.journal import combined, fingerprint
 from affectlens.errors import LensError, TaskError, near
 from affectlens.lens import Lens, told
-from affectlens.lens.running import begins, continued, encodes, rows
+from affectlens.lens.live import encodes
+from affectlens.lens.running import begins, continued, out_of_memory, rows
 from affectlens.table import provenance
-from affectlens.tasks import Scores, Task
-from affectlens.tasks.answers import read_answer
+from affectlens.tasks import METRICS, Scores, Task, read_answer
 
 WAYS = ("constrained", "greedy")
+Result = TypeVar("Result")
 
 
 def evaluate(
@@ -28,40 +35,48 @@ def evaluate(
 ) -> Scores:
     """Let the model answer every example of a task.
 
-    `constrained` compares the log-probabilities of the label words after the prompt, so each example
-    has a margin. Those of a label's tokens are summed, which puts longer labels at a disadvantage:
-    choose labels of one length where you can.
+    `answer="constrained"` compares the log-probabilities of the label words after the prompt, so each
+    example has a margin. The log-probabilities of a label's tokens are summed, which puts longer labels at a
+    disadvantage: choose labels of equal length where you can.
 
-    `greedy` lets the model write and reads its answer strictly: several labels, or none, is wrong. It
-    may write `max_new_tokens`; a model that never learned to stop (the demo's) needs 1.
+    `answer="greedy"` lets the model write up to `max_new_tokens` and reads the text strictly: several
+    labels, or none, count as wrong. A model that never learned to stop (the demo's) needs 1 token.
 
-    Where memory runs out, batches are halved until they fit; the answers are the same.
+    When memory runs out, the batch size is halved until it fits; the answers stay the same.
 
-    Raises `TaskError` for another way, `LensError` for examples the model can't take.
+    Raises `TaskError` for another `answer` and for labels that the tokenizer can't tell apart, `LensError`
+    for examples that the model can't take.
+
+    >>> import affectlens as al
+    >>> base, *_, tasks = al.load_demo()
+    >>> lens = al.load(base, dtype="float32")
+    >>> scores = al.evaluate(lens, tasks[0].head(8))
+    >>> scores.metrics, len(scores)
+    (('accuracy', 'margin'), 8)
     """
     if batch_size < 1:
-        raise TaskError(f"batch_size is a number of examples, not {batch_size}")
+        raise TaskError(f"batch_size must be 1 or more, got {batch_size}")
     if answer == "constrained":
         return to_scores(task, judge(lens, prepare_task(lens, task, batch_size=batch_size))[0])
     if answer != "greedy":
-        raise TaskError(f"can't answer by {answer!r}. Ways: {near(answer, WAYS)}")
+        raise TaskError(f"unknown answer={answer!r}. Known: {near(answer, WAYS)}")
     texts: list[str] = []
 
-    def say(size: int) -> list[str]:
+    def write(size: int) -> list[str]:
         some = task.examples[len(texts) : len(texts) + size]
         return lens.generate(*some, prompt=task.prompt, max_new_tokens=max_new_tokens)
 
     while len(texts) < len(task):
-        said, batch_size = fitting(say, batch_size, what=_named(task))
-        texts += said
+        written, batch_size = fitting(write, batch_size, what=_named(task))
+        texts += written
     frame = _frame(task, [read_answer(text, task.labels) for text in texts])
     frame["text"] = texts
     return Scores(frame, _origin(task, answer))
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A task as model input, made once and run under many interventions."""
+class PreparedTask:
+    """A task as model input: prepared once, run under many interventions."""
 
     task: Task
     batches: tuple[Mapping[str, Tensor], ...]
@@ -69,19 +84,22 @@ class Prepared:
 
     @property
     def batch_size(self) -> int:
-        """Examples of the largest batch."""
+        """The number of examples in the largest batch."""
         return max(map(rows, self.batches))
 
     @cached_property
     def fingerprint(self) -> str:
-        """A print of all that the model is shown, and of what it is held to."""
+        """A hash of the model's inputs, the label tokens, the labels and the gold labels."""
         batches = [fingerprint(batch) for batch in self.batches]
         gold = [example.label for example in self.task.examples]
         return combined(batches, self.labels, self.task.labels, gold)
 
 
-def prepare_task(lens: Lens, task: Task, *, batch_size: int = 32) -> Prepared:
-    """Render, open and tokenize all examples of a task."""
+def prepare_task(lens: Lens, task: Task, *, batch_size: int = 32) -> PreparedTask:
+    """Render and tokenize all examples of a task, and open their media.
+
+    Raises `TaskError` for labels that the tokenizer can't tell apart.
+    """
     batches = tuple(
         lens.prepare(*task.examples[start : start + batch_size], prompt=task.prompt)
         for start in range(0, len(task), batch_size)
@@ -89,13 +107,13 @@ def prepare_task(lens: Lens, task: Task, *, batch_size: int = 32) -> Prepared:
     with told(f"{_named(task)}: its labels can't be tokenized"):
         labels = tuple(_label_ids(lens, label) for label in task.labels)
     _check_labels(task, labels)
-    return Prepared(task, batches, labels)
+    return PreparedTask(task, batches, labels)
 
 
-def judge(lens: Lens, prepared: Prepared) -> tuple[Float[Tensor, "examples labels"], Prepared]:
-    """The log-probability of each label, and the task in batches that fit into memory."""
+def judge(lens: Lens, prepared: PreparedTask) -> tuple[Float[Tensor, "examples labels"], PreparedTask]:
+    """Return the log-probability of each label, and the task in batches that fit into memory."""
 
-    def run(size: int) -> tuple[Float[Tensor, "examples labels"], Prepared]:
+    def run(size: int) -> tuple[Float[Tensor, "examples labels"], PreparedTask]:
         whole = size == prepared.batch_size
         one = prepared if whole else prepare_task(lens, prepared.task, batch_size=size)
         return label_logps(lens, one), one
@@ -103,18 +121,76 @@ def judge(lens: Lens, prepared: Prepared) -> tuple[Float[Tensor, "examples label
     return fitting(run, prepared.batch_size, what=_named(prepared.task))[0]
 
 
+def label_logps(lens: Lens, prepared: PreparedTask) -> Float[Tensor, "examples labels"]:
+    """Return the log-probability of each label as the answer to each example, in float32.
+
+    Raises `LensError` where the logits hold NaN: the argmax would be the first label, which may be gold.
+    """
+    found = torch.cat([_batch_logps(lens, batch, prepared.labels) for batch in prepared.batches])
+    if torch.isnan(found).any():
+        raise LensError(
+            f"task {prepared.task.name!r}: the model's logits hold NaN, so its answers can't be compared"
+        )
+    return found
+
+
+def to_scores(task: Task, logps: Float[Tensor, "examples labels"]) -> Scores:
+    """Turn label log-probabilities into scores."""
+    found = logps.double().numpy()
+    gold = np.array([task.labels.index(example.label) for example in task.examples])
+    frame = _frame(task, [task.labels[i] for i in found.argmax(1)])
+    frame["logp"] = found[np.arange(len(gold)), gold]
+    for metric in METRICS.values():
+        if metric.of is not None:
+            frame[metric.column] = metric.of(found, gold)
+    return Scores(frame, _origin(task, "constrained"))
+
+
+def describe(task: Task) -> dict[str, Any]:
+    """Return what a result states about its task."""
+    return {
+        "name": task.name,
+        "n": len(task),
+        "clusters": len({example.cluster for example in task.examples}),
+        "majority": task.majority,
+        "labels": list(task.labels),
+        "kind": task.role,
+        "fit": task.fit,
+        "about": task.about,
+        "dropped": task.dropped,
+    }
+
+
+def fitting(run: Callable[[int], Result], size: int, *, what: str) -> tuple[Result, int]:
+    """Run with a batch size, halved each time memory runs out; return the result and the size that fitted.
+
+    Raises `LensError` where even one example does not fit.
+    """
+    while True:
+        try:
+            return run(size), size
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            if size == 1:
+                raise LensError(f"{what}: not enough memory for even one example") from None
+        # Outside `except`: the error keeps the frames of the failed run, and with them its tensors, alive.
+        size //= 2
+        _free_memory()
+
+
 def _named(task: Task) -> str:
     return f"task {task.name!r}"
 
 
 def _check_labels(task: Task, labels: tuple[tuple[int, ...], ...]) -> None:
-    """Refuse labels whose tokens are the beginning of another's: the shorter would win every time."""
+    """Refuse a label whose tokens begin another label's: the shorter one would win every time."""
     for i, (label, ids) in enumerate(zip(task.labels, labels, strict=True)):
         for j, other in enumerate(labels):
             if not ids or (i != j and other[: len(ids)] == ids):
                 raise TaskError(
-                    f"task {task.name!r}: to this tokenizer label {label!r} is not a word of its own, but "
-                    f"the beginning of {task.labels[j]!r}. Try other label words"
+                    f"task {task.name!r}: the tokens of label {label!r} are the beginning of those of "
+                    f"{task.labels[j]!r}, so the two can't be compared. Use other label words"
                 )
 
 
@@ -123,31 +199,24 @@ def _label_ids(lens: Lens, label: str) -> tuple[int, ...]:
     if encodes(lens.model):
         return _decoded(lens, encode(label))
     if getattr(lens.processor, "chat_template", None):
-        # After a chat template's cue the answer begins at once.
+        # The chat template ends in the cue, so the answer begins without a space.
         return tuple(encode(label, add_special_tokens=False))
-    # After bare text it is a new word, which some tokenizers spell otherwise than a text's first one.
+    # After bare text the label is a new word; some tokenizers encode it differently from the first word.
     before, after = (encode(text, add_special_tokens=False) for text in ("a", f"a {label}"))
     return tuple(after[len(before) :] if after[: len(before)] == before else encode(f" {label}"))
 
 
 def _decoded(lens: Lens, ids: list[int]) -> tuple[int, ...]:
-    """What a decoder is taught to say: a text with the marks around it, less where it begins and ends."""
+    """Strip the tokens that begin and end a text: a decoder is trained to write only what is between."""
     if ids and ids[-1] == lens.tokenizer.eos_token_id:
         ids = ids[:-1]
     return tuple(ids[1:] if ids and ids[0] == begins(lens.model) else ids)
 
 
-def label_logps(lens: Lens, prepared: Prepared) -> Float[Tensor, "examples labels"]:
-    """The log-probability of each label as the answer to each example, in float32."""
-    found = torch.cat([_batch_logps(lens, batch, prepared.labels) for batch in prepared.batches])
-    if torch.isnan(found).any():
-        raise LensError(f"task {prepared.task.name!r}: the model's logits hold NaN, so nothing can be judged")
-    return found
-
-
 def _batch_logps(
     lens: Lens, batch: Mapping[str, Tensor], labels: tuple[tuple[int, ...], ...]
 ) -> Float[Tensor, "batch labels"]:
+    # One pass gives the next token's probability for all labels; longer ones need a pass each.
     if all(len(ids) == 1 for ids in labels):
         logps = lens.run(batch)[:, -1].log_softmax(-1)
         return logps[:, [ids[0] for ids in labels]].cpu()
@@ -155,25 +224,12 @@ def _batch_logps(
 
 
 def _sequence_logp(lens: Lens, batch: Mapping[str, Tensor], ids: tuple[int, ...]) -> Float[Tensor, " batch"]:
-    """Run prompt and label together; the k label tokens are predicted at the k positions before the last."""
+    """Run prompt and label together; the k positions before the last predict the k label tokens."""
     answer = torch.tensor(ids, device=lens.device)
     longer = continued(batch, answer)
     logps = lens.run(longer, last=len(ids) + 1, answer=len(ids))[:, :-1].log_softmax(-1)
-    said = answer.to(logps.device).expand(len(logps), -1).unsqueeze(-1)
-    return logps.gather(-1, said).squeeze(-1).sum(1)
-
-
-def to_scores(task: Task, logps: Float[Tensor, "examples labels"]) -> Scores:
-    """Turn label log-probabilities into scores."""
-    found = logps.double().numpy()
-    gold = np.array([task.labels.index(example.label) for example in task.examples])
-    rows = np.arange(len(gold))
-    others = found.copy()
-    others[rows, gold] = -np.inf
-    frame = _frame(task, [task.labels[i] for i in found.argmax(1)])
-    frame["logp"] = found[rows, gold]
-    frame["margin"] = found[rows, gold] - others.max(1)
-    return Scores(frame, _origin(task, "constrained"))
+    tokens = answer.to(logps.device).expand(len(logps), -1).unsqueeze(-1)
+    return logps.gather(-1, tokens).squeeze(-1).sum(1)
 
 
 def _frame(task: Task, predictions: list[str | None] | list[str]) -> pd.DataFrame:
@@ -193,16 +249,7 @@ def _origin(task: Task, answer: str) -> dict[str, Any]:
     return {"task": describe(task), "answer": answer, **provenance()}
 
 
-def describe(task: Task) -> dict[str, Any]:
-    """What a result says of its task."""
-    return {
-        "name": task.name,
-        "n": len(task),
-        "clusters": len({example.cluster for example in task.examples}),
-        "majority": task.majority,
-        "labels": list(task.labels),
-        "kind": task.role,
-        "fit": task.fit,
-        "about": task.about,
-        "dropped": task.dropped,
-    }
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""The grid of a sweep: which groups of sites get which action, and the nulls they are held against."""
+"""The grid of a sweep: groups of sites × actions, and the draws of the null that they are compared with."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -16,27 +16,36 @@ _BY = ("site", "role", "layer", "tower")
 
 
 @dataclass(frozen=True)
-class Unit:
-    """One intervention of a sweep: what is done to which sites, and what it stands for."""
+class GridUnit:
+    """One intervention of a sweep: an action on some sites, and its part in the comparison."""
 
     action: str
     name: str
     sites: Sites
     kind: str = "effect"
-    null_of: str = ""  # the family of roles whose draws are this effect's null, or that was drawn from
+    null_of: str = ""  # the family of roles that its null is drawn from, or that this draw is from
     seed: int | None = None
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Cross groups of sites with actions.
+    """Groups of sites × actions: the plan of a sweep.
 
-    `by` is `"site" "role" "layer" "tower"`, a comma-separated mix, or your own mapping from names to
-    sites. `transplant` puts the donor's weights into base, `revert` base's into the donor, `zero`
-    deletes in the donor. `control`, another tuning of the same base, is transplanted at the same
-    sites. `n_random` draws of the layer-stratified null (a random one of the roles of equal size in
-    each layer) are made for each action but `zero`, where a group is one role in all layers that
-    moved; a part of them would be held against draws over more layers than it has.
+    - `by`: `"site"`, `"role"`, `"layer"`, `"tower"`, a comma-separated mix, or your own mapping from names to
+      sites
+    - `actions`: `transplant` puts the donor's weights into base, `revert` puts base's weights into the donor,
+      `zero` sets the donor's weights to zero
+    - `control`: another tuning of the same base, transplanted at the same sites
+    - `n_random`: draws of the layer-stratified null, for each action but `zero`. A draw picks in each layer
+      one of the roles of equal size, so only a group that is one role in all layers that moved has a null
+
+    Raises `TableError` for an unknown action or grouping.
+
+    >>> import affectlens as al
+    >>> base, tuned, *_ = al.load_demo()
+    >>> grid = al.Grid(base.sites.where(tower="language"), by="role", donor=tuned, n_random=0)
+    >>> sorted(grid.groups(base.sites.where(role="mlp")))
+    ['down_proj', 'gate_proj', 'up_proj']
     """
 
     sites: Sites
@@ -49,26 +58,26 @@ class Grid:
 
     def __post_init__(self) -> None:
         if not isinstance(self.by, str) and "all" in self.by:
-            raise TableError("a group can't be called 'all': that is the name of the whole change")
+            raise TableError("a group can't be called 'all', the name of the whole change. Rename it")
         for action in self.actions:
             if action not in ACTIONS:
-                raise TableError(f"no action {action!r}. Actions: {near(action, ACTIONS)}")
+                raise TableError(f"unknown action {action!r}. Actions: {near(action, ACTIONS)}")
         names = self._names()
         for name in names:
             if name not in _BY:
                 raise TableError(f"can't group sites by {name!r}. By: {near(name, _BY)}")
         if "site" in names and len(names) > 1:
-            raise TableError("by 'site' is the finest grouping, so nothing can be mixed with it")
+            raise TableError("by='site' is the finest grouping. Leave the others out")
         for chosen in (self.actions, names):
             if len(set(chosen)) < len(chosen):
-                raise TableError(f"named twice: {', '.join(chosen)}. Draws would count double")
+                raise TableError(f"each may be given once, got {', '.join(chosen)}")
         if self.n_random < 0:
-            raise TableError(f"n_random is a number of draws, not {self.n_random}")
+            raise TableError(f"n_random must be 0 or more, got {self.n_random}")
 
-    def units(self, moved: Sites, live: Checkpoint, *, control: Sites | None = None) -> Iterator[Unit]:
-        """List the interventions over the sites that moved; the others would change nothing.
+    def units(self, moved: Sites, live: Checkpoint, *, control: Sites | None = None) -> Iterator[GridUnit]:
+        """Yield the interventions at the sites that moved; at the others they would change nothing.
 
-        `control` are the sites that the control tuning has too; a group it lacks any of has no such row.
+        `control` holds the sites that the control tuning has too; a group with other sites gets no control.
         """
         scope = moved & self.sites
         families = _families(scope, live)
@@ -77,15 +86,15 @@ class Grid:
             family = next((f for f, roles in families.items() if _is_role(sites, roles, scope=scope)), "")
             used.add(family)
             for action in self.actions:
-                yield Unit(action, name, sites, null_of=family)
+                yield GridUnit(action, name, sites, null_of=family)
             if control is not None and "transplant" in self.actions and not sites - control:
-                yield Unit("transplant", name, sites, kind="control-tuning")
+                yield GridUnit("transplant", name, sites, kind="control-tuning")
         for family, roles in families.items():
             if family in used:
                 yield from self._null(family, _by_layer(scope, roles))
 
     def groups(self, moved: Sites) -> dict[str, Sites]:
-        """Name the groups of those sites that moved."""
+        """Return the groups by name, without the sites that did not move."""
         if not isinstance(self.by, str):
             return {name: kept for name, sites in self.by.items() if (kept := sites & moved)}
         names = self._names()
@@ -97,14 +106,15 @@ class Grid:
     def _names(self) -> list[str]:
         return [name.strip() for name in self.by.split(",")] if isinstance(self.by, str) else []
 
-    def _null(self, family: str, layers: list[list[Sites]]) -> Iterator[Unit]:
+    def _null(self, family: str, layers: list[list[Sites]]) -> Iterator[GridUnit]:
+        # Seeded for each family, so that its draws do not depend on which others there are.
         rng = np.random.default_rng(self.seed)
         for draw in range(self.n_random):
             picked = [choices[rng.integers(len(choices))] for choices in layers]
             sites = Sites(itertools.chain.from_iterable(picked))
             for action in self.actions:
                 if action != "zero":
-                    yield Unit(action, f"{family} #{draw}", sites, "random-control", family, self.seed)
+                    yield GridUnit(action, f"{family} #{draw}", sites, "random-control", family, self.seed)
 
 
 def _label(tower: str, rest: tuple[Any, ...]) -> str:
@@ -113,7 +123,7 @@ def _label(tower: str, rest: tuple[Any, ...]) -> str:
 
 
 def _families(moved: Sites, live: Checkpoint) -> dict[str, frozenset[str]]:
-    """Roles of the language model of one size in every layer, so that one can stand in for another."""
+    """Return the roles of the language model that can replace each other: equal sizes in every layer."""
     families: dict[str, frozenset[str]] = {}
     for name, roles in (("mlp", MLP), ("attention", ATTENTION)):
         sizes: dict[tuple[tuple[int | None, int], ...], list[str]] = {}
@@ -135,7 +145,7 @@ def _eligible(site: Site) -> bool:
 
 
 def _is_role(sites: Sites, roles: frozenset[str], *, scope: Sites) -> bool:
-    """Whether a group is one of the roles in all of its layers, as each draw is."""
+    """Check that a group is one of the roles in all its layers, as each draw is."""
     role = sites[0].role
     whole = Sites(site for site in scope if _eligible(site) and site.role == role)
     return role in roles and sites == whole and len({site.layer for site in sites}) > 1

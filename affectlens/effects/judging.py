@@ -1,101 +1,110 @@
-"""Judge changed models, here or in a worker: what is done to base, in words that travel, and the answers.
+"""Judge edited models, here or in a worker process, and keep what was found in a journal.
 
-Ask (steps: whose weights at which sites; tasks) ──▶ interventions ──▶ log-probabilities of the labels
+    JudgingJob (weight changes, tasks) ── collect ──▶ journal, or
+        SweepContext.judge: base with the changes ──▶ Answers (log-probabilities of the labels, by task)
+
+A worker is given a WorkerSetup (paths, keys, no tensors) and builds its own SweepContext from it.
 """
 
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import astuple, dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from tqdm import tqdm
 
 from affectlens.checkpoints import Checkpoint, open_checkpoint
-from affectlens.drift.spreading import opens_again
-from affectlens.effects.evaluating import Prepared, judge, prepare_task
-from affectlens.effects.fingerprinting import combined, fingerprint
+from affectlens.checkpoints.opening import opens_again
+from affectlens.effects.caching import remembering_senses
+from affectlens.effects.evaluating import PreparedTask, judge, prepare_task
+from affectlens.effects.journal import Journal, combined, fingerprint
 from affectlens.errors import LensError, Remark
+from affectlens.executing import Failed, execute
 from affectlens.interventions import Transplant, Zero
-from affectlens.lens import Intervention, Lens, load, remembering_senses
+from affectlens.lens import Intervention, Lens, load
 from affectlens.sites import Sites
 from affectlens.table import versions
 from affectlens.tasks import Task
 
-Judged = dict[str, Float[np.ndarray, "examples labels"]]  # by task
+Answers = dict[str, Float[np.ndarray, "examples labels"]]  # log-probabilities of the labels, by task
 
 
-class Step(NamedTuple):
-    """One change of weights: those of a donor, or without one zeros."""
+class WeightChange(NamedTuple):
+    """One change of weights at some sites: the donor's weights, or zeros without a donor."""
 
     sites: Sites
     donor: str = ""
 
 
-class Ask(NamedTuple):
-    """A model to judge: base after some steps, by some tasks."""
+class JudgingJob(NamedTuple):
+    """A model to judge: base after some weight changes, and the names of the tasks."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[WeightChange, ...]
     tasks: tuple[str, ...]
 
 
+Collected = tuple[dict[JudgingJob, Answers], dict[JudgingJob, Failed]]
+
+
 @dataclass
-class Bench:
-    """A live base, the donors and the tasks by their names; tasks lie in batches that fit into memory."""
+class SweepContext:
+    """A live base, with donors and tasks by name; the batches of a task shrink until they fit into memory."""
 
     lens: Lens
     donors: Mapping[str, Checkpoint]
-    prepared: dict[str, Prepared]
+    prepared: dict[str, PreparedTask]
 
     def __post_init__(self) -> None:
-        self._prints = {name: one.fingerprint for name, one in self.prepared.items()}
+        # Taken before any batch is halved: a key must not depend on how much memory was free.
+        self._fingerprints = {name: one.fingerprint for name, one in self.prepared.items()}
 
-    def judged(self, ask: Ask) -> Judged:
-        """The log-probabilities of the labels, float32."""
-        found: Judged = {}
-        with _quiet(), self.lens.intervene(*map(self._intervention, ask.steps)):
-            for name in ask.tasks:
+    def judge(self, job: JudgingJob) -> Answers:
+        """Return the log-probabilities of the labels, in float32, and leave the model as it was."""
+        found: Answers = {}
+        with _without_remarks(), self.lens.intervene(*map(self._intervention, job.steps)):
+            for name in job.tasks:
                 logps, self.prepared[name] = judge(self.lens, self.prepared[name])
                 found[name] = logps.numpy()
         return found
 
-    def _intervention(self, step: Step) -> Intervention:
-        return Transplant(step.sites, donor=self.donors[step.donor]) if step.donor else Zero(step.sites)
+    def key(self, job: JudgingJob, task: str) -> str:
+        """Return the journal key of a result: the live weights, the changes made to them, and the task.
+
+        Journals on disk hold these keys: a change here makes a resumed sweep judge every model again.
+        """
+        changes = [
+            [self._donor_fingerprints.get(step.donor, ""), [str(astuple(site)) for site in step.sites]]
+            for step in job.steps
+        ]
+        return combined(versions(), self.weights, changes, self._fingerprints[task])
 
     @cached_property
     def weights(self) -> str:
-        """A print of the live weights, and of what else decides what they do."""
+        """A fingerprint of the live weights, the config and the kind of device."""
         config: Any = getattr(self.lens.model, "config", None)
         settings = config.to_json_string() if hasattr(config, "to_json_string") else ""
         return combined(fingerprint(self.lens.parameters), settings, self.lens.device.type)
 
     @cached_property
-    def _sources(self) -> dict[str, str]:
+    def _donor_fingerprints(self) -> dict[str, str]:
         return {
             name: fingerprint((site.parameter, donor.read(site)) for site in donor.sites & self.lens.sites)
             for name, donor in self.donors.items()
         }
 
-    def key(self, ask: Ask, task: str) -> str:
-        """What a result is kept under: the weights at hand, what is done to them, and what is asked."""
-        done = [[self._sources.get(s.donor, ""), [str(astuple(site)) for site in s.sites]] for s in ask.steps]
-        return combined(versions(), self.weights, done, self._prints[task])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without remarks on entering: the table says once what a transplant leaves behind, and what zeros do."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Remark)
-        yield
+    def _intervention(self, step: WeightChange) -> Intervention:
+        return Transplant(step.sites, donor=self.donors[step.donor]) if step.donor else Zero(step.sites)
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What a worker needs to set up a bench: sources and tasks, no tensors."""
+class WorkerSetup:
+    """The sources and settings that a worker builds its context from; no tensors."""
 
     base: str
     donors: tuple[tuple[str, str], ...]  # name, source
@@ -104,64 +113,153 @@ class Scene:
     tasks: tuple[Task, ...]
     batch_size: int
     changed: Sites
-    weights: str  # a print of those at hand
+    weights: str  # the fingerprint that the worker's own base must have
     code: str = ""  # the revision of the model's own code, where that was allowed to run
 
 
-_LOCK = threading.Lock()  # weights are swapped: one model at a time in a process
-_at_hand: list[tuple[Scene, Bench, ExitStack]] = []  # one at most
+def collect(
+    context: SweepContext,
+    jobs: Iterable[JudgingJob],
+    *,
+    needed: Collection[JudgingJob],
+    executor: Any = None,
+    journal: str | Path | None = None,
+    progress: bool = True,
+) -> Collected:
+    """Judge each model once, in order; return the answers, and the jobs that failed however often tried.
 
-
-def judged_there(scene: Scene, ask: Ask) -> Judged:
-    """What a worker does; its model stays loaded for the next."""
-    with _LOCK:
-        if not _at_hand or _at_hand[0][0] != scene:
-            while _at_hand:
-                _at_hand.pop()[2].close()
-            _at_hand.append((scene, *_set_up(scene)))
-        return _at_hand[0][1].judged(ask)
-
-
-def _set_up(scene: Scene) -> tuple[Bench, ExitStack]:
-    lens = load(
-        scene.base,
-        device=scene.device,
-        dtype=scene.dtype,
-        trust_remote_code=bool(scene.code),
-        revision=scene.code or None,
-    )
-    base = lens.source or lens.checkpoint
-    donors = {name: open_checkpoint(source, base=base) for name, source in scene.donors}
-    tasks = {task.name: prepare_task(lens, task, batch_size=scene.batch_size) for task in scene.tasks}
-    bench = Bench(lens, donors, tasks)
-    if bench.weights != scene.weights:
-        raise LensError(
-            "a worker that loads the base gets other weights than those at hand; leave executor= out where a "
-            "model was changed after it was loaded"
+    Raises the error of a job that fails if it is one of the `needed`, and `JournalError`.
+    """
+    wanted = list(dict.fromkeys(jobs))  # two units can be one model, e.g. the only group and the whole change
+    changed = Sites(site for job in wanted for step in job.steps for site in step.sites)
+    failed: dict[JudgingJob, Failed] = {}
+    with ExitStack() as stack:
+        kept = _KeptAnswers(context, Journal(journal) if journal is not None else None)
+        stack.callback(kept.close)
+        judged = {job: known for job in wanted if (known := kept.find(job)) is not None}
+        left = [job for job in wanted if job not in judged]
+        work = _here(context, changed, stack) if executor is None else _in_workers(context, changed)
+        bar = tqdm(
+            total=len(wanted),
+            initial=len(judged),
+            unit="model",
+            disable=None if progress else True,
+            leave=False,
         )
-    stack = ExitStack()
-    stack.enter_context(remembering_senses(lens.model, lens.checkpoint, changed=scene.changed))
-    return bench, stack
+        stack.enter_context(bar)
+        # Closed on an error too, which cancels the jobs that workers have not begun.
+        for job, outcome in stack.enter_context(closing(execute(work, left, executor=executor))):
+            if not isinstance(outcome, Failed):
+                judged[job] = outcome
+                kept.keep(job, outcome)
+            elif job in needed:
+                raise outcome.error
+            else:
+                failed[job] = outcome
+            bar.update()
+    return judged, failed
 
 
-def scene_of(bench: Bench, *, changed: Sites) -> Scene:
-    """The scene of a bench; raises `LensError` for what no worker could open again."""
-    lens, fix = bench.lens, "leave executor= out, or give paths or hub ids"
+def _here(context: SweepContext, changed: Sites, stack: ExitStack) -> Callable[[JudgingJob], Answers]:
+    lens = context.lens
+    stack.enter_context(remembering_senses(lens.model, lens.checkpoint, changed=changed))
+    return context.judge
+
+
+def _in_workers(context: SweepContext, changed: Sites) -> Callable[[JudgingJob], Answers]:
+    return partial(judge_in_worker, worker_setup(context, changed=changed))
+
+
+@dataclass(frozen=True)
+class _KeptAnswers:
+    """The answers in the journal, if there is one."""
+
+    context: SweepContext
+    journal: Journal | None
+
+    def find(self, job: JudgingJob) -> Answers | None:
+        """Return the answers to all tasks of a job; None if one is missing."""
+        if self.journal is None:
+            return None
+        found = {task: self.journal.found(self.context.key(job, task)) for task in job.tasks}
+        known = {task: logps for task, logps in found.items() if logps is not None}
+        return known if len(known) == len(found) else None
+
+    def keep(self, job: JudgingJob, answers: Answers) -> None:
+        """Write the answers to all tasks of a job."""
+        if self.journal is not None:
+            self.journal.keep({self.context.key(job, task): logps for task, logps in answers.items()})
+
+    def close(self) -> None:
+        """Close the journal."""
+        if self.journal is not None:
+            self.journal.close()
+
+
+def worker_setup(context: SweepContext, *, changed: Sites) -> WorkerSetup:
+    """Return what a worker needs; raises `LensError` for a base or donor that it could not open."""
+    lens, fix = context.lens, "Leave executor= out, or give paths or hub ids"
     if lens.source is None or not lens.source.store.source:
-        raise LensError(f"{lens!r} was not loaded from files, so a worker can't load it: {fix}")
-    for name, donor in bench.donors.items():
+        raise LensError(f"{lens!r} was not loaded from files, so a worker can't load it. {fix}")
+    for name, donor in context.donors.items():
         if not donor.store.source:
-            raise LensError(f"the {name} model is only in memory, so a worker can't open it: {fix}")
+            raise LensError(f"the {name} model is only in memory, so a worker can't open it. {fix}")
         if not opens_again(donor, lens.source):
-            raise LensError(f"the {name} model was opened in a way that a worker would not know: {fix}")
-    return Scene(
+            raise LensError(
+                f"the {name} model was opened with a base or an alpha that a worker would not know. {fix}"
+            )
+    return WorkerSetup(
         base=lens.source.store.source,
-        donors=tuple((name, donor.store.source) for name, donor in bench.donors.items()),
+        donors=tuple((name, donor.store.source) for name, donor in context.donors.items()),
         dtype=str(next(iter(lens.parameters.values())).dtype).removeprefix("torch."),
         device=str(lens.device),
-        tasks=tuple(one.task for one in bench.prepared.values()),
-        batch_size=max(one.batch_size for one in bench.prepared.values()),
+        tasks=tuple(one.task for one in context.prepared.values()),
+        batch_size=max(one.batch_size for one in context.prepared.values()),
         changed=changed,
-        weights=bench.weights,
+        weights=context.weights,
         code=str((lens.remote_code or {}).get("revision", "")),
     )
+
+
+_LOCK = threading.Lock()  # weights are swapped in place, so threads of one process take turns
+_loaded: list[tuple[WorkerSetup, SweepContext, ExitStack]] = []  # one at most
+
+
+def judge_in_worker(setup: WorkerSetup, job: JudgingJob) -> Answers:
+    """Judge one model in a worker, whose base stays loaded for the next job of the same setup."""
+    with _LOCK:
+        if not _loaded or _loaded[0][0] != setup:
+            while _loaded:
+                _loaded.pop()[2].close()
+            _loaded.append((setup, *_built(setup)))
+        return _loaded[0][1].judge(job)
+
+
+def _built(setup: WorkerSetup) -> tuple[SweepContext, ExitStack]:
+    lens = load(
+        setup.base,
+        device=setup.device,
+        dtype=setup.dtype,
+        trust_remote_code=bool(setup.code),
+        revision=setup.code or None,
+    )
+    base = lens.source or lens.checkpoint
+    donors = {name: open_checkpoint(source, base=base) for name, source in setup.donors}
+    tasks = {task.name: prepare_task(lens, task, batch_size=setup.batch_size) for task in setup.tasks}
+    context = SweepContext(lens, donors, tasks)
+    if context.weights != setup.weights:
+        raise LensError(
+            "a worker that loads the base from its files gets other weights than this lens has. "
+            "Leave executor= out for a model that was changed after it was loaded"
+        )
+    stack = ExitStack()
+    stack.enter_context(remembering_senses(lens.model, lens.checkpoint, changed=setup.changed))
+    return context, stack
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    # The table says once what a transplant leaves behind and what zeros delete; here each model would.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Remark)
+        yield

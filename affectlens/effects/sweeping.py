@@ -1,4 +1,8 @@
-"""Run a grid: one model in memory, weights swapped by pointer, every effect paired by example."""
+"""Run a grid: one model in memory, weights swapped by pointer, every effect paired by example.
+
+Grid ── units ──▶ JudgingJob per unit, base and tuned ── judging.collect ──▶ Scores
+     ── effects.compare with base or tuned ──▶ the rows of Effects
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,13 +13,11 @@ import pandas as pd
 import torch
 
 from affectlens.checkpoints import Checkpoint, open_checkpoint, pair
-from affectlens.drift.measuring import same_bits
-from affectlens.effects.collecting import collect
-from affectlens.effects.comparing import compare
-from affectlens.effects.effects import Effects
-from affectlens.effects.evaluating import Prepared, describe, prepare_task, to_scores
-from affectlens.effects.grid import Grid, Unit
-from affectlens.effects.judging import Ask, Bench, Judged, Step
+from affectlens.checkpoints.slicing import same_bits
+from affectlens.effects.effects import Effects, compare
+from affectlens.effects.evaluating import PreparedTask, describe, prepare_task, to_scores
+from affectlens.effects.grid import Grid, GridUnit
+from affectlens.effects.judging import Answers, JudgingJob, SweepContext, WeightChange, collect
 from affectlens.errors import NothingToCompare, TaskError
 from affectlens.executing import Failed
 from affectlens.lens import Lens
@@ -39,63 +41,75 @@ def sweep(
     journal: str | Path | None = None,
     progress: bool = True,
 ) -> Effects:
-    """Apply every intervention of a grid to the base model in `lens` and judge it by every task.
+    """Apply every intervention of a grid to the base model in `lens` and judge each model by every task.
 
-    Draws of the null are judged by affective tasks only. `journal` is a file (or a folder) in which every
-    result is kept the moment it is there: the same sweep goes on from it, and ends in the same table.
-    `executor` takes anything with `submit`, or what makes one (`affectlens.executing.processes(4)`); base
-    and donors have to be paths or hub ids then. An intervention that fails wherever it is tried is left out
-    and told in `Effects.failed`; the others finish.
+    Draws of the null are judged by affective tasks only.
+
+    - `journal`: a file (or a folder) where each result is kept at once. The same sweep resumes from it and
+      ends in the same table
+    - `executor`: anything with `submit`, or a function that makes one (`affectlens.executing.processes(4)`).
+      Base and donors must then be paths or hub ids, since workers open them again
+
+    An intervention that fails (after up to three tries) is left out and listed in `Effects.failed`; the
+    others finish.
 
     Raises `NothingToCompare` when the donor equals base, `TaskError` for two tasks of one name, `LensError`
-    and `TaskError` as `evaluate` does, `JournalError` for a file that is no journal or can't be written.
+    and `TaskError` as `evaluate` does, `JournalError` for a file that is not a journal or can't be written.
+
+    >>> import affectlens as al
+    >>> base, tuned, *_, tasks = al.load_demo()
+    >>> lens = al.load(base, dtype="float32")
+    >>> gates = base.sites.where(tower="language", role="gate_proj")
+    >>> effects = al.sweep(lens, al.Grid(gates, donor=tuned, n_random=0), tasks[0].head(8), progress=False)
+    >>> effects.where(kind="effect", metric="margin").frame[["action", "sites", "n"]].values.tolist()
+    [['transplant', 'gate_proj', 8], ['revert', 'gate_proj', 8]]
     """
     asked = [tasks] if isinstance(tasks, Task) else list(tasks)
     _check_names(asked)
     prepared = {task.name: prepare_task(lens, task, batch_size=batch_size) for task in asked}
     swept = _prepare(lens, grid)
-    base, tuned = Ask((), tuple(prepared)), Ask(swept.whole, tuple(prepared))
-    asks = {unit: Ask(swept.steps(unit), _judges(unit, asked)) for unit in swept.units()}
+    base, tuned = JudgingJob((), tuple(prepared)), JudgingJob(swept.whole, tuple(prepared))
+    jobs = {unit: JudgingJob(swept.steps(unit), _judges(unit, asked)) for unit in swept.units()}
     judged, failed = collect(
-        Bench(lens, swept.donors, dict(prepared)),
-        (base, tuned, *asks.values()),
+        SweepContext(lens, swept.donors, dict(prepared)),
+        (base, tuned, *jobs.values()),
         needed=(base, tuned),
         executor=executor,
         journal=journal,
         progress=progress,
     )
-    known = {ask: _scores(found, asked) for ask, found in judged.items()}
+    known = {job: _scores(found, asked) for job, found in judged.items()}
     rows = [
         row
-        for unit, ask in asks.items()
-        if ask in known
-        for row in _rows(unit, known[ask], ends=(known[base], known[tuned]), size=swept.size(unit))
+        for unit, job in jobs.items()
+        if job in known
+        for row in _rows(unit, known[job], ends=(known[base], known[tuned]), size=swept.size(unit))
     ]
     frame = pd.DataFrame(rows, columns=list(_COLUMNS))
-    frame["seed"] = frame["seed"].astype("Int64")
-    lost = [_lost(unit, failed[ask]) for unit, ask in asks.items() if ask in failed]
+    frame["seed"] = frame["seed"].astype("Int64")  # nullable: only draws have one
+    lost = [_failure(unit, failed[job]) for unit, job in jobs.items() if job in failed]
     return Effects(frame, {**swept.origin(list(prepared.values()), lost), "failed": lost})
 
 
-def _judges(unit: Unit, tasks: Sequence[Task]) -> tuple[str, ...]:
-    """Draws of the null are judged by what the tuning was for."""
+def _judges(unit: GridUnit, tasks: Sequence[Task]) -> tuple[str, ...]:
+    """Return the names of the tasks that judge a unit: draws of the null need only the affective ones."""
     return tuple(task.name for task in tasks if unit.kind != "random-control" or task.role == "affective")
 
 
-def _scores(found: Judged, tasks: Sequence[Task]) -> dict[str, Scores]:
+def _scores(found: Answers, tasks: Sequence[Task]) -> dict[str, Scores]:
     return {
         task.name: to_scores(task, torch.from_numpy(found[task.name])) for task in tasks if task.name in found
     }
 
 
-def _lost(unit: Unit, failed: Failed) -> dict[str, Any]:
+def _failure(unit: GridUnit, failed: Failed) -> dict[str, Any]:
     why = f"{type(failed.error).__name__}: {failed.error}"
     return {"action": unit.action, "sites": unit.name, "kind": unit.kind, "tries": failed.tries, "why": why}
 
 
 @dataclass(frozen=True)
 class _Sweep:
-    """The base lens, the opened donors, and the sites at which they differ from base."""
+    """The base lens, the opened donors, and the sites where they differ from base."""
 
     lens: Lens
     grid: Grid
@@ -110,40 +124,41 @@ class _Sweep:
         """The donors by name."""
         return {"tuned": self.tuned, **({} if self.control is None else {"control": self.control})}
 
-    def units(self) -> Iterator[Unit]:
-        """All that is done, the two whole changes first."""
-        yield Unit("transplant", "all", self.moved, kind="reference")
+    def units(self) -> Iterator[GridUnit]:
+        """Yield all interventions, the whole changes of tuned and control first."""
+        yield GridUnit("transplant", "all", self.moved, kind="reference")
         shared = None
         if self.control is not None:
             shared = pair(self.lens.checkpoint, self.control).comparable
             if self.control_moved:
-                yield Unit("transplant", "all", self.control_moved, kind="control-tuning")
+                yield GridUnit("transplant", "all", self.control_moved, kind="control-tuning")
         yield from self.grid.units(self.moved, self.lens.checkpoint, control=shared)
 
     @property
-    def whole(self) -> tuple[Step, ...]:
-        """The tuned model: base with all that moved."""
-        return (Step(self.moved, "tuned"),)
+    def whole(self) -> tuple[WeightChange, ...]:
+        """The change from base to the tuned model: all sites that moved."""
+        return (WeightChange(self.moved, "tuned"),)
 
-    def steps(self, unit: Unit) -> tuple[Step, ...]:
-        """What turns base into the unit's model."""
+    def steps(self, unit: GridUnit) -> tuple[WeightChange, ...]:
+        """Return the changes that turn base into the unit's model."""
         if unit.action == "transplant":
-            return (Step(unit.sites, "control" if unit.kind == "control-tuning" else "tuned"),)
+            return (WeightChange(unit.sites, "control" if unit.kind == "control-tuning" else "tuned"),)
         if unit.action == "zero":
-            return (*self.whole, Step(unit.sites))
+            return (*self.whole, WeightChange(unit.sites))
+        # A revert is tuned with base's weights at these sites: base with all other changes of tuned.
         kept = self.moved - unit.sites
-        return (Step(kept, "tuned"),) if kept else ()
+        return (WeightChange(kept, "tuned"),) if kept else ()
 
-    def size(self, unit: Unit) -> int:
-        """Parameters that are changed."""
+    def size(self, unit: GridUnit) -> int:
+        """Return the number of parameters that a unit changes."""
         return sum(self.lens.checkpoint.storage[site].size for site in unit.sites)
 
-    def origin(self, prepared: Sequence[Prepared], lost: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """What the result says of its making."""
+    def origin(self, prepared: Sequence[PreparedTask], lost: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the origin of the result: sources, versions, settings and findings."""
         sources = {"base": (self.lens.source or self.lens.checkpoint).identity}
         sources |= {name: donor.identity for name, donor in self.donors.items()}
-        note = "The reference is base with all of tuned's comparable weights, not the tuned model itself: "
-        uneven = [words for one in prepared if (words := _uneven(one))]
+        note = "The reference is base with all comparable weights of tuned, not the tuned model itself: "
+        uneven = [words for one in prepared if (words := _unequal_labels(one))]
         return {
             "sources": sources,
             **provenance(),
@@ -164,25 +179,28 @@ class _Sweep:
 def _incomplete(lost: Sequence[Mapping[str, Any]]) -> str:
     first = lost[0]
     return (
-        f"{len(lost)} interventions failed wherever they were tried and are missing here; first: "
-        f"{first['action']} of {first['sites']} ({first['why']})."
+        f"{len(lost)} interventions failed and have no rows here; the first is {first['action']} of "
+        f"{first['sites']} ({first['why']})."
     )
 
 
 def _prepare(lens: Lens, grid: Grid) -> _Sweep:
-    # Opened once: every unit would read the headers again.
+    # Opened here, once: a Transplant that is given a path reads the headers each time.
     root = lens.source or lens.checkpoint
     tuned = open_checkpoint(grid.donor, base=root)
     control = None if grid.control is None else open_checkpoint(grid.control, base=root)
-    moved = _moved(lens, tuned)
+    moved = _changed_sites(lens, tuned)
     if not moved:
-        raise NothingToCompare(f"{tuned.store.name} equals the base in every weight: nothing to transplant")
-    beside = Sites(()) if control is None else _moved(lens, control)
-    return _Sweep(lens, grid, tuned, moved, control, beside, pair(root, tuned).unlike)
+        raise NothingToCompare(
+            f"{tuned.store.name} equals the base in every weight, so there is nothing to transplant"
+        )
+    control_moved = Sites(()) if control is None else _changed_sites(lens, control)
+    return _Sweep(lens, grid, tuned, moved, control, control_moved, pair(root, tuned).unlike)
 
 
-def _moved(lens: Lens, donor: Checkpoint) -> Sites:
-    """Where a donor differs from base in the dtype of the live model."""
+def _changed_sites(lens: Lens, donor: Checkpoint) -> Sites:
+    """Return the sites where a donor differs from base, compared in the dtype of the live model."""
+    # A change that rounding to the live dtype removes would change nothing in the live model.
     live = lens.checkpoint
     return Sites(
         site
@@ -191,8 +209,8 @@ def _moved(lens: Lens, donor: Checkpoint) -> Sites:
     )
 
 
-def _uneven(prepared: Prepared) -> str:
-    """Say that the labels of a task differ in length, if they do: longer ones are less probable."""
+def _unequal_labels(prepared: PreparedTask) -> str:
+    """Return a sentence if the labels of a task differ in length: longer ones are less probable."""
     lengths = sorted({len(ids) for ids in prepared.labels})
     if len(lengths) < 2:
         return ""
@@ -205,15 +223,15 @@ def _uneven(prepared: Prepared) -> str:
 def _check_names(tasks: Sequence[Task]) -> None:
     names = [task.name for task in tasks]
     if not names:
-        raise TaskError("a sweep needs a task to be judged by")
+        raise TaskError("a sweep needs at least one task")
     for name in names:
         if names.count(name) > 1:
             fix = "load_task(…, name=…), or --task NAME:KIND=FILE"
-            raise TaskError(f"two tasks are called {name!r}; give them names: {fix}")
+            raise TaskError(f"two tasks are called {name!r}. Give each its own name: {fix}")
 
 
 def _rows(
-    unit: Unit, scores: Mapping[str, Scores], *, ends: tuple[Mapping[str, Scores], ...], size: int
+    unit: GridUnit, scores: Mapping[str, Scores], *, ends: tuple[Mapping[str, Scores], ...], size: int
 ) -> Iterator[dict[str, Any]]:
     base, tuned = ends
     for task, found in scores.items():

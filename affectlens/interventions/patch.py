@@ -1,82 +1,171 @@
-"""Patch: activations of another run, or of another model's run, in place of one's own."""
+"""Patch: put in the activations of another run, or of another model that runs beside this one.
+
+a recording ── aligned ────▶ values at the chosen positions
+a lens ─────── Following ──▶ its own pass at each pass of this model ──▶ the same
+"""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from affectlens.errors import LensError, NoSuchSite, near
-from affectlens.interventions.following import Following
-from affectlens.interventions.selecting import Places, only_points
-from affectlens.lens import Activations, Lens, Moment, Recording, Rewrite, spread
-from affectlens.sites import Point, Span
+from affectlens.interventions.edits import Places, only_points, set_fields
+from affectlens.lens import Activations, Live, Moment, Recording, Rewrite, spread
+from affectlens.lens.live import answering, encodes, inner
+from affectlens.sites import Point, Points, Span
 
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """Put what passed in another run at each point (activation patching: arXiv 2309.16042, 2404.15255).
+    """Put in what passed each point in another run: activation patching (arXiv 2309.16042, 2404.15255).
 
     `source` is a recording, of this model on another input or of another model (cross-model patching:
-    arXiv 2402.14811), or a lens: that model is then run beside this one on whatever this one is given, in
-    `generate` of a text step by step. Positions are matched in order, padding aside: the k-th of the point's
-    span here gets what passed at the k-th there. What is generated beyond a recording keeps its own
-    activations. Raises `NoSuchSite` for a point that was not recorded, `LensError` where rows or positions of
-    the two runs differ.
+    arXiv 2402.14811), or a lens. The lens's model then runs beside this one on the same inputs, in `generate`
+    of a text step by step. Positions are matched in order without padding: the k-th of the point's span here
+    gets what passed at the k-th there. What is generated beyond a recording keeps its own activations. Raises
+    `LensError` for another kind of source; when it is applied, `NoSuchSite` for a point that was not
+    recorded; and in the forward pass, `LensError` where examples or positions of the two runs differ.
+
+    >>> import affectlens as al
+    >>> base, tuned, _, tasks = al.load_demo()
+    >>> lens, donor, task = al.load(base), al.load(tuned), tasks[0]
+    >>> last = lens.sites.where(tower="language", role="down_proj").at("residual", span="last")[-1:]
+    >>> recording = donor.record(last, task.examples[0], prompt=task.prompt)
+    >>> with lens.intervene(al.Patch(last, source=recording)):
+    ...     found = lens.record(last, task.examples[0], prompt=task.prompt)
+    >>> found[last[0]].rows.equal(recording[last[0]].rows)
+    True
     """
 
-    points: Places
-    source: Recording | Lens = field(kw_only=True)
+    points: Points
+    source: Recording | Live
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "points", only_points(self.points, "Patch"))
-        if not isinstance(self.source, Recording | Lens):
-            raise LensError(f"Patch takes a recording or a lens, not a {type(self.source).__name__}")
+    def __init__(self, points: Places, *, source: Recording | Live) -> None:
+        if not isinstance(source, Recording | Live):
+            raise LensError(f"Patch takes a recording or a lens, not a {type(source).__name__}")
+        set_fields(self, points=only_points(points, "Patch"), source=source)
 
-    def rewrites(self, lens: Lens) -> Mapping[Point, Rewrite]:
-        """What passed at each point in the other run."""
-        points = only_points(self.points, "Patch")
-        if isinstance(self.source, Lens):
+    def rewrites(self, lens: Live) -> Mapping[Point, Rewrite]:
+        """Return for each point what passed there in the other run."""
+        if isinstance(self.source, Live):
             if self.source.model is lens.model:
-                raise LensError("a model can't be run beside itself; patch it from a recording")
-            beside = Following(self.source, points)
-            return {point: partial(_followed, point, beside) for point in points}
-        return {point: _patched(point, self.source) for point in points}
+                raise LensError("a model can't run beside itself; patch it from a recording")
+            beside = Following(self.source, self.points)
+            return {point: partial(_followed, point, beside) for point in self.points}
+        return {point: _from_recording(point, self.source) for point in self.points}
 
 
-def _patched(point: Point, source: Recording) -> Callable[[Tensor, Moment | None], Tensor]:
+def _from_recording(point: Point, source: Recording) -> Callable[[Tensor, Moment | None], Tensor]:
     known = next((p for p in (point, Point(point.site, point.kind)) if p in source.points), None)
     if known is None:
         raise NoSuchSite(f"{point!r} was not recorded. Recorded: {near(point, source.points)}")
     passed = source[known]
     if not isinstance(passed, Activations):
-        raise LensError(f"{point!r}: only means were recorded; record with keep='values'")
+        raise LensError(f"{point!r}: the recording holds only means; record with keep='values'")
     if passed.chosen is None:
         return _InTurn(point, passed.values)
-    # Recorded everywhere and patched in a span: then positions are matched over all.
+    # A recording of all positions also serves a span: then positions are matched over all of them.
     return partial(aligned, passed=passed, span=known.span, point=point)
 
 
 class _InTurn:
-    """What passed a module without positions of the text, which may be called several times in a pass."""
+    """Give out recorded rows in order, for a module without positions of the text.
+
+    A tower may be called several times in a pass, once for each picture: each call takes the next rows.
+    """
 
     def __init__(self, point: Point, passed: Tensor) -> None:
         self._point, self._passed, self._next = point, passed, 0
 
     def begin(self) -> None:
-        """Another pass: what was recorded is put from its first row on."""
+        """Start another pass from the first row; raise `LensError` if the last pass left rows over."""
         if self._next:
-            raise LensError(f"{self._point!r}: {self._next} rows passed, {len(self._passed)} were recorded")
+            raise LensError(
+                f"{self._point!r}: {self._next} rows passed, but {len(self._passed)} were recorded"
+            )
 
     def __call__(self, values: Tensor, moment: Moment | None) -> Tensor:
         start, stop = self._next, self._next + len(values)
         found = self._passed[start:stop]
         if found.shape != values.shape:
             there = (len(self._passed) - start, *self._passed.shape[1:])
-            raise LensError(f"{self._point!r}: {tuple(values.shape)} passes there, {there} was recorded")
+            raise LensError(
+                f"{self._point!r}: shape {tuple(values.shape)} passes there, but {there} was recorded"
+            )
         self._next = stop if stop < len(self._passed) else 0
         return found.clone()  # a model may write into it
+
+
+class Following:
+    """Run `lens` once at each moment of another model's passes, with a cache of its own in `generate`."""
+
+    def __init__(self, lens: Live, points: Points) -> None:
+        # Recorded at all positions: those of a span are chosen where they are put in.
+        self._lens = lens
+        self._places = Points(_everywhere(point) for point in points)
+        self._call: object = None  # arguments of the pass that was run last; another object, another pass
+        self._cache: Any = None
+        self._passed: dict[Point, Tensor] = {}
+
+    def at(self, point: Point, moment: Moment) -> Tensor:
+        """Return what passes a point of the other model at this moment, (batch, position, feature)."""
+        if moment.call is not self._call:
+            self._run(moment)
+            self._call = moment.call
+        return self._passed[_everywhere(point)]
+
+    def _reorder_with(self, cache: Any) -> None:
+        """Reorder the other model's cache too whenever a beam search reorders this one's."""
+        if cache is None or not hasattr(cache, "reorder_cache"):
+            return
+        exchange = cache.reorder_cache
+
+        def both(rows: Tensor) -> None:
+            exchange(rows)
+            if self._cache is not None:
+                self._cache.reorder_cache(rows)
+
+        cache.reorder_cache = both
+
+    def _run(self, moment: Moment) -> None:
+        kwargs = moment.call
+        if moment.blind:
+            raise LensError(moment.blind)
+        alone = "decoder_input_ids" not in kwargs or kwargs.get("encoder_outputs") is not None
+        if encodes(self._lens.model) and alone:
+            raise LensError(
+                "the encoder and the decoder run one after the other here, so the other model can't follow; "
+                "patch from a recording"
+            )
+        if kwargs.get("mm_encoder_outputs") is not None:
+            raise LensError(
+                "generate has already encoded pictures and sounds with this model, so the other one can't "
+                "see them; patch from a recording of what the other generates, or compare logits"
+            )
+        if moment.start and (moment.begins or self._cache is None):
+            raise LensError(
+                "the other model has not seen what is in the cache, so it can't continue from there; "
+                "run both from the first token"
+            )
+        if moment.begins:
+            self._cache = None
+            self._reorder_with(kwargs.get("past_key_values"))
+        own = {**kwargs, "past_key_values": self._cache} if "past_key_values" in kwargs else dict(kwargs)
+        with torch.no_grad(), Recording(self._lens, self._places) as recording:
+            out = inner(answering(self._lens.model))(**own)
+        self._cache = getattr(out, "past_key_values", None)
+        for point in self._places:
+            passed = recording[point]
+            assert isinstance(passed, Activations)
+            self._passed[point] = passed.values
+
+
+def _everywhere(point: Point) -> Point:
+    return Point(point.site, point.kind)
 
 
 def _followed(point: Point, beside: Following, values: Tensor, moment: Moment | None) -> Tensor:
@@ -88,22 +177,22 @@ def _followed(point: Point, beside: Following, values: Tensor, moment: Moment | 
 def aligned(
     values: Tensor, moment: Moment | None, *, passed: Activations, span: Span, point: Point
 ) -> Tensor:
-    """The values, and instead of those of a span what passed there, position by position."""
+    """Return the values with those of a span replaced by what passed there, position by position."""
     theirs = passed.values.to(device=values.device, dtype=values.dtype)
     if moment is None or passed.chosen is None or values.shape[:2] != (len(moment.own), moment.length):
         raise LensError(
-            f"{point!r}: what passes there, {tuple(values.shape)}, has not the recorded positions"
+            f"{point!r}: shape {tuple(values.shape)} passes there, which does not fit the recorded positions"
         )
     here, there = moment.so_far(span).to(values.device), passed.chosen.to(values.device)
     if len(here) != len(there):
-        raise LensError(f"{point!r}: {len(here)} examples are run, {len(there)} were recorded")
+        raise LensError(f"{point!r}: {len(here)} examples run, but {len(there)} were recorded")
     alike = moment.begins and span is None and theirs.shape == values.shape and here.shape == there.shape
     if alike and bool((here == there).all()):
-        return theirs.clone()  # padding too: then it is the other run to the bit
+        return theirs.clone()  # with the padding's values, so that it is the other run to the bit
     if moment.begins:
         _refuse_uneven(here[:, : moment.own.shape[1]], there, point=point, span=span)
     number = (here.cumsum(1) - 1)[:, moment.start :]
-    # The chosen of each row first, in their order.
+    # The recorded positions that were chosen come first in each row, in their order.
     order = torch.sort((~there).byte(), dim=1, stable=True).indices
     known = here[:, moment.start :] & (number < there.sum(1, keepdim=True))
     row = torch.arange(len(here), device=values.device)[:, None]
@@ -112,9 +201,13 @@ def aligned(
 
 
 def _refuse_uneven(here: Tensor, there: Tensor, *, point: Point, span: Span) -> None:
-    """Raise `LensError` where positions can't be matched; of all positions, more may have been recorded."""
+    """Raise `LensError` where positions can't be matched.
+
+    Of a span the counts have to be equal. Of all positions more may have been recorded, such as a
+    generated continuation.
+    """
     for number, (ours, theirs) in enumerate(zip(here.sum(1).tolist(), there.sum(1).tolist(), strict=True)):
         if ours > theirs or (span is not None and ours != theirs):
             raise LensError(
-                f"{point!r}: example {number} has {ours} positions there, and {theirs} were recorded of it"
+                f"{point!r}: example {number} has {ours} positions there, but {theirs} were recorded"
             )

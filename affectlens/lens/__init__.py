@@ -9,19 +9,18 @@ loading ──▶ Lens ── preparing (chat template, media) ──▶ logits,
 """
 
 from affectlens.lens.hooks.activations import Activations, Statistics, spread
-from affectlens.lens.hooks.hooking import Rewrite
-from affectlens.lens.hooks.masking import without
-from affectlens.lens.hooks.moments import Moment
+from affectlens.lens.hooks.hooking import Rewrite, without
 from affectlens.lens.hooks.places import module_name
-from affectlens.lens.hooks.recording import Recording
-from affectlens.lens.inputs.spans import spans
+from affectlens.lens.hooks.positions import Moment
+from affectlens.lens.hooks.recording import Recording, record
+from affectlens.lens.inputs.rendering import spans
 from affectlens.lens.intervening import ActivationIntervention, Intervention
 from affectlens.lens.lens import Lens
-from affectlens.lens.models.loading import load
-from affectlens.lens.probes.verifying import Claim, Verification
-from affectlens.lens.remembering import remembering_senses
-from affectlens.lens.telling import told
-from affectlens.lens.weights.paired import Paired
+from affectlens.lens.live import Live
+from affectlens.lens.loading import load
+from affectlens.lens.paired import Paired
+from affectlens.lens.running import told
+from affectlens.probes.claims import Claim, Verification
 
 __all__ = [
     "ActivationIntervention",
@@ -29,6 +28,7 @@ __all__ = [
     "Claim",
     "Intervention",
     "Lens",
+    "Live",
     "Moment",
     "Paired",
     "Recording",
@@ -37,7 +37,7 @@ __all__ = [
     "Verification",
     "load",
     "module_name",
-    "remembering_senses",
+    "record",
     "spans",
     "spread",
     "told",

@@ -1,8 +1,8 @@
-"""Set attributes and hooks for a while, and leave the very same objects behind, whatever arrives meanwhile.
+"""Set attributes and hooks for a block, and restore the very same objects, even after an interrupt.
 
-A Ctrl-C can come between any two bytecodes, also between entering a block and its first line, or while the
-last one is being undone. So while something is swapped, an interrupt that falls into this file waits until
-the swap is whole; everywhere else, in the block above all, it is raised at once as always.
+A Ctrl-C can arrive between any two bytecodes: between entering a block and its first line, or while the last
+swap is undone. So an interrupt that arrives inside an atomic function waits until that function is done.
+Everywhere else, above all in the user's block, it is raised at once.
 """
 
 import signal
@@ -11,42 +11,42 @@ from collections.abc import Callable
 from functools import partial
 from inspect import unwrap
 from types import CodeType, FrameType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from affectlens.checkpoints.memory import HELD, Held
 from affectlens.errors import LensError
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 
-_TRIES = 3  # at undoing one thing
-_ATOMIC: set[CodeType] = set()  # an interrupt waits for these
-_OPEN: set[CodeType] = set()  # and not for these, though an atomic function called them
-_waiting: list[int] = []  # signals that came and were not raised yet
+_TRIES = 3  # attempts to undo one swap
+_ATOMIC: set[CodeType] = set()  # an interrupt waits for these functions
+_OPEN: set[CodeType] = set()  # but not for these, even if an atomic function called them
+_waiting: list[int] = []  # signals that arrived and are not raised yet
 
 
 def atomic(function: F) -> F:
-    """Let an interrupt wait for this function, which calls `raise_waiting` when it is done."""
+    """Make an interrupt wait for this function, which must call `raise_waiting` when it is done."""
     _ATOMIC.add(unwrap(function).__code__)
     return function
 
 
 def interruptible(function: F) -> F:
-    """Let an interrupt through in this function, and in what it calls, also where an atomic one called it."""
+    """Raise an interrupt at once in this function and its callees, even inside an atomic one."""
     _OPEN.add(unwrap(function).__code__)
     return function
 
 
 def raise_waiting() -> None:
-    """Raise the interrupt that waited, if there is one."""
+    """Raise the interrupt that is waiting, if any."""
     if _waiting:
         _waiting.clear()
         raise KeyboardInterrupt
 
 
 class Swaps:
-    """What was set and hooked, and how to undo each; `undo` does so in reverse order."""
+    """The attributes and hooks that a block has set; `undo` restores them in reverse order."""
 
     def __init__(self) -> None:
         self._undoings: list[Callable[[], None]] = []
@@ -54,16 +54,17 @@ class Swaps:
 
     @atomic
     def open(self) -> None:
-        """Say that a block begins; raises `LensError` inside one: leaving it would end the outer one too."""
+        """Begin a block. Raises `LensError` if it is active: leaving it twice would end the outer one too."""
         if self._opened:
-            raise LensError("this block is entered already; make another one to nest it")
+            raise LensError("this block is already active; make a second one to nest it")
         self._opened = True
 
     @atomic
-    def swap(self, owner: Any, name: str, *, value: Any) -> None:
-        """Set an attribute, and keep what it was."""
+    def swap(self, owner: object, name: str, *, value: object) -> None:
+        """Set an attribute, and keep its old value."""
         before = getattr(owner, name)
         if name == "data" and isinstance(owner, Tensor):
+            # Blocks may be left in any order, so each swapped parameter keeps a list of them.
             held = Held(before)
             self._note(partial(_release, owner, held))
             HELD.setdefault(owner, []).append(held)
@@ -72,11 +73,11 @@ class Swaps:
         setattr(owner, name, value)
 
     @atomic
-    def hook(self, module: nn.Module, function: Callable[..., Any], *, side: str) -> None:
-        """Call a function with a module's input and keyword arguments, and after it with its output.
+    def hook(self, module: nn.Module, function: Callable[..., object], *, side: str) -> None:
+        """Register a function as a hook of a module.
 
-        `side` is `"output"`, `"input"`, or, before all hooks that are there already: `"enter"`, and
-        `"weights"` for what is a part of the module itself.
+        `side` is `"input"` or `"output"`, after the hooks that the module has already; or, before them,
+        `"enter"` for the input and `"weights"` for the output, for a hook that is a part of the module.
         """
         self._note(partial(_unhook, module, function))
         if side in ("output", "weights"):
@@ -88,19 +89,19 @@ class Swaps:
     def _note(self, undoing: Callable[[], None]) -> None:
         if not self._shielded:
             self._shielded = _shield()
-        # Noted first: to undo what was never done does no harm.
+        # Noted before the change is made, because undoing a change that was never made does no harm.
         self._undoings.append(undoing)
 
     @atomic
     def undo(self) -> None:
-        """Undo everything; what breaks in meanwhile is raised when all is done."""
+        """Undo everything; raise an error or interrupt that arrives meanwhile at the end."""
         failure: BaseException | None = None
         tries = 0
         while self._undoings:
             try:
                 self._undoings[-1]()
                 tries = _TRIES
-            except BaseException as error:  # of a signal handler of the user's, or of the owner
+            except BaseException as error:  # from the user's signal handler, or from the owner's setter
                 failure, tries = error, tries + 1
             if tries >= _TRIES:
                 self._undoings.pop()
@@ -115,9 +116,10 @@ class Swaps:
 
 
 def collect_last(module: nn.Module) -> None:
-    """Let the hooks by which transformers collects hidden states, and leaves in place, see what others made.
+    """Move the hooks with which transformers collects hidden states behind all others.
 
-    Some models go on with what is collected: LLaVA with a layer of its vision tower.
+    transformers leaves them in place, and some models compute with what they collect: LLaVA with a layer of
+    its vision tower. Before our hooks, they would collect the values without the intervention.
     """
     hooks = module._forward_hooks
     for number, one in list(hooks.items()):
@@ -126,7 +128,10 @@ def collect_last(module: nn.Module) -> None:
 
 
 def _release(owner: Tensor, held: Held) -> None:
-    """Give a parameter back what a block found; where another block was entered since, that one will."""
+    """Give a parameter back the tensor that a block found.
+
+    If a later block holds the parameter too, it takes over that tensor and gives it back at its own end.
+    """
     blocks = HELD.get(owner, [])
     if held not in blocks:
         return
@@ -140,8 +145,11 @@ def _release(owner: Tensor, held: Held) -> None:
         HELD.pop(owner, None)
 
 
-def _unhook(module: nn.Module, function: Callable[..., Any]) -> None:
-    """Remove a function from a module's hooks, by itself: a handle might never have come back to us."""
+def _unhook(module: nn.Module, function: Callable[..., object]) -> None:
+    """Remove a function from a module's hooks.
+
+    Searches for the function instead of using a handle: an interrupt may fall before the handle is returned.
+    """
     for hooks, others in (
         (module._forward_hooks, (module._forward_hooks_with_kwargs, module._forward_hooks_always_called)),
         (module._forward_pre_hooks, (module._forward_pre_hooks_with_kwargs,)),
@@ -153,7 +161,10 @@ def _unhook(module: nn.Module, function: Callable[..., Any]) -> None:
 
 
 def _shield() -> bool:
-    """Take over Python's own answer to Ctrl-C; a handler of the user's, and other threads, are left alone."""
+    """Replace Python's default handler of Ctrl-C; return whether it was replaced.
+
+    A handler of the user stays, and so does everything when this is not the main thread.
+    """
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return False
@@ -162,14 +173,14 @@ def _shield() -> bool:
 
 
 def _unshield() -> None:
-    """Give the answer to Ctrl-C back, if it is still ours to give."""
+    """Restore Python's default handler of Ctrl-C, unless the user has installed another one meanwhile."""
     main = threading.current_thread() is threading.main_thread()
     if main and signal.getsignal(signal.SIGINT) is _interrupted:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, or keep it for when what it fell into is done."""
+    """Raise KeyboardInterrupt, or keep it until the atomic function that is running is done."""
     where = frame
     while where is not None and where.f_code not in _OPEN:
         if where.f_code in _ATOMIC:

@@ -1,89 +1,45 @@
-"""Run a model, whatever kind it is: causal, omni, encoder-decoder, with an adapter around it or not.
+"""Run a model of any kind: causal, omni, encoder-decoder, with or without an adapter.
 
 model ── answering ──▶ the part whose forward pass gives logits of text
 batch ── started ──▶ with a decoder's first token ── continued ──▶ with an answer behind it
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from affectlens.errors import LensError
-from affectlens.lens.telling import told
+from affectlens.errors import AffectlensError, LensError
+from affectlens.lens.live import ANSWER, answering, config_of, encodes, inner
 
-if TYPE_CHECKING:
-    from affectlens.lens.lens import Lens
-
-_NOTES = ("token_type_ids", "mm_token_type_ids")  # of a tokenizer, for models that ask for them
+_NOTES = ("token_type_ids", "mm_token_type_ids")  # of a tokenizer, of models that take them
 # A checkpoint's own generation settings may sample, search or punish repetition.
 _GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-ANSWER: ContextVar[int] = ContextVar("ANSWER", default=0)  # how many last tokens of an input are its answer
-# A compiled step would pass hooks by; without a cache each step would look like another prompt.
+# A compiled step would bypass hooks; without a cache each step would look like a new prompt.
 _SEEN = {
     "disable_compile": True,
     "use_cache": True,
     "cache_implementation": "dynamic",
     "prefill_chunk_size": None,
 }
-
-
-def inner(model: nn.Module) -> nn.Module:
-    """The model without the wrapper of PEFT."""
-    found: nn.Module = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
-    return found
-
-
-def answering(model: nn.Module) -> nn.Module:
-    """The part of a model that answers in text: of a whole omni model its thinker, else all of it.
-
-    With an adapter on it, it is PEFT's wrapper, which is what knows of virtual tokens.
-    """
-    thinker = getattr(inner(model), "thinker", None)
-    return thinker if isinstance(thinker, nn.Module) else model
-
-
-def config_of(model: nn.Module) -> Any:
-    """The config of the part that answers; None for a module without one."""
-    return getattr(inner(answering(model)), "config", None)
-
-
-def encodes(model: nn.Module) -> bool:
-    """Whether an encoder reads the prompt, and a decoder answers."""
-    return getattr(config_of(model), "is_encoder_decoder", False) is True
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where input goes: to the input embedding; where that is offloaded, to where it runs."""
-    part = inner(answering(model))
-    try:
-        embedding = part.get_input_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):
-        embedding = None
-    for module in (embedding, part):
-        runs = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-        if runs is not None:
-            return torch.device(runs)
-        here = next((p.device for p in module.parameters() if not p.is_meta), None) if module else None
-        if here is not None:
-            return here
-    return torch.device("cpu")
+_LONGEST = 300  # characters
+_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
 
 def typed(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A batch in the model's dtype: pixels come in float32; token ids stay whole numbers."""
+    """Cast the floating-point tensors of a batch to the model's dtype; token ids stay integers."""
     part = answering(model)
     dtype = next((p.dtype for p in part.parameters() if p.dtype.is_floating_point), torch.float32)
     return {n: t.to(dtype) if t.is_floating_point() else t for n, t in batch.items()}
 
 
 def started(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A batch with the token that a decoder begins with, where there is one. Raises `LensError`."""
+    """Add the token that a decoder begins with, where there is a decoder. Raises `LensError`."""
     found = dict(batch)
     takes = _takes(model)
     for name in _NOTES:
@@ -93,14 +49,14 @@ def started(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return found
     token = begins(model)
     if token is None:
-        raise LensError("the config of this model does not say with which token its decoder begins")
+        raise LensError("no config of this model has a decoder_start_token_id or bos_token_id: set one")
     some = next(iter(found.values()))
     found["decoder_input_ids"] = torch.full((rows(found), 1), token, device=some.device)
     return found
 
 
 def begins(model: nn.Module) -> int | None:
-    """The token that a decoder begins with, where the configs of its model say one."""
+    """Return the token that a decoder begins with; None where no config of the model names one."""
     part = inner(answering(model))
     config = config_of(model)
     texts = [config.get_text_config(decoder=True)] if hasattr(config, "get_text_config") else []
@@ -114,13 +70,13 @@ def begins(model: nn.Module) -> int | None:
 
 
 def rows(batch: Mapping[str, Tensor]) -> int:
-    """How many examples a batch holds."""
+    """Count the examples of a batch."""
     named = ("decoder_input_ids", "input_ids", "input_features", "input_values", "pixel_values")
     return len(next(batch[name] for name in named if name in batch))
 
 
 def continued(batch: Mapping[str, Tensor], answer: Int[Tensor, " token"]) -> dict[str, Tensor]:
-    """A batch in which every example goes on with these tokens; in an encoder-decoder its decoder does."""
+    """Append the same tokens to every example; of an encoder-decoder, to the decoder's input."""
     longer = dict(batch)
     decodes = "decoder_input_ids" in batch
     tokens = answer.expand(rows(batch), -1)
@@ -134,50 +90,52 @@ def continued(batch: Mapping[str, Tensor], answer: Int[Tensor, " token"]) -> dic
 
 
 def forward(
-    lens: "Lens", batch: Mapping[str, Tensor], *, last: int = 1, answer: int = 0
+    model: nn.Module, batch: Mapping[str, Tensor], *, last: int = 1, answer: int = 0
 ) -> Float[Tensor, "batch last vocabulary"]:
-    """The logits of the last positions, in float32. Raises `LensError` where the model can't run.
+    """Return the logits of the last positions, in float32. Raises `LensError` where the model can't run.
 
-    To interventions the last `answer` tokens are no part of the prompt, but generated.
+    Interventions treat the last `answer` tokens as generated, not as part of the prompt.
     """
-    takes = _takes(lens.model)
-    given = typed(lens.model, started(lens.model, batch))
-    # Where a model can, it computes the logits of the last positions alone.
+    takes = _takes(model)
+    given = typed(model, started(model, batch))
+    # Saves the logits of all other positions, where the model supports it.
     settings: dict[str, Any] = {"logits_to_keep": last} if "logits_to_keep" in takes else {}
     if (
         "position_ids" in takes
         and {"position_ids", "attention_mask"} & given.keys() == {"attention_mask"}
-        and _numbers(lens.model)
+        and _numbers(model)
     ):
         given["position_ids"] = (given["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     asked = ANSWER.set(answer)
     try:
         with told("the model can't run these examples"):
-            out = answering(lens.model)(**given, use_cache=False, **settings)
+            out = answering(model)(**given, use_cache=False, **settings)
             logits: Tensor = out.logits
     finally:
         ANSWER.reset(asked)
     return logits[:, -last:].float()
 
 
-def generated(lens: "Lens", batch: Mapping[str, Tensor], *, max_new_tokens: int) -> list[str]:
-    """The new text of each greedy answer. Raises `LensError` where the model can't give one."""
-    given = typed(lens.model, started(lens.model, batch))
+def generated(
+    model: nn.Module, batch: Mapping[str, Tensor], *, tokenizer: Any, max_new_tokens: int
+) -> list[str]:
+    """Generate greedily and return the new text of each example. Raises `LensError`."""
+    given = typed(model, started(model, batch))
     settings = {
         **_GREEDY,
         **_SEEN,
         "max_new_tokens": max_new_tokens,
-        "pad_token_id": lens.tokenizer.pad_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
     }
     with told("the model can't answer these examples"):
-        out = _generate(answering(lens.model))(**given, **settings)
-    before = given["decoder_input_ids" if encodes(lens.model) else "input_ids"]
-    texts: Sequence[str] = lens.tokenizer.batch_decode(out[:, before.shape[1] :], skip_special_tokens=True)
+        out = _generate(answering(model))(**given, **settings)
+    before = given["decoder_input_ids" if encodes(model) else "input_ids"]
+    texts: Sequence[str] = tokenizer.batch_decode(out[:, before.shape[1] :], skip_special_tokens=True)
     return list(texts)
 
 
 def _generate(part: nn.Module) -> Callable[..., Tensor]:
-    """How a model generates; of one that transcribes in windows, forced tokens and all, as the others do."""
+    """Return `generate`; for Whisper the common one, as its own transcribes windows and forces tokens."""
     own: Callable[..., Tensor] = part.generate  # type: ignore[assignment]
     if "whisper" not in getattr(own, "__module__", ""):
         return own
@@ -187,15 +145,51 @@ def _generate(part: nn.Module) -> Callable[..., Tensor]:
 
 
 def _takes(model: nn.Module) -> Sequence[str]:
-    """The names of what a model's forward pass takes; PEFT's wrapper passes on what it does not know."""
+    """Return the argument names of a model's forward pass; PEFT's wrapper passes all of them on."""
     return tuple(inspect.signature(inner(answering(model)).forward).parameters)
 
 
 def _numbers(model: nn.Module) -> bool:
-    """Whether positions are told: to those that learned each by its number, padding would shift them.
+    """Return whether position ids must be given: learned absolute positions shift under left padding.
 
-    Where they turn with the distance of two tokens (rotary, ALiBi), padding on the left shifts nothing.
+    Rotary positions and ALiBi depend on distances between tokens, which padding does not change.
     """
     config = config_of(model)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return not encodes(model) and getattr(text, "rope_parameters", None) is None
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """Re-raise errors of the block as a `LensError` that begins with `what`.
+
+    Errors of affectlens pass unchanged, and so do out-of-memory errors: a smaller batch may fit.
+    """
+    try:
+        yield
+    except AffectlensError:
+        raise
+    except BaseException as error:
+        if not broken(error) or out_of_memory(error):
+            raise
+        raise LensError(f"{what}: {line(error)}") from error
+
+
+def broken(error: BaseException) -> bool:
+    """Return whether an error is a failure, not an interrupt or exit."""
+    # A panic of the tokenizers library, e.g. of a regex that runs too long, is not an Exception.
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means out of memory, on the host or on a device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _MEMORY)
+
+
+def line(error: BaseException) -> str:
+    """Return the message of an error on one line, printable; with its type where the message is short."""
+    words = " ".join(str(error).partition("Exception raised from")[0].split())
+    words = words if len(words) > 20 else f"{type(error).__name__} {words}".strip()
+    return "".join(c for c in words[:_LONGEST] if c.isprintable())

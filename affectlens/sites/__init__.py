@@ -1,24 +1,21 @@
-"""WHERE: names and shapes become canonical sites, and each site knows its slice of storage.
+"""WHERE: turn the names and shapes of tensors into canonical sites, each with its slice of storage.
 
-    names, shapes ─ naming ─▶ canonical names ─ placing (towers, roles, mlps) ─▶ tower, stack, layer, role
-                  ─ fusing ─▶ the parts of fused tensors ─ locating ─▶ Site, and Storage: where it lies
+    names, shapes ─ names ─▶ canonical names ─ placement (towers, roles, mlps) ─▶ tower, stack, layer, role
+                  ─ fused, layout ─▶ the parts of each tensor ─ locating ─▶ Site → Storage
 
-Neither torch nor transformers is needed to say where a parameter belongs.
+No module here needs torch or transformers.
 """
 
-from affectlens.sites.laying import Laid, lay_out
+from affectlens.sites.layout import Laid, lay_out, record
 from affectlens.sites.locating import locate, sites_of
 from affectlens.sites.mlps import MLP
-from affectlens.sites.naming import bare_name, canonical, recognised
+from affectlens.sites.names import bare_name, canonical, recognised
 from affectlens.sites.points import Point, Points, Span
-from affectlens.sites.records import record
 from affectlens.sites.roles import ATTENTION
-from affectlens.sites.sections import heads, model_type, sections
-from affectlens.sites.site import Site
+from affectlens.sites.site import Cut, Site, Storage, Units, units
 from affectlens.sites.sites import Sites
-from affectlens.sites.storage import Cut, Storage
+from affectlens.sites.tower_configs import heads, model_type, sections
 from affectlens.sites.tree import drawn, layers, nodes
-from affectlens.sites.units import Units, units
 
 __all__ = [
     "ATTENTION",

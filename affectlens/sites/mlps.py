@@ -1,13 +1,14 @@
-"""The matrices of MLPs: a role needs its family.
+"""Find the roles of MLP matrices, which depend on the other matrices of the MLP.
 
-`w1` is a gate where `w3` is beside it, half of a plain MLP where only `w2` is, and up where Qwen-1's
-`c_proj` completes it. What stands alone under an ambiguous name has no role.
+`w1` is the gate if `w3` is beside it, the first matrix of a plain MLP if only `w2` is, and up beside Qwen-1's
+`c_proj`. A matrix with an ambiguous name and no siblings has no role.
 """
 
 import re
 
-from affectlens.sites.module import Module, Shape, bare, vector
-from affectlens.sites.patterns import words
+from affectlens.sites.module import Module, bare, vector
+from affectlens.sites.names import words
+from affectlens.sites.site import Shape
 
 MLP = ("gate_proj", "up_proj", "down_proj")
 FUSED_GATE_UP = words(
@@ -38,7 +39,7 @@ _DOWN = re.compile(
     r"down_proj|Wo|wo|output_linear|(?:shared_)?w2_weight|weights_out|down_projs|w2_md|w[23]|fc2|ff_out"
 )
 
-# (in, out) of plain ones: names that say so even alone, and names that mean it only together.
+# (in, out) of plain MLPs: names that are clear even alone, then names that are clear only as a pair.
 _PLAIN = (
     ("fc1", "fc2"), ("fc_1", "fc_2"), ("lin1", "lin2"), ("linear_fc1", "linear_fc2"), ("c_fc", "c_proj"),
     ("dense_h_to_4h", "dense_4h_to_h"), ("fc_in", "fc_out"), ("intermediate_dense", "output_dense"),
@@ -59,20 +60,23 @@ _IN_AN_MLP = re.compile(r"(?:\w+_)?(?:mlp|feed_forward|ffn|experts?|moe)\d*|\d+"
 
 
 def in_mlp(module: Module) -> str | None:
-    """The role of a matrix of an MLP; None for what is not known to be one."""
+    """Return the role of an MLP matrix; None if the module is not known to be one."""
     return _gated(module) or _plain(module) or _numbered(module)
 
 
 def _gated(module: Module) -> str | None:
+    # Gated attentions have a gate_proj too.
     if re.search(r"(?:^|[._])att", module.parents) and "mlp" not in module.parents:
         return None
     leaf = module.leaf.removesuffix("_bias") if bare(module) else module.leaf
+    # A shard may hold the family's other matrices elsewhere, so their shapes may be unknown.
     has = {**module.siblings, leaf: module.params.get("weight", module.params.get("param", ()))}
     for family in _GATED:
         if leaf in family and has.keys() >= {*family[:2]} and (family[2] in has or family[2] != "c_proj"):
             gate, up, down = (has.get(name, ()) for name in family)
             if _fits(gate, up, down) or (family[0] == "gate_proj" and _leads(has[leaf], gate, up, down)):
                 return MLP[family.index(leaf)]
+    # A file of gate-only tuning holds no up_proj.
     alone = leaf == "gate_proj" and has.keys() <= {"gate_proj", "down_proj"}
     if alone and _IN_AN_MLP.fullmatch(module.parents.rpartition(".")[2]) and "fusion" not in module.parents:
         return "gate_proj"
@@ -82,16 +86,16 @@ def _gated(module: Module) -> str | None:
 
 
 def _fits(gate: Shape, up: Shape, down: Shape) -> bool:
-    """Gate and up are alike and down leads back; a head of three layers has such names, too."""
+    """Check that gate and up have one shape and down leads back: a classifier head may have such names."""
     if len(gate) < 2 or len(up) < 2:
-        return True  # biases and bare containers show no shape to object to
+        return True  # biases and bare containers have no shapes to check
     if gate != up:
         return False
     return len(down) != len(gate) or gate[-2] in down[-2:] or gate[-1] in down[-2:]
 
 
 def _leads(own: Shape, gate: Shape, up: Shape, down: Shape) -> bool:
-    """One of three so named that have not all the shapes they should: what fits still does."""
+    """Check one matrix if the shapes of the three do not all fit: down must lead back from this one."""
     if own == down:
         return down[::-1] in (gate, up)
     return len(own) == len(down) == 2 and own == down[::-1]
@@ -107,7 +111,7 @@ def _plain(module: Module) -> str | None:
 
 
 def _numbered(module: Module) -> str | None:
-    # `mlp.0`, `mlp.2`: the two matrices of a sequence; norms have none, activations no weights at all.
+    # `mlp.0` and `mlp.2` are the matrices of a sequence; a norm in it has a vector, an activation nothing.
     if "adapter" in module.parents or not module.leaf.isdecimal() or vector(module):
         return None
     matrices = sorted(int(n) for n, shape in module.siblings.items() if n.isdecimal() and len(shape) >= 2)

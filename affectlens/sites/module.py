@@ -1,14 +1,13 @@
-"""A module as its names and shapes show it, and what can be asked of its surroundings."""
+"""A module described by names and shapes, and the predicates that the table of roles uses."""
 
 import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from affectlens.sites.patterns import words
+from affectlens.sites.names import words
+from affectlens.sites.site import Shape
 
-Shape = tuple[int, ...]
-
-# Names of the attention projections, as transformers and remote code have them.
+# Names of the attention projections in transformers and in remote code.
 Q = words(
     r"""
     q q_proj query to_q [wW]q linear_q q_lin q_head query_net query_proj projection_query to_query
@@ -33,14 +32,14 @@ _MOE = re.compile(r"(?:^|\.)(?:\w*_)?(?:experts|mlp|moe|feed_forward|ffn|mixer|b
 
 
 class Module(NamedTuple):
-    """One module: where it is, its parameters, and what is beside it over all layers."""
+    """A module: its place, its parameters, and the names beside it in any layer."""
 
     tower: str
     layered: bool
     local: str  # the path below the layer
-    params: Mapping[str, Shape]  # by `weight`, `bias` or `param`
-    siblings: Mapping[str, Shape]  # the names beside it, with the shape of their weight where they have one
-    vocabulary: frozenset[int] = frozenset()  # the lengths of the tables of tokens
+    params: Mapping[str, Shape]  # shapes by `weight`, `bias` or `param`
+    siblings: Mapping[str, Shape]  # names beside it, with the shape of their weight if they have one
+    vocabulary: frozenset[int] = frozenset()  # the numbers of rows of the token embeddings
 
     @property
     def leaf(self) -> str:
@@ -49,12 +48,12 @@ class Module(NamedTuple):
 
     @property
     def parents(self) -> str:
-        """The path that leads to it, below the layer."""
+        """The path of its parent, below the layer."""
         return self.local.rpartition(".")[0]
 
     @property
     def ndim(self) -> int:
-        """The dimensions of its weight."""
+        """The number of dimensions of its weight."""
         return len(self.params.get("weight", self.params.get("param", (0,))))
 
 
@@ -62,57 +61,59 @@ Need = Callable[[Module], bool]
 
 
 def both(*needs: Need) -> Need:
-    """All of these."""
+    """Combine predicates: all must hold."""
     return lambda module: all(need(module) for need in needs)
 
 
 def bare(module: Module) -> bool:
-    """A parameter of its own, not the weight or bias of a layer."""
+    """Match a bare parameter, which is not the weight or bias of a module."""
     return "param" in module.params
 
 
 def vector(module: Module) -> bool:
-    """A layer whose weight is a vector: only norms have one."""
+    """Match a module whose weight is a vector: only norms have one."""
     return len(module.params.get("weight", ())) == 1
 
 
 def convolution(module: Module) -> bool:
-    """A layer whose weight has three dimensions or more and is no stack of experts."""
+    """Match a weight of three dimensions or more, unless it is a stack of experts."""
     return len(module.params.get("weight", ())) >= 3 and not re.search(r"experts|(?:^|\.)moe\.", module.local)
 
 
 def in_attention(module: Module) -> bool:
-    """Inside an attention: its path says so, or a q and a k are beside it."""
+    """Match the inside of an attention: its path says so, or a q and a k are beside it."""
     if _ATTENTION.search(module.parents):
         return True
+    # A block that has the attention as a child is not inside of it.
     return (
         "attn" not in module.siblings and _beside(module, Q) and (_beside(module, K) or _beside(module, KV))
     )
 
 
 def in_state_space(module: Module) -> bool:
-    """Inside a state space or a linear attention."""
+    """Match the inside of a state space model or a linear attention."""
     return bool(module.siblings.keys() & {"A_log", "dt_proj", "dt_bias", "forget_gate", "rg_lru"})
 
 
 def near_experts(module: Module) -> bool:
-    """Where a router would be."""
+    """Match the places where a router can be: beside experts, or in an MLP."""
     return "experts" in module.siblings or bool(_MOE.search(module.parents))
 
 
 def outside_layers(module: Module) -> bool:
-    """Not in a layer."""
+    """Match a module outside of the layers."""
     return not module.layered
 
 
 def as_long_as_the_vocabulary(module: Module) -> bool:
-    """Outside the layers, with one output (or bias) a token."""
+    """Match a module outside of the layers with one output for each token."""
+    # An output embedding under another name: only its length tells.
     lengths = {shape[0] for shape in module.params.values() if shape}
     return not module.layered and bool(lengths & module.vocabulary)
 
 
 def attention_matrix(module: Module) -> bool:
-    """A projection of an attention, which may be a convolution."""
+    """Match an attention's projection, which may be a convolution."""
     return bool(re.fullmatch(rf"{Q}|{K}|{V}|out_proj|o_proj|proj_out", module.leaf)) and in_attention(module)
 
 

@@ -1,4 +1,4 @@
-"""Points: places in a forward pass, named by the sites whose activations are meant, and the positions."""
+"""Points: places in a forward pass, given by a site, the kind of activation, and token positions."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,25 +8,26 @@ from typing import overload
 from affectlens.errors import NoSuchSite, WrongCount, near
 from affectlens.sites.site import Site
 
-# Where in the forward pass: what each is of a site is said in `Sites.at`.
+# `Sites.at` explains each kind and span.
 KINDS = ("output", "input", "pre_activation", "gated", "heads", "residual")
 SPANS = ("image", "audio", "video", "text", "prompt", "last", "generated")
+_SPANS = ("token numbers", *SPANS)  # as errors list them
 Span = str | int | tuple[int, ...] | None
 
 
 def numbered(span: object) -> Span:
-    """A span as it is kept: a name, or whole numbers of any kind. Raises `NoSuchSite` for another."""
+    """Convert whole numbers of any type (numpy, torch) to int; keep a name. Raises `NoSuchSite` otherwise."""
     if span is None or isinstance(span, str):
         return span
     try:
         return tuple(map(index, span)) if isinstance(span, Iterable) else index(span)  # type: ignore[arg-type]
     except TypeError:
-        raise NoSuchSite(f"{span!r} is no span. Spans: {', '.join(SPANS)}, or token numbers") from None
+        raise NoSuchSite(f"no span {span!r}. Spans: {', '.join(_SPANS)}") from None
 
 
 @dataclass(frozen=True)
 class Point:
-    """One place in a forward pass: at a site, at some positions (None: at all of them).
+    """A place in a forward pass: an activation at a site, at some token positions (None: at all).
 
     >>> Point(Site("language", "gate_proj", layer=12), "gated", "image")
     language.12.gate_proj@gated[image]
@@ -42,7 +43,12 @@ class Point:
 
 
 class Points(Sequence[Point]):
-    """An ordered set of points, made by `Sites.at`; raises `NoSuchSite` for an unknown kind or span."""
+    """An ordered set of points, made by `Sites.at`. Raises `NoSuchSite` for an unknown kind or span.
+
+    >>> gates = Points([Point(Site("language", "gate_proj", layer=n), "pre_activation") for n in range(2)])
+    >>> gates.expect(2)
+    Points(2: language.0.gate_proj@pre_activation, language.1.gate_proj@pre_activation)
+    """
 
     def __init__(self, points: Iterable[Point]) -> None:
         self._points = tuple(dict.fromkeys(points))
@@ -50,14 +56,12 @@ class Points(Sequence[Point]):
             if point.kind not in KINDS:
                 raise NoSuchSite(f"no point {point.kind!r}. Points: {near(point.kind, KINDS)}")
             if isinstance(point.span, str) and point.span not in SPANS:
-                raise NoSuchSite(
-                    f"no span {point.span!r}. Spans: {near(point.span, SPANS)}, or token numbers"
-                )
+                raise NoSuchSite(f"no span {point.span!r}. Spans: {near(point.span, _SPANS)}")
 
     def expect(self, count: int) -> "Points":
         """Return the selection if it has `count` points; raise `WrongCount` if not."""
         if len(self) != count:
-            raise WrongCount(f"expected {count} points, there are {len(self)}: {self!r}")
+            raise WrongCount(f"expected {count} points, got {len(self)}: {self!r}")
         return self
 
     @overload

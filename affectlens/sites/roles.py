@@ -1,13 +1,14 @@
-"""What a module does: one ordered table over its path, and what only its surroundings can tell.
+"""Find the role of a module with one ordered table of path patterns and conditions.
 
-The first row that matches wins. A name alone calls routers and attention gates `gate_proj`, so rows ask
-for context (inside an attention, a bare parameter, a vector); MLPs are recognised as families after it.
+The first row that matches wins. A name is not enough: routers and attention gates are called `gate_proj` too.
+So rows have conditions (inside an attention, a bare parameter, a vector). `mlps.py` handles the matrices of
+MLPs, which no row matches.
 """
 
 import re
 
 from affectlens.sites.mlps import FUSED_GATE_UP, in_mlp
-from affectlens.sites.module import (
+from affectlens.sites.module import (  # fmt: skip
     KV,
     K,
     Module,
@@ -24,8 +25,8 @@ from affectlens.sites.module import (
     near_experts,
     outside_layers,
     vector,
-)  # fmt: skip
-from affectlens.sites.patterns import words
+)
+from affectlens.sites.names import words
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -106,11 +107,12 @@ def _short_convolution(module: Module) -> bool:
     return bool(module.siblings.keys() & {"conv", "spatial_conv"})
 
 
-# (role, the end of the path, what else must hold)
+# (role, the end of the path, a condition)
 _TABLE: tuple[tuple[str, re.Pattern[str], Need | None], ...] = tuple(
     (role, re.compile(rf"(?:^|\.){words(pattern)}$"), need)
     for role, pattern, need in (
         ("norm_stat", r"running_mean running_var num_batches_tracked", bare),
+        # DeepSeek's sparse attention picks tokens with a small attention of its own.
         ("other", r"indexer\.\S+", lambda m: not vector(m)),
         ("attn_sinks", r"sinks?", bare),
         ("ssm_A", r"A_log", None),
@@ -127,6 +129,7 @@ _TABLE: tuple[tuple[str, re.Pattern[str], Need | None], ...] = tuple(
         ("router", r"router gate_weight gate\.wg router_gate gate\.down_proj router_mlp\.\w+", None),
         ("shared_expert_gate", r"shared_experts?_gate", None),
         ("gate_scalar", r"\w*residual_gate\.gate", None),
+        # A gate in an attention multiplies its output; only in a gated MLP is `gate_proj` what it says.
         ("attn_out_gate", r"gate_proj g_proj gate in_proj_z linear_gate g_[ab]_proj output_gate "
                           r"out_gate head_gate", _output_gate),
         ("other", r"compressor\.\S+", lambda m: m.ndim == 2),
@@ -137,6 +140,7 @@ _TABLE: tuple[tuple[str, re.Pattern[str], Need | None], ...] = tuple(
                   r"pos_emb_alpha\w* gamma(?:_\d)? \w*layer_?scale\w* \w+_gamma ls\d?(?:\.\w+)? scale "
                   r"scaling alpha beta logit_(?:scale|bias)\w* temperature global_scale per_dim_scale "
                   r"layer_scalar \w+_scale high_res_vision_alpha", bare),
+        # Flamingo and Mllama scale what a cross attention adds by the tanh of a single number.
         ("gate_scalar", r"gate_attn gate_ffn gate_ffw gate_attention gate \w*_gate attn_gate ffn_gate "
                         r"alpha_\w+", lambda m: bare(m) and m.ndim <= 1),
         ("type_embed", r"\w*token_type_embeddings?(?:_\d+)? type_embeddings? segment_emb(?:eddings?)? "
@@ -146,6 +150,7 @@ _TABLE: tuple[tuple[str, re.Pattern[str], Need | None], ...] = tuple(
         ("lm_head", _LM_HEAD, lambda m: (outside_layers(m) and not in_attention(m)) or m.leaf == "lm_head"),
         ("lm_head", rf"^(?:{_TRUNK}\.)*{words('proj_out output_projection output output_layer ff_out')}",
          both(outside_layers, _language)),
+        # These names may be any head: one output for each token decides.
         ("lm_head", r"decoder head cls head\.decoder lm_head\.out_proj embedding_decoder "
                     r"entity_predictions vocab_projector", as_long_as_the_vocabulary),
         ("embed_tokens", r"wte\.embedding new_embedding", None),
@@ -164,6 +169,7 @@ _TABLE: tuple[tuple[str, re.Pattern[str], Need | None], ...] = tuple(
         ("o_proj", r"experts\.output_linear", in_attention),
         ("gate_up_proj", r"input_linear", lambda m: m.ndim == 3),
         ("down_proj", r"output_linear", lambda m: m.ndim == 3),
+        # Every other convolution, unless it is a projection of an attention.
         ("conv", r"\S+", lambda m: convolution(m) and not attention_matrix(m)),
         ("kv_a_proj_with_mqa", r"kv_a_proj_with_mqa wkv_a_with_mqa kv_a_proj", None),
         ("kv_b_proj", r"kv_b_proj wkv_b", None),
@@ -172,6 +178,7 @@ _TABLE: tuple[tuple[str, re.Pattern[str], Need | None], ...] = tuple(
         ("q_proj", r"q_proj", None),
         ("k_proj", r"k_proj", None),
         ("v_proj", r"v_proj", None),
+        # The cross attention of GPT-2: q_attn has the queries, so c_attn holds keys and values alone.
         ("kv_proj", r"c_attn", lambda m: "q_attn" in m.siblings),
         ("qkv_proj", r"g?qkv_proj qkv query_key_value [Ww]qkv c_attn att_proj in_proj_qkvz? W_pack "
                      r"w_qkv to_qkv", None),
@@ -196,7 +203,7 @@ _TABLE: tuple[tuple[str, re.Pattern[str], Need | None], ...] = tuple(
 
 
 def role(module: Module) -> str:
-    """Name the role of a module; `other` where names and surroundings establish none."""
+    """Name the role of a module; `other` if its name and siblings establish none."""
     for found, pattern, need in _TABLE:
         if pattern.search(module.local) and (need is None or need(module)):
             return found
@@ -204,7 +211,7 @@ def role(module: Module) -> str:
 
 
 def _of_bias(module: Module) -> str | None:
-    """A bias that hangs beside its matrix, `q_bias` beside `q`, has the matrix's role."""
+    """Give a bias beside its matrix, such as `q_bias` beside `q`, the role of the matrix."""
     if not bare(module) or not module.leaf.endswith("_bias") or "experts" in module.local:
         return None
     stem = module.leaf.removesuffix("_bias")
@@ -218,6 +225,7 @@ def _of_bias(module: Module) -> str | None:
 def _by_shape(module: Module) -> str:
     if vector(module):
         return "norm"
+    # A matrix outside of the layers of a projector or encoder maps one width to another.
     if module.ndim == 2 and (not bare(module) or module.leaf.endswith("_weight")):
         sense = module.tower in ("vision", "audio", "vq", "vocoder", "qformer", "talker", "generation")
         head = re.search(r"head|classif|predict|codebook|token|embed\w*$", module.local)

@@ -1,24 +1,25 @@
-"""Sites: a selection that is a value, knows its size and never matches nothing in silence."""
+"""Sites: a selection of parameters; it is a value, and an empty selection is an error."""
 
+import re
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, overload
 
-from affectlens.errors import NoSuchSite, WrongCount, near
+from affectlens.errors import NoSuchSite, WrongCount, unmatched
 from affectlens.sites.mlps import MLP
 from affectlens.sites.points import Point, Points, Span, numbered
 from affectlens.sites.roles import ATTENTION
 from affectlens.sites.site import Site
-from affectlens.sites.targets import to_target_modules
-from affectlens.sites.tree import drawn, layers, marked_up, nodes, spelt
+from affectlens.sites.tree import drawn, layer_words, layers, marked_up, nodes
 
 Choice = str | int | Collection[Any] | Callable[[Any], bool] | None
 _FIELDS = ("tower", "layer", "role", "stack", "expert", "param")
-__all__ = ["GROUPS", "Sites", "layers"]
 GROUPS = {"attention": ATTENTION, "mlp": MLP}
+_KINDS = (".weight", ".bias")
 
 
 class Sites(Sequence[Site]):
-    """An ordered set of sites, which remembers what it was selected from.
+    """An ordered set of sites that remembers the larger set it was selected from.
 
     >>> sites = Sites([Site("language", "gate_proj", layer=i) for i in range(4)])
     >>> sites.where(layer=range(2)).expect(2)
@@ -26,6 +27,7 @@ class Sites(Sequence[Site]):
     """
 
     def __init__(self, sites: Iterable[Site], *, within: "Sites | None" = None) -> None:
+        # Sorted, so that two equal selections print, hash and sweep in the same order.
         self._sites = tuple(sorted(dict.fromkeys(sites)))
         self.within: Sites = within if within is not None else self
 
@@ -39,46 +41,44 @@ class Sites(Sequence[Site]):
         expert: Choice = None,
         param: Choice = None,
     ) -> "Sites":
-        """Keep the sites that fit: each argument is a value, a collection or a function.
+        """Keep the sites that match every argument: a value, a collection of values, or a function.
 
-        `role` also takes the groups `"attention"` and `"mlp"`. Raises `NoSuchSite`, with what is
-        there and the nearest name, when nothing fits.
+        `role` also takes the groups `"attention"` and `"mlp"`. Raises `NoSuchSite` if no site matches, or
+        none matches a name in a list; the error lists the values that exist, and the closest name.
         """
         asked = (tower, layer, role, stack, expert, param)
         kept = self._sites
         for name, choice in zip(_FIELDS, asked, strict=True):
             if choice is None:
                 continue
-            known = sorted({getattr(site, name) for site in kept}, key=str)
+            known = sorted({getattr(site, name) for site in kept}, key=_in_order)
             kept = tuple(site for site in kept if _fits(getattr(site, name), choice))
-            # One that matches nothing among several that do is as wrong as one alone.
+            # A misspelt name in a list is an error even if the other names match.
             listed = choice if isinstance(choice, list | tuple | set | frozenset) else ()
             lost = [one for one in listed if isinstance(one, str) and not any(_fits(n, one) for n in known)]
-            if lost and kept:
-                there = near(lost[0], known)
-                raise NoSuchSite(f"no site has {name}={lost[0]!r}. {name.capitalize()}s here: {there}")
-            if not kept:
-                there = near(choice, known)
-                raise NoSuchSite(f"no site has {name}={choice!r}. {name.capitalize()}s here: {there}")
+            if lost or not kept:
+                wrong = lost[0] if lost else choice
+                title = f"{name.capitalize()}s here"
+                raise NoSuchSite(unmatched("site", name, choice=wrong, known=known, title=title))
         return Sites(kept, within=self.within)
 
     def expect(self, count: int) -> "Sites":
         """Return the selection if it has `count` sites; raise `WrongCount` if not."""
         if len(self) != count:
-            raise WrongCount(f"expected {count} sites, there are {len(self)}: {self!r}")
+            raise WrongCount(f"expected {count} sites, got {len(self)}: {self!r}")
         return self
 
     def at(self, kind: str, *, span: Span = None) -> Points:
-        """The places in a forward pass that belong to these sites, at some positions or at all.
+        """Select places in a forward pass: an activation at each of these sites, at some token positions.
 
-        `kind` is `"output"` or `"input"` of the module that the site is the weight of (of a fused one, its
-        part of the output); `"pre_activation"`, the gate's output before its activation; `"gated"`,
-        act(gate)·up, which goes into `down_proj`; `"heads"`, what goes into `o_proj`, head by head;
-        `"residual"`, the stream as the layer leaves it. A head or neuron is its own features of these.
+        `kind` is `"output"` or `"input"` of the module whose weight the site is (of a fused module: the
+        site's part of the output); `"pre_activation"`, the output of the gate before its activation;
+        `"gated"`, act(gate)·up, the input of `down_proj`; `"heads"`, the input of `o_proj`, head by head;
+        `"residual"`, the residual stream after the layer. A head or neuron selects its own features.
 
         `span` is a medium (`"image"`, `"audio"`, `"video"`), `"text"`, the `"prompt"`, its `"last"` token,
-        what is `"generated"`, or numbers of an example's own tokens, negative ones from the prompt's end.
-        Raises `NoSuchSite` for another kind or span.
+        the `"generated"` tokens, or numbers of an example's tokens, negative ones counted from the end of
+        the prompt; None selects all positions. Raises `NoSuchSite` for another kind or span.
         """
         return Points(Point(site, kind, numbered(span)) for site in self)
 
@@ -90,7 +90,7 @@ class Sites(Sequence[Site]):
         return {key: Sites(sites, within=self.within) for key, sites in groups.items()}
 
     def to_target_modules(self) -> str:
-        """The selection as PEFT's `target_modules`: a pattern for exactly these modules.
+        """Write PEFT's `target_modules`: a pattern that matches exactly the modules of these sites.
 
         Raises `NoSuchSite` for a bare parameter, and for a part of a fused matrix without the rest.
         """
@@ -132,17 +132,71 @@ class Sites(Sequence[Site]):
         if len(groups) != 1:
             return "\n".join([f"Sites({len(self)})", *drawn(nodes(self), "  ")])
         (tower, role), span = next(iter(groups)), layers(self)
-        return f"Sites({len(self)}: {tower} {role}" + (f", {spelt(span)})" if span else ")")
+        return f"Sites({len(self)}: {tower} {role}" + (f", {layer_words(span)})" if span else ")")
 
     def _repr_html_(self) -> str:
         return f"<b>{len(self)} sites</b>{marked_up(nodes(self))}"
 
 
+def _in_order(value: str | int | None) -> tuple[bool, int, str]:
+    # Layers by number, not by their digits; None, for sites outside of layers, comes last.
+    return (value is None, value if isinstance(value, int) else 0, str(value))
+
+
 def _fits(value: Any, choice: Any) -> bool:
     if callable(choice):
+        # A function of layers need not expect the None of sites outside of layers.
         return value is not None and bool(choice(value))
     if isinstance(choice, str) and choice in GROUPS:
         return value in GROUPS[choice]
     if isinstance(choice, Collection) and not isinstance(choice, str):
         return any(_fits(value, one) for one in choice)
     return bool(value == choice)
+
+
+def to_target_modules(sites: Collection[Site], within: Iterable[Site]) -> str:
+    """Write a regular expression for the modules of these sites, with their names in the live model.
+
+    PEFT matches a string against the whole name. It matches a list like `["gate_proj"]` against the end of
+    the name, which would include the gates of the vision tower. Raises `NoSuchSite` for a part that PEFT
+    can't adapt alone: a bare parameter (stacked experts), half of a fused matrix, a head. If the file fuses
+    matrices that the live model keeps apart, take the sites from the lens.
+    """
+    if not sites:
+        raise NoSuchSite("no site is selected, so there is no module to adapt")
+    below = next((site for site in sites if site != site.at()), None)
+    if below:
+        raise NoSuchSite(
+            f"{below} is a part of a matrix, but adapters change whole modules. Select {below.at()}"
+        )
+    chosen = {site.parameter for site in sites}
+    kept = set(sites)
+    # An adapter changes a whole module, so every part of a fused one must be selected.
+    for site in within:
+        if site.parameter in chosen and site not in kept:
+            raise NoSuchSite(
+                f"{site.parameter!r} also holds {site}, which is not selected, but adapters change whole "
+                "modules. Select it too"
+            )
+    bare = sorted(name for name in chosen if not name.endswith(_KINDS))
+    if bare:
+        raise NoSuchSite(
+            f"{bare[0]!r} is a bare parameter, not a module: give it to PEFT's target_parameters instead"
+        )
+    return _pattern({name.rpartition(".")[0] for name in chosen})
+
+
+def _pattern(modules: Iterable[str]) -> str:
+    """Write one alternative for names that differ in one number: `layers.(0|1|2).mlp.gate_proj`."""
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for module in modules:
+        # The first number is the layer. A second one, an expert, is written out.
+        match = re.search(r"(?<=\.)\d+(?=\.|$)", module)
+        start, stop = match.span() if match else (len(module), len(module))
+        groups[module[:start], module[stop:]].append(module[start:stop])
+    found = []
+    for (head, tail), numbers in sorted(groups.items()):
+        ordered = sorted(numbers, key=lambda n: int(n or -1))
+        middle = ordered[0] if len(ordered) == 1 else f"({'|'.join(ordered)})"
+        found.append(re.escape(head) + middle + re.escape(tail))
+    return "|".join(found)

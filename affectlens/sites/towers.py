@@ -1,8 +1,8 @@
-"""Towers, stacks and layers: where in the model a module hangs.
+"""Find the tower, the stack and the layer of each module.
 
-A component of the path names most towers, and the deepest one wins: `audio_tower.audio_adapter` is a
-projector. A model that is all one tower names none, so its convolutions tell: over three colour
-channels they see, over anything else they hear.
+A part of the path names the tower, and the deepest one wins: `audio_tower.audio_adapter` is a projector. A
+model that is a single tower does not name it, so its convolutions decide: over three colour channels it is a
+vision tower, over any others an audio tower.
 """
 
 import re
@@ -11,11 +11,10 @@ from collections.abc import Collection, Iterable, Mapping
 from itertools import zip_longest
 from typing import NamedTuple
 
-from affectlens.sites.patterns import INDEX, words
+from affectlens.sites.names import INDEX, words
+from affectlens.sites.site import Shape
 
-Shape = tuple[int, ...]
-
-# Towers that own whatever hangs below them come first; then the deepest component decides.
+# These towers own everything below them. Otherwise the deepest part of the path decides (`_PARTS`).
 _OWNERS = (
     ("vocoder", r"token2wav code2wav vocoder hifi_?gan speech_decoder_postnet t2u_model"),
     ("talker", r"talker depth_decoder tts"),
@@ -78,11 +77,11 @@ _INDEXED = re.compile(rf"(?:^|\.)(?P<list>{_LISTS})\.(?P<n>{INDEX})(?=\.)")
 _INDEXED_NORM = re.compile(
     rf"(?:^|\.)(?P<local>layer_norm[12])\.(?P<n>{INDEX})$"
 )  # XLM keeps its norms in lists
-_SUBLISTS = frozenset(("attentions", "ffns", "layer_norm1", "layer_norm2"))  # each has a part of every layer
+_SUBLISTS = frozenset(("attentions", "ffns", "layer_norm1", "layer_norm2"))  # XLM: a part of each layer
 _NO_LAYERS = re.compile(r"conv_(?:layers|blocks)|(?:up|down)(?:sample_)?(?:blocks|layers)|deconv_layers")
 _NO_LAYERS_BELOW = re.compile(r"pos_conv_embed|subsampl\w*|feature_extractor")
 _STACKS = ("encoder", "decoder")
-# A list of layers under these names alone is its tower's own; others of the tower are named after theirs.
+# A list of layers below these names alone gets no stack name; the tower's other lists get their path as one.
 _PLAIN = frozenset(
     (
         *("model", "language_model", "transformer", "text_model", "llm", "thinker", "talker", "base_model"),
@@ -107,12 +106,13 @@ class Position(NamedTuple):
 
 
 def positions(modules: Mapping[str, Shape], model_type: str = "") -> dict[str, Position]:
-    """Place each module, given the shape of its weight; `model_type` helps where nothing else tells."""
+    """Place each module, given the shape of its weight; `model_type` decides if nothing else does."""
     above = {module: _above_layer(module) for module in modules}
     towers = {path: _named(path) for path in {*above.values()}}
     named = {module: towers[path] for module, path in above.items()}
     split = _split_stacks(modules)
     unnamed = {m: shape for m, shape in modules.items() if named[m] is None}
+    # Only modules whose path names no tower need their convolutions examined.
     senses = _senses(unnamed, split, named=set(named.values()), model_type=model_type)
     found = {}
     lists: dict[str, set[tuple[str, ...]]] = defaultdict(set)
@@ -131,7 +131,7 @@ def positions(modules: Mapping[str, Shape], model_type: str = "") -> dict[str, P
 
 
 def _own(module: str, shape: Shape) -> str | None:
-    """What a module is wherever it hangs: words come out of an `lm_head`, pictures go into patches."""
+    """Return the tower of a module that its own name decides: an `lm_head`, an embedding of RGB patches."""
     leaf = module.rpartition(".")[2]
     if leaf == "lm_head":
         return "language"
@@ -139,13 +139,14 @@ def _own(module: str, shape: Shape) -> str | None:
 
 
 def _list(module: str, local: str) -> tuple[str, ...]:
-    """The path of the list that a layer is in."""
+    """Return the path of the list that contains a layer."""
     parts = (part for part in module.removesuffix(local).split(".") if part and not part.isdigit())
     return tuple(part for part in parts if part not in _SUBLISTS)
 
 
 def _apart(paths: Collection[tuple[str, ...]]) -> dict[tuple[str, ...], str | None]:
-    """What tells each list of layers from the other lists of its tower, e.g. `image_tower`."""
+    """Name each list of layers by the part of its path that the tower's other lists lack."""
+    # A single list needs no name, so that a language model has the same sites inside any multimodal one.
     if len(paths) < 2:
         return dict.fromkeys(paths)
     start = next(i for i, parts in enumerate(zip_longest(*paths)) if len(set(parts)) > 1)
@@ -158,7 +159,7 @@ def _apart(paths: Collection[tuple[str, ...]]) -> dict[tuple[str, ...], str | No
 
 
 def _above_layer(module: str) -> str:
-    """The path down to the layer: what hangs inside a layer belongs to the layer's tower."""
+    """Return the path above the layer: everything inside a layer belongs to the layer's tower."""
     layer, local = _layer(module)
     return module if layer is None else module.removesuffix(local)
 
@@ -176,20 +177,21 @@ def _named(module: str) -> str | None:
 
 
 def _layer(module: str) -> tuple[int | None, str]:
+    # XLM: `layer_norm1.3` is the first norm of layer 3.
     if match := _INDEXED_NORM.search(module):
         return int(match["n"]), match["local"]
     for match in _INDEXED.finditer(module):
-        # Convolutions before the first layer may be a list, too.
+        # Convolutions before the first layer may form a list too.
         if _NO_LAYERS_BELOW.search(module[: match.start()]):
             return None, module
-        # A list of bare linears (`mlp.layers.0`, a head's) holds no layers of the model.
+        # A list of bare linears (`mlp.layers.0`) is not a list of the model's layers.
         if not _NO_LAYERS.fullmatch(match["list"]) and match.end() < len(module):
             return int(match["n"]), module[match.end() + 1 :]
     return None, module
 
 
 def _root(module: str) -> tuple[str, str] | None:
-    """The path up to the first `encoder` or `decoder`, and which of them it is."""
+    """Split a path at its first `encoder` or `decoder`: the path above, and which of them it is."""
     parts = module.split(".")
     for index, part in enumerate(parts):
         if part in _STACKS:
@@ -198,7 +200,7 @@ def _root(module: str) -> tuple[str, str] | None:
 
 
 def _split_stacks(modules: Iterable[str]) -> frozenset[str]:
-    """The paths below which there is an encoder and a decoder, both with layers."""
+    """Find the paths below which there are an encoder and a decoder, both with layers."""
     found: dict[str, set[str]] = defaultdict(set)
     for module in modules:
         if (root := _root(module)) and _layer(module)[0] is not None:
@@ -218,13 +220,13 @@ def _group(module: str, split: frozenset[str]) -> str:
 def _senses(
     modules: Mapping[str, Shape], split: frozenset[str], *, named: set[str | None], model_type: str
 ) -> dict[str, str]:
-    """What each group of modules without a named tower is, from its own convolutions and embeddings."""
+    """Find the tower of each group of modules whose path names none, from its convolutions and embeddings."""
     groups = {module: _group(module, split) for module in modules}
-    # A stack that attends to another one writes words, whatever else it takes in.
+    # A stack that attends to another one produces text, whatever its input is.
     words = {group for module, group in groups.items() if _TOKENS.search(module)}
     if words:
         words |= {group for module, group in groups.items() if re.search(r"EncDecAtt|encoder_attn", module)}
-    # The layers of language models convolve too, in state spaces and short filters.
+    # Language models have convolutions too, in state spaces and short filters.
     sequence = {g for m, g in groups.items() if re.search(r"A_log$|\.conv1d$|\.mixer\.", m)}
     kernels = [
         (groups[module], shape)
@@ -241,6 +243,7 @@ def _senses(
     )
     for group, _ in kernels:
         found[group] = "vision" if sees else "audio"
+    # Vision transformers without a convolution embed their patches with a linear layer.
     for module, group in groups.items():
         if re.search(r"patch_(?:embed\w*|projection)", module) and found[group] == "language":
             found[group] = "vision"

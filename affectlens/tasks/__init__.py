@@ -1,10 +1,47 @@
-"""JUDGED BY: examples, answers, metrics and their intervals; no model is known here.
+"""JUDGED BY: examples, tasks, their media, and scores; no model is known here.
 
-JSON lines ── loading ──▶ Task (examples, labels, prompt) … answers of a model ──▶ Scores ── intervals
+    a file of JSON lines ── examples ──▶ Example ── task ──▶ Task (examples, labels, prompt)
+    the files it names ── media, films ──▶ pictures, sounds, frames
+    a model's answers ── task.read_answer ──▶ Scores, whose metrics are the rows of scores.METRICS
+
+Names are resolved when first used: a task is read without pandas, Pillow or torch.
 """
 
-from affectlens.tasks.example import Example
-from affectlens.tasks.scores import METRICS, Scores
-from affectlens.tasks.task import KINDS, Task, load_task
+from typing import TYPE_CHECKING
 
-__all__ = ["KINDS", "METRICS", "Example", "Scores", "Task", "load_task"]
+from affectlens.lazy import resolver
+
+if TYPE_CHECKING:
+    from affectlens.tasks.examples import Example
+    from affectlens.tasks.films import open_film
+    from affectlens.tasks.media import open_picture, open_sound
+    from affectlens.tasks.scores import METRICS, Scores
+    from affectlens.tasks.task import KINDS, Task, load_task, read_answer
+
+__all__ = [
+    "KINDS",
+    "METRICS",
+    "Example",
+    "Scores",
+    "Task",
+    "load_task",
+    "open_film",
+    "open_picture",
+    "open_sound",
+    "read_answer",
+]
+__getattr__ = resolver(
+    __name__,
+    {
+        "KINDS": "task",
+        "METRICS": "scores",
+        "Example": "examples",
+        "Scores": "scores",
+        "Task": "task",
+        "load_task": "task",
+        "open_film": "films",
+        "open_picture": "media",
+        "open_sound": "media",
+        "read_answer": "task",
+    },
+)

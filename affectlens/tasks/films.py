@@ -1,7 +1,7 @@
 """Open films: a folder or list of frame pictures, an animated GIF, WebP or PNG, or a video file.
 
-Of many frames some are taken at even distances, the first and the last among them. Animations are read with
-Pillow alone; MP4, WebM and AVI take the `av` package (the extra `media`).
+Of a long film, frames at even distances are taken, with the first and the last. Pillow reads animations; MP4,
+WebM and AVI need the `av` package (the extra `media`).
 """
 
 import os
@@ -15,15 +15,14 @@ import numpy as np
 from PIL import Image
 
 from affectlens.errors import MissingExtra, TaskError, quoted
-from affectlens.tasks.opening import ordinary
-from affectlens.tasks.pictures import decoding, open_picture
+from affectlens.tasks.media import decoding, open_picture, ordinary
 
-FRAMES = 32  # of a film, at most, that a model is shown
-_LONGEST = 100_000  # frames that are looked at for those to take
-_PIXELS = 10_000_000_000  # of all frames of an animation: they are decoded one after the other
+FRAMES = 32  # of a film that a model is shown by default, at most
+_LONGEST = 100_000  # frames of a film, or files of its folder
+_PIXELS = 10_000_000_000  # of all frames of an animation: each is decoded to reach the next
 _LARGEST = 4_000_000_000  # bytes
 _PICTURE = re.compile(r".+\.(?:png|jpe?g|webp|gif|bmp|tiff?|ppm)", re.IGNORECASE)
-# The first bytes of a container, and where they are → its name to ffmpeg, which is not left to guess.
+# Position and bytes of a container's signature → its name in ffmpeg. ffmpeg must not guess: see _video.
 _SIGNS = {
     (4, b"ftyp"): "mp4",
     (0, b"\x1a\x45\xdf\xa3"): "matroska",
@@ -33,20 +32,28 @@ _SIGNS = {
 
 @dataclass(frozen=True)
 class Film:
-    """Hold the frames of a film that are shown, all of one size, and how many there are of them a second."""
+    """The frames of a film that a model is shown, all of one size, and their number per second."""
 
     frames: tuple[Image.Image, ...]
-    fps: float | None = None  # None where nothing says so: pictures have no clock
+    fps: float | None = None  # None for pictures, which have no clock
 
 
 def open_film(source: str | Sequence[str], most: int = FRAMES) -> Film:
     """Open a film: a file, a folder of pictures in the order of their names, or a sequence of pictures.
 
-    Where there are more than `most` frames, `most` of them are taken: the k-th is number
-    k · (n − 1) / (most − 1), rounded. Numbers in names count as such: `f2.png` comes before `f10.png`.
+    Of more than `most` frames, `most` are taken: the k-th is number k · (n − 1) / (most − 1), rounded.
+    Numbers in names are sorted as numbers: `f2.png` comes before `f10.png`.
 
-    Raises `TaskError` for what can't be read, is empty, or has frames of several sizes, and `MissingExtra`
-    where reading it takes a package.
+    Raises `TaskError` for a film that can't be read, is empty, or has frames of several sizes, and
+    `MissingExtra` where the format needs another package.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     for number in range(9):
+    ...         Image.new("RGB", (2, 2), (number, 0, 0)).save(f"{folder}/f{number}.png")
+    ...     film = open_film(folder, most=3)
+    >>> [frame.getpixel((0, 0))[0] for frame in film.frames]
+    [0, 4, 8]
     """
     if not isinstance(source, str):
         film = _pictures(tuple(source), most, name=_first(source))
@@ -57,12 +64,12 @@ def open_film(source: str | Sequence[str], most: int = FRAMES) -> Film:
     sizes = {frame.size for frame in film.frames}
     if len(sizes) > 1:
         shown = ", ".join(f"{w} × {h}" for w, h in sorted(sizes)[:3])
-        raise TaskError(f"{quoted(_first(source))}: the frames of a film have one size; here: {shown}")
+        raise TaskError(f"{quoted(_first(source))}: all frames of a film must have one size, got {shown}")
     return film
 
 
 def even(count: int, most: int) -> list[int]:
-    """Which of `count` frames are taken: all, or `most` at even distances from the first to the last.
+    """Return the numbers of the frames to take: all `count`, or `most` at even distances from first to last.
 
     >>> even(3, 8), even(10, 4), even(10, 1)
     ([0, 1, 2], [0, 3, 6, 9], [0])
@@ -81,23 +88,26 @@ def _pictures(files: tuple[str, ...], most: int, *, name: str) -> Film:
 
 
 def _inside(folder: str) -> list[str]:
-    """The pictures of a folder, by name; a link out of it is nothing that its user pointed to."""
+    """Return the pictures of a folder in the order of their names.
+
+    Raises `TaskError` for a link out of the folder: the user pointed to this folder, not to its target.
+    """
     root = os.path.realpath(folder)
     found = []
     with os.scandir(folder) as entries:
         for count, entry in enumerate(entries):
             if count >= _LONGEST:
-                raise TaskError(f"{quoted(folder)}: a folder of more than {_LONGEST:,} files is no film")
+                raise TaskError(f"{quoted(folder)}: the folder of a film has more than {_LONGEST:,} files")
             if not _PICTURE.fullmatch(entry.name):
                 continue
-            if os.path.dirname(os.path.realpath(entry.path)) != root:  # noqa: PTH120  of any string
-                raise TaskError(f"{quoted(entry.path)}: links out of the folder of its film")
+            if os.path.dirname(os.path.realpath(entry.path)) != root:  # noqa: PTH120  pathlib would change the string
+                raise TaskError(f"{quoted(entry.path)}: a link out of the folder of its film")
             found.append(entry.path)
     return sorted(found, key=_counted)
 
 
 def _counted(path: str) -> tuple[list[str | int], str]:
-    """A key by which numbers in a name count: text and numbers take turns, so that like meets like."""
+    """Return a sort key in which text and numbers alternate, so that numbers are compared with numbers."""
     name = Path(path).name
     return [int(part) if n % 2 else part for n, part in enumerate(re.split(r"([0-9]{1,18})", name))], name
 
@@ -116,11 +126,14 @@ def _file(source: str, most: int) -> Film:
 def _animation(image: Image.Image, source: str, most: int) -> Film:
     count = getattr(image, "n_frames", 1)
     if count > _LONGEST or count * image.width * image.height > _PIXELS:
-        raise TaskError(f"{quoted(source)}: {count:,} frames of {image.width} × {image.height} are too many")
+        raise TaskError(
+            f"{quoted(source)}: {count:,} frames of {image.width} × {image.height} pixels; the limits are "
+            f"{_LONGEST:,} frames and {_PIXELS:,} pixels in all"
+        )
     wanted, frames, milliseconds = set(even(count, most)), [], 0.0
     for number in range(count):
         image.seek(number)
-        image.load()  # some formats say only then for how long a frame stands
+        image.load()  # some formats know the duration of a frame only once it is loaded
         milliseconds += float(image.info.get("duration", 0))
         if number in wanted:
             frames.append(image.convert("RGB"))
@@ -132,11 +145,11 @@ def _video(path: Path, container: str, most: int) -> Film:
         import av
     except ImportError:
         raise MissingExtra(
-            f"{quoted(path.name)} is a video file, and reading it takes av: pip install 'affectlens[media]'; "
-            "or give its frames: a folder or list of pictures"
+            f"{quoted(path.name)} is a video file, which needs av: pip install 'affectlens[media]', "
+            "or give its frames as a folder or list of pictures"
         ) from None
     try:
-        # The container is named: of a playlist, ffmpeg would open what it lists.
+        # With the container named, ffmpeg can't take the file for a playlist and open the files it lists.
         with open(path, "rb") as stream, av.open(stream, format=container) as opened:
             return _decoded(opened, most)
     except TaskError as error:
@@ -146,7 +159,7 @@ def _video(path: Path, container: str, most: int) -> Film:
 
 
 def _decoded(opened: Any, most: int) -> Film:
-    """Frames at even distances, found in two passes: a header may say any number of them."""
+    """Decode in two passes, the first to count the frames: a header may state any number."""
     stream = opened.streams.video[0]
     count = sum(1 for _ in _bounded(opened.decode(stream)))
     if not count:
@@ -165,7 +178,7 @@ def _decoded(opened: Any, most: int) -> Film:
 def _bounded(frames: Iterator[Any]) -> Iterator[Any]:
     for number, frame in enumerate(frames):
         if number >= _LONGEST:
-            raise TaskError(f"more than {_LONGEST:,} frames")
+            raise TaskError(f"this film has more than {_LONGEST:,} frames")
         if frame.width * frame.height > (Image.MAX_IMAGE_PIXELS or 0):
-            raise TaskError(f"a picture of more than {Image.MAX_IMAGE_PIXELS:,} pixels is not opened")
+            raise TaskError(f"a frame has more than {Image.MAX_IMAGE_PIXELS:,} pixels")
         yield frame

@@ -1,19 +1,22 @@
-"""Scores: one row an example, so that every figure gets an interval and every comparison is paired."""
+"""Scores: one row per example, so that every metric gets an interval and every comparison is paired.
 
-from collections.abc import Mapping
+A metric is a row of `METRICS`: a column and the function that fills it. Whatever evaluates, compares or shows
+goes through that table.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from affectlens.errors import TableError, near
-from affectlens.requiring import Columns, Shape
+from affectlens.stats.intervals import Interval, bootstrap, effective, tango, wilson
 from affectlens.table import Table
-from affectlens.tasks.intervals import Interval, bootstrap, effective, wilson
+from affectlens.table_schema import Columns, Shape
 
-METRICS = {"accuracy": "correct", "margin": "margin"}  # metric → column; each metric is its mean
 TASK: Shape = {  # what a result's origin says of a task
     "n": int | None,
     "clusters": int | None,
@@ -21,14 +24,67 @@ TASK: Shape = {  # what a result's origin says of a task
     "kind": str | None,
     "fit": bool | None,
 }
+Labels = Float[np.ndarray, "examples labels"]  # log-probabilities
+Gold = Int[np.ndarray, " examples"]  # which of the labels is right
+Values = Float[np.ndarray, " examples"]
+
+
+def margin(logps: Labels, gold: Gold) -> Values:
+    """Return log p(gold) − log p(best other label): positive where the answer is right."""
+    rows = np.arange(len(gold))
+    others = logps.copy()
+    others[rows, gold] = -np.inf
+    values: Values = logps[rows, gold] - others.max(1)
+    return values
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric: the mean of a per-example column of `Scores`, and how it is computed.
+
+    `of` fills the column from the log-probabilities of all labels; without it the column comes from the
+    answers, which greedy ones have too. A `binary` column holds 0 and 1 and gets score intervals, any other
+    the bootstrap over clusters.
+    """
+
+    column: str
+    formula: str = ""  # shown beside the name where it says more
+    of: Callable[[Labels, Gold], Values] | None = None
+    binary: bool = False
+
+    def interval(self, values: Values, clusters: Gold) -> Interval:
+        """Return the mean with its 95 % interval: Wilson's for binary columns, at the effective size."""
+        if not self.binary:
+            return bootstrap(values, clusters)
+        worth = effective(values, clusters)
+        return wilson(float(values.mean()) * worth, worth)
+
+    def change(self, after: Values, before: Values, *, clusters: Gold) -> Interval:
+        """Return the mean change with its 95 % interval, paired by example: Tango's for binary columns."""
+        change = after - before
+        if not self.binary:
+            return bootstrap(change, clusters)
+        worth = effective(change, clusters)
+        gained, lost = (float((sign * change > 0).mean()) * worth for sign in (1, -1))
+        return tango(gained, lost, n=worth)
+
+
+METRICS: Mapping[str, Metric] = {
+    "accuracy": Metric("correct", binary=True),
+    "margin": Metric("margin", "log p(gold) − log p(best other)", margin),
+}
 
 
 @dataclass(frozen=True, repr=False)
 class Scores(Table):
-    """What a model answered; made by `affectlens.evaluate`.
+    """A table of what a model answered, one row per example; made by `affectlens.evaluate`.
 
     Columns: `id, cluster, label, prediction` (null: no answer), `correct` (0 or 1), and for
     constrained scoring `logp` of the gold label and `margin` = log p(gold) − log p(best other label).
+
+    >>> rows = {"id": list("abcd"), "cluster": list("abcd"), "correct": [1, 1, 1, 0]}
+    >>> print(Scores(pd.DataFrame(rows)).metric("accuracy"))
+    0.750 [0.301, 0.954]
     """
 
     schema: ClassVar[str] = "affectlens.scores/1"
@@ -36,21 +92,19 @@ class Scores(Table):
     shown: ClassVar[tuple[str, ...]] = ("id", "label", "prediction", "margin")
     columns: ClassVar[tuple[Columns, ...]] = (
         {"id": "text", "cluster": "text", "label": "text?", "prediction": "text?", "correct": "number"},
-        {"logp": "number?", "margin": "number?"},
+        {"logp": "number?"},
+        # Each by itself: a table that was saved before a metric was added lacks its column.
+        *({metric.column: "number?"} for metric in METRICS.values() if metric.of),
     )
     about: ClassVar[Mapping[str, Shape]] = {"task": TASK}
 
     def metric(self, name: str = "accuracy") -> Interval:
-        """The mean of a metric with its 95 % interval, which knows of the clusters that examples share."""
-        values = self.values(name)
-        if name == "accuracy":
-            worth = effective(values, self.clusters)
-            return wilson(float(values.mean()) * worth, worth)
-        return bootstrap(values, self.clusters)
+        """Return the mean of a metric with its 95 % interval, which allows for clusters of examples."""
+        return find_metric(name).interval(self.values(name), self.clusters)
 
-    def values(self, name: str) -> Float[np.ndarray, " examples"]:
-        """The per-example values of a metric."""
-        column = METRICS.get(name, name)
+    def values(self, name: str) -> Values:
+        """Return the per-example values of a metric, or of any column. Raises `TableError`."""
+        column = find_metric(name).column
         if column not in self.frame:
             raise TableError(f"these scores have no {name!r}. Metrics: {near(name, self.metrics)}")
         return self.frame[column].to_numpy(dtype=float)
@@ -58,10 +112,10 @@ class Scores(Table):
     @property
     def metrics(self) -> tuple[str, ...]:
         """The metrics these scores have: greedy answers have no margin."""
-        return tuple(name for name, column in METRICS.items() if column in self.frame)
+        return tuple(name for name, one in METRICS.items() if one.column in self.frame)
 
     @property
-    def clusters(self) -> np.ndarray:
+    def clusters(self) -> Gold:
         """The cluster of each example, numbered."""
         return pd.factorize(self.frame["cluster"])[0]
 
@@ -73,3 +127,8 @@ class Scores(Table):
         metrics = ", ".join(f"{name} {self.metric(name)}" for name in self.metrics)
         majority = f", majority {task['majority']:.2f}" if "majority" in task else ""
         return f"Scores: {task.get('name', 'task')}{fit}, n = {len(self)}, {metrics}{majority}"
+
+
+def find_metric(name: str) -> Metric:
+    """Return the metric of a name; any other name is a column of numbers and its mean."""
+    return METRICS.get(name, Metric(name))

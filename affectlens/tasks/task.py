@@ -1,29 +1,36 @@
-"""A task: examples, the closed set of labels they are judged by, and the words that put the question."""
+"""A task: examples, the closed set of their labels, and the prompt; and how written answers are read."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from affectlens.errors import TaskError, near
-from affectlens.tasks.example import Example
-from affectlens.tasks.reading import read_examples
+from affectlens.tasks.examples import Example, read_examples
 
-# kind → the question. What a kind judges is in its labels; `labels` asks nothing beyond the text.
+# kind → prompt. `labels` adds no question to the text.
 KINDS = {
     "emotion-labels": "{text} Which emotion is this? Answer with one word of: {labels}.",
     "valence": "{text} Is this positive or negative? Answer with one word of: {labels}.",
     "labels": "{text}",
 }
 ROLES = ("affective", "control", "neutral")
+_CLAUSE = re.compile(r"[.,;:!?\n]|\bbut\b")
+_NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|hardly|without)\b|n['’]t\b")
 
 
 @dataclass(frozen=True)
 class Task:
-    """Hold examples and how they are judged. `role` says what the task stands for in a study:
+    """Examples, and how they are judged.
 
-    `affective` (what the tuning was for), `control` (what a control tuning was for) or `neutral`
-    (what base could do before). `fit` marks examples that the tuned model was trained on.
+    `role` is the task's part in a study: `affective` (what the tuning was for), `control` (what a control
+    tuning was for) or `neutral` (what base could do before). `fit` marks examples that the tuned model was
+    trained on. Raises `TaskError` for examples that can't be judged by the labels.
+
+    >>> examples = (Example("1", "happy", text="Yes!"), Example("2", "sad", text="Oh no."))
+    >>> Task("words", examples, labels=("happy", "sad"), prompt="{text} I feel")
+    Task('words': 2 examples, 2 labels, majority 0.50, affective)
     """
 
     name: str
@@ -33,31 +40,33 @@ class Task:
     role: str = "affective"
     fit: bool = False
     about: str = ""
-    dropped: int = 0  # examples that carry no judgeable label, left out and counted
+    dropped: int = 0  # the number of examples left out because they have no usable label
 
     def __post_init__(self) -> None:
         if not self.examples:
             raise TaskError(f"task {self.name!r} has no examples")
         if len(self.labels) < 2:
-            raise TaskError(f"task {self.name!r} needs two labels or more, has {self.labels}")
+            raise TaskError(f"task {self.name!r} needs at least two labels, got {self.labels}")
         if self.role not in ROLES:
-            raise TaskError(f"task role {self.role!r} is unknown. Roles: {near(self.role, ROLES)}")
+            raise TaskError(f"unknown role={self.role!r} of a task. Roles: {near(self.role, ROLES)}")
         ids = Counter(example.id for example in self.examples)
         twice, count = ids.most_common(1)[0]
         if count > 1:
             raise TaskError(f"task {self.name!r} has {count} examples with the id {twice!r}")
-        stray = {example.label for example in self.examples} - set(self.labels)
+        stray = sorted({example.label for example in self.examples} - set(self.labels))
         if stray:
-            raise TaskError(f"task {self.name!r}: labels {sorted(stray)[:5]} are not among {self.labels}")
+            raise TaskError(
+                f"task {self.name!r}: the labels {stray[:5]} of its examples are not among {self.labels}"
+            )
 
     @property
     def majority(self) -> float:
-        """The accuracy of always giving the commonest label."""
+        """The accuracy of always answering with the most frequent label."""
         counts = Counter(example.label for example in self.examples)
         return counts.most_common(1)[0][1] / len(self.examples)
 
     def head(self, count: int) -> "Task":
-        """Keep the first `count` examples."""
+        """Return the task with its first `count` examples."""
         return replace(self, examples=self.examples[:count])
 
     def __len__(self) -> int:
@@ -84,13 +93,21 @@ def load_task(
 ) -> Task:
     """Load a task from a file of JSON lines (see `Example`).
 
-    `kind` is `emotion-labels`, `valence` or `labels`; it gives the prompt, unless `prompt` does
-    (`{text}` and `{labels}` are filled in). `labels` defaults to those in the file. Examples whose label is
-    empty or NaN are dropped and counted; a numeric label under `valence` becomes its sign, zeros are dropped
-    too. Raises `TaskError`.
+    `kind` is `emotion-labels`, `valence` or `labels`. It gives the prompt unless `prompt` is given;
+    `{text}` and `{labels}` are filled in. `labels` defaults to the labels in the file. Examples whose label
+    is empty or NaN are dropped and counted. Under `valence` a number becomes its sign, and zeros are dropped.
+    Raises `TaskError`.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> lines = '{"id": 1, "text": "Yes!", "label": 0.8}\\n{"id": 2, "text": "Oh no.", "label": -1}'
+    >>> with TemporaryDirectory() as folder:
+    ...     file = Path(folder, "words.jsonl")
+    ...     _ = file.write_text(lines)
+    ...     load_task("valence", file)
+    Task('words': 2 examples, 2 labels, majority 0.50, affective)
     """
     if kind not in KINDS:
-        raise TaskError(f"no kind of task is called {kind!r}. Kinds: {near(kind, KINDS)}")
+        raise TaskError(f"unknown kind of task {kind!r}. Kinds: {near(kind, KINDS)}")
     file = Path(path)
     examples = read_examples(file)
     kept = map(_signed, examples) if kind == "valence" else examples
@@ -116,3 +133,23 @@ def _signed(example: Example) -> Example | None:
     if not value or value != value:
         return None
     return replace(example, label="positive" if value > 0 else "negative")
+
+
+def read_answer(text: str, labels: Sequence[str]) -> str | None:
+    """Return the one label that an answer names, or None.
+
+    The label must be a whole word, the only label in the answer, and not negated earlier in its clause. An
+    answer that lists several labels gives None: it would be right whatever the truth.
+
+    >>> read_answer("Happy.", ["happy", "sad"]), read_answer("happy or sad", ["happy", "sad"])
+    ('happy', None)
+    """
+    by_word = {label.lower(): label for label in labels}
+    # The longest first, so that 'very happy' is not read as 'happy'.
+    words = "|".join(re.escape(word) for word in sorted(by_word, key=len, reverse=True))
+    named: set[str | None] = set()
+    for clause in _CLAUSE.split(text.lower()):
+        for match in re.finditer(rf"(?<!\w)(?:{words})(?!\w)", clause):
+            negated = _NEGATION.search(clause, 0, match.start())
+            named.add(None if negated else by_word[match[0]])
+    return named.pop() if len(named) == 1 else None

@@ -1,4 +1,4 @@
-"""Plot: an immutable figure spec over a table; nothing is computed until it is shown or saved."""
+"""Plots: immutable specs of a figure of one table; nothing is computed before the plot is shown or saved."""
 
 import importlib.util
 import inspect
@@ -13,40 +13,53 @@ from affectlens.drift.drift import Drift
 from affectlens.effects.effects import Effects
 from affectlens.errors import MissingExtra, TableError, near
 from affectlens.files import whole, write_text
-from affectlens.html import plain
+from affectlens.printable import plain
 from affectlens.table import Table
-from affectlens.views.drift_map import drift_map
-from affectlens.views.effect_panels import effect_panels
-from affectlens.views.neuron_curves import neuron_curves
-from affectlens.views.norm_contrast import norm_contrast
-from affectlens.views.page import figure, page
-from affectlens.views.role_bars import role_bars
-from affectlens.views.venue import fitted
+from affectlens.views.figures.drift_map import drift_map
+from affectlens.views.figures.effect_panels import effect_panels
+from affectlens.views.figures.neuron_curves import neuron_curves
+from affectlens.views.figures.norms import norm_contrast, role_bars
+from affectlens.views.figures.style import fitted
+from affectlens.views.report.page import figure, page
 
-KINDS: dict[type[Table], dict[str, Callable[..., go.Figure]]] = {
-    Drift: {"map": drift_map, "roles": role_bars, "contrast": norm_contrast, "neurons": neuron_curves},
-    Effects: {"effects": effect_panels},
-}
+# One row a figure: the table it draws, its kind, and a function whose first argument is the table and whose
+# others are the options. The first row of a table is what `plot(table)` draws.
+FIGURES: tuple[tuple[type[Table], str, Callable[..., go.Figure]], ...] = (
+    (Drift, "map", drift_map),
+    (Drift, "roles", role_bars),
+    (Drift, "contrast", norm_contrast),
+    (Drift, "neurons", neuron_curves),
+    (Effects, "effects", effect_panels),
+)
 IMAGES = (".png", ".svg", ".pdf")
 SUFFIXES = (".html", ".json", *IMAGES)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Plot:
-    """Say what to draw: a kind, a table and options of that kind (`measure`, `metric`, `title`, …)."""
+    """A spec of a figure: its kind, a table, and options of that kind (`measure`, `metric`, `title`, …).
+
+    >>> import affectlens as al
+    >>> base, tuned, *_ = al.load_demo()
+    >>> contrast = al.Plot("contrast", al.diff(base, tuned, progress=False), {"title": "Gate against up"})
+    >>> contrast
+    Plot('contrast' of Drift: 113 rows, base → tuned, title='Gate against up')
+    >>> contrast.figure.layout.xaxis.title.text
+    'gate_proj / up_proj (median)'
+    """
 
     kind: str
     table: Table
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def figure(self) -> go.Figure:
-        """Draw it, as a Plotly figure."""
+        """The Plotly figure, drawn anew at each access."""
         draw = _kinds(self.table)[self.kind]
         return draw(self.table, **self.options)
 
     def save(self, path: str | Path, *, venue: str | None = None) -> Path:
-        """Write the figure as `.html` (one file, no network), `.json`, or `.png .svg .pdf` by kaleido.
+        """Write the figure as `.html` (one file, no network), `.json`, or with kaleido as `.png .svg .pdf`.
 
         `venue` sets width and type size: `"acl"`, `"acl-column"`, `"neurips"`, `"nature"`, … Raises
         `TableError` for an unknown suffix or venue, `MissingExtra` for an image without kaleido.
@@ -56,7 +69,7 @@ class Plot:
             raise TableError(f"{final.name}: can't write {final.suffix!r}. Kinds: {', '.join(SUFFIXES)}")
         if final.suffix in IMAGES and importlib.util.find_spec("kaleido") is None:
             raise MissingExtra(
-                f"{final.name}: images are drawn by kaleido, which isn't installed. "
+                f"{final.name}: images need kaleido, which isn't installed. "
                 'Try: pip install "affectlens[paper]", or save .html'
             )
         drawn = self.figure if venue is None else fitted(self.figure, venue)
@@ -66,7 +79,7 @@ class Plot:
             write_text(final, drawn.to_json())
         else:
             with whole(final) as partial:
-                # 300 dots an inch for what has dots; an SVG or PDF keeps its size.
+                # A PNG has 300 dots an inch, as printers ask; SVG and PDF are vectors and keep their size.
                 drawn.write_image(partial, scale=300 / 96 if final.suffix == ".png" else 1)
         return final
 
@@ -84,11 +97,19 @@ class Plot:
         return {"text/plain": repr(self), **shown}
 
 
-def plot(table: Table, kind: str | None = None, **options: Any) -> Plot:
+def plot(table: Table, kind: str | None = None, **options: object) -> Plot:
     """Plot a table: a `Drift` as `"map"`, `"roles"`, `"contrast"` or `"neurons"`, `Effects` as `"effects"`.
 
-    Without a kind the first of these is taken; neurons need `diff(…, detail="neurons")`. Raises
-    `TableError` for a table, kind or option that is not known.
+    Without a kind, the first of the table's kinds is drawn; `"neurons"` needs
+    `diff(…, detail="neurons")`. Raises `TableError` for an unknown table, kind or option.
+
+    >>> import affectlens as al
+    >>> base, tuned, *_ = al.load_demo()
+    >>> spec = al.plot(al.diff(base, tuned, progress=False), measure="rms")
+    >>> spec
+    Plot('map' of Drift: 113 rows, base → tuned, measure='rms')
+    >>> spec.figure.layout.xaxis.ticktext
+    ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
     """
     kinds = _kinds(table)
     chosen = next(iter(kinds)) if kind is None else kind
@@ -102,8 +123,8 @@ def plot(table: Table, kind: str | None = None, **options: Any) -> Plot:
 
 
 def _kinds(table: Table) -> dict[str, Callable[..., go.Figure]]:
-    for type_, kinds in KINDS.items():
-        if isinstance(table, type_):
-            return kinds
-    names = ", ".join(type_.__name__ for type_ in KINDS)
-    raise TableError(f"no plot of a {type(table).__name__} is known. Tables with plots: {names}")
+    kinds = {kind: draw for type_, kind, draw in FIGURES if isinstance(table, type_)}
+    if not kinds:
+        names = ", ".join(dict.fromkeys(type_.__name__ for type_, *_ in FIGURES))
+        raise TableError(f"no plot of a {type(table).__name__}. Tables with plots: {names}")
+    return kinds

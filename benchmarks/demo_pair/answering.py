@@ -11,7 +11,7 @@ LONGEST = 44
 
 
 class Asker:
-    """Turns banked features or token lists and a cue into logits at the answer's place."""
+    """Computes logits at the answer's position from banked features or token lists and a cue."""
 
     def __init__(self, model, tokenizer):
         self.model, self.tokenizer = model, tokenizer

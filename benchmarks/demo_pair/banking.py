@@ -39,7 +39,7 @@ def look(model, pictures) -> torch.Tensor:
 
 
 def make_bank(model, pixels, labels, turns, copies, generator, strength=1.0) -> Bank:
-    """Augment each RGBA picture `copies` times and keep what the tower gives."""
+    """Augment each RGBA picture `copies` times and keep the tower's outputs."""
     turns = torch.as_tensor(turns, dtype=torch.float32)
     layers = []
     for _ in range(copies):

@@ -4,7 +4,7 @@
 
 Stages: fetch -> draw -> teacher features -> distillation -> base -> tuned and control ->
 evaluation sets -> measured.json. Downloads, drawings and teacher features are kept in
-`--work`; delete the folder to start from nothing. One thread, seeded throughout.
+`--work`; delete the folder to start from scratch. All stages are seeded and use one thread.
 """
 
 import argparse
@@ -105,7 +105,7 @@ def families(pictures, labels):
 
 
 def validation(asker, pictures, labels) -> dict:
-    """Return validation accuracies only; the test sides stay closed during training."""
+    """Return validation accuracies only; the test sides are not used during training."""
     five = [w for w in EMOTIONS if w in set(labels["mood"]["validation"].labels)]
     scores = {
         "kind": score_bank(asker, pictures.kinds["validation"], "kind", KINDS),
@@ -135,7 +135,7 @@ def versions():
 
 @dataclass
 class Workshop:
-    """What the later stages share."""
+    """The objects that the later stages share."""
 
     model: torch.nn.Module
     processor: object
@@ -146,7 +146,7 @@ class Workshop:
 
 
 def open_workshop(work, steps, measured) -> Workshop:
-    """Fetch, draw, ask the teacher, distil the tower: everything before the first word."""
+    """Fetch, draw, compute teacher features, distil the tower: all stages without text."""
     with timed(measured, "fetch"):
         measured["packages"] = fetch(work)
     once(work / "drawn-twemoji.npz", lambda: draw_all(work), measured, "draw")
@@ -173,7 +173,7 @@ def load_pictures(shop, work, steps, measured):
 
 
 def make_base(shop, pictures, work, steps, measured) -> None:
-    """Train the base, or take the one an equal earlier run kept; round it to bf16."""
+    """Train the base, or load the one that an equal earlier run kept; round it to bf16."""
     kept = kept_base(work, steps[0], steps[1])
 
     def learn():

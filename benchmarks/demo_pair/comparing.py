@@ -1,6 +1,6 @@
-"""More tunings from the same base: other seeds, and one kind of matrix at a time.
+"""Tune the same base with other seeds, and one kind of matrix at a time.
 
-They are scored and not saved; the shipped pair stays the one of the first seed. Run after
+These tunings are scored and not saved; the shipped pair is the one of the first seed. Run after
 `build.py` with the same `--work`: python benchmarks/demo_pair/comparing.py --out ... --work ...
 """
 

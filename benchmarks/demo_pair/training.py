@@ -51,15 +51,15 @@ def _text_loss(asker, data, cue, size, generator, drop=0.0):
 
 
 def _rarity(reading, size):
-    """Weight of each word when a text is copied as a whole: rare words say more about it."""
+    """Return the weight of each word of a text to copy: rare words say more about the text."""
     counts = torch.bincount(torch.tensor([t for row in reading for t in row]), minlength=size)
     return counts.clamp_min(1).float() ** -0.5
 
 
 def _gather_loss(asker, rows, rarity):
-    """Loss of 'copy' on a whole text: any of its words is right, the rare ones most.
+    """Return the loss of 'copy' on a whole text: any of its words is right, rare ones count more.
 
-    Without it the place of the answer never learns to look over the whole text.
+    Without it the position of the answer never learns to attend to the whole text.
     """
     said = nn.functional.log_softmax(asker.texts(rows, "copy"), 1)
     wanted = torch.zeros_like(said)

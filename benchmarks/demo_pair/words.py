@@ -1,7 +1,7 @@
 """A 5,600-entry vocabulary with a fallback to single characters, and real word embeddings.
 
 Runs of letters are words; every other character (and each symbol of a kaomoji) is a token of
-its own; words outside the list fall apart into their letters, as in WordPiece. The embedding
+its own; words outside the list are split into their letters, as in WordPiece. The embedding
 of a word starts as the mean of SmolLM2's embeddings of its pieces, reduced by PCA.
 """
 

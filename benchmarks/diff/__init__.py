@@ -1,5 +1,5 @@
-"""How fast `affectlens.diff` is: ratios to a read floor and to what one would write by hand.
+"""Measure how fast `affectlens.diff` is, relative to a read floor and to code written by hand.
 
 generating ─▶ contestants ─▶ timing ─▶ figures ─▶ the table; beside them probing (compiling and memory, in
-an interpreter of their own), accuracy and lora. `docs/performance.md` says what the figures mean.
+a separate interpreter), accuracy and lora. `docs/performance.md` says what the figures mean.
 """

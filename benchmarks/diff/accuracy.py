@@ -1,4 +1,4 @@
-"""How far the norms of a diff lie from sums in float64, over every tensor of a pair."""
+"""Compare the norms of a diff with sums in float64, over every tensor of a pair."""
 
 import json
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ _BLOCK = 1 << 22  # elements
 
 
 def worst(base: Path, tuned: Path) -> dict[str, float]:
-    """The largest relative error of `frobenius` and of `base_norm`; raises if tensors are left out."""
+    """Return the largest relative errors of `frobenius` and `base_norm`; raises if tensors are missing."""
     frame = al.diff(base, tuned, progress=False).frame
     rows = {str(row["parameter"]): row for row in frame.to_dict("records")}
     places: dict[str, str] = json.loads((base / INDEX).read_text())["weight_map"]
@@ -40,7 +40,7 @@ def _error(found: float, exact: float) -> float:
 
 
 def _blocks(base: Path, tuned: Path, name: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both sides in float64, some rows at a time."""
+    """Yield both sides in float64, some rows at a time."""
     with safe_open(base, "pt") as one, safe_open(tuned, "pt") as other:
         sides = one.get_slice(name), other.get_slice(name)
         rows, *width = sides[0].get_shape()

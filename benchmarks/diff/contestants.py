@@ -1,7 +1,7 @@
-"""What is timed: the read floor, `affectlens.diff`, and three ways to do without it.
+"""The timed functions: the read floor, `affectlens.diff`, and three alternatives to it.
 
-Each takes the folders of base and tuned and returns its measures by tensor, so that a test can hold them
-to each other. None is slower than it need be: where torch has two ways, the faster one stands here.
+Each takes the folders of base and tuned and returns its measures by tensor, so that a test can compare
+them. None is slower than necessary: where torch has two ways, the faster one is used.
 """
 
 import json
@@ -40,29 +40,29 @@ def floor(base: Path, tuned: Path, *, block: int) -> int:
 
 
 def ours(base: Path, tuned: Path) -> Found:
-    """`affectlens.diff` with its standard measures."""
+    """Run `affectlens.diff` with its standard measures."""
     rows = al.diff(base, tuned, progress=False).frame
     values = rows[list(MEASURES)].to_dict("records")
     return {str(name): row for name, row in zip(rows["parameter"], values, strict=True)}  # type: ignore[misc]
 
 
 def opened(base: Path, tuned: Path) -> list[al.Checkpoint]:
-    """The part of it that grows with names, not with bytes: both sides opened and laid out."""
+    """Open both sides and lay out their sites: the part that grows with names, not with bytes."""
     return [al.open_checkpoint(side) for side in (base, tuned)]
 
 
 def measures(base: Path, tuned: Path) -> Found:
-    """The same measures in torch, over `safe_open`, a tensor at a time: sums in float64."""
+    """Compute the same measures in torch, over `safe_open`, a tensor at a time, with sums in float64."""
     return {name: _measured(b, t) for name, b, t in _tensors(base, tuned)}
 
 
 def loop(base: Path, tuned: Path) -> Found:
-    """The two norms as one would write them in a notebook: rounded to bf16, summed in float32."""
+    """Compute the two norms as in a notebook: rounded to bf16, summed in float32."""
     return {name: _norms(b, t) for name, b, t in _tensors(base, tuned)}
 
 
 def loaded(base: Path, tuned: Path) -> Found:
-    """Both models built by transformers, and the same loop over their parameters."""
+    """Build both models with transformers, and run the same loop over their parameters."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -76,7 +76,7 @@ def loaded(base: Path, tuned: Path) -> Found:
 
 
 def files(folder: Path) -> list[Path]:
-    """The shards of a side."""
+    """Return the shards of a side."""
     return sorted(folder.glob("*.safetensors"))
 
 
@@ -105,7 +105,7 @@ def _norms(b: Tensor, t: Tensor) -> dict[str, float]:
 
 
 def _tensors(base: Path, tuned: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Both sides of each tensor, as safetensors maps them."""
+    """Yield both sides of each tensor, as safetensors maps them."""
     one, other = _places(base), _places(tuned)
     with ExitStack() as stack:
 

@@ -1,4 +1,4 @@
-"""The table: every ratio that is promised for `diff`, what it is to reach, and whether it does."""
+"""Make the table: each ratio of `diff`, its aim, and whether it is reached."""
 
 import argparse
 import os
@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import torch
 
+from affectlens.drift.blocks import BLOCK
 from affectlens.drift.streaming import engine
-from affectlens.drift.summing import BLOCK
 from benchmarks.diff import contestants, lora
 from benchmarks.diff.accuracy import worst
 from benchmarks.diff.generating import LAYOUTS, LONG, generate, size
@@ -38,14 +38,14 @@ class Row(NamedTuple):
 
 
 class Timings(NamedTuple):
-    """What was timed on one pair, and the bytes of both sides."""
+    """The times measured on one pair, and the bytes of both sides."""
 
     found: dict[str, Timing]
     bytes: int
 
     @property
     def floor(self) -> Timing:
-        """The faster of the two floors, repeat by repeat."""
+        """Return the faster of the two floors, repeat by repeat."""
         one, other = self.found["floor 1"], self.found["floor 16"]
         cpu, wall = (list(map(min, *pair)) for pair in ((one.cpu, other.cpu), (one.wall, other.wall)))
         return Timing(cpu, wall)
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def rows(name: str, folder: Path, *, repeats: int) -> Iterator[Row]:
-    """Each line as soon as it is measured."""
+    """Yield each line as soon as it is measured."""
     small, pair, long = folder / "small", folder / name, folder / "long"
     generate(small, LAYOUTS["small"], tunings=tuple(_PAIRS))
     generate(pair, LAYOUTS[name], tunings=tuple(_PAIRS))
@@ -136,7 +136,7 @@ def _ratio(
 
 
 def _between(pair: Path, repeats: int) -> Iterator[Row]:
-    """One kind of tuning against the other, and two threads against one: in turns of their own."""
+    """Compare the kinds of tuning, and two threads with one, in separate turns."""
     base = pair / "base"
     calls = {tuning: partial(contestants.ours, base, pair / tuning) for tuning in _PAIRS}
     found = interleaved(calls, repeats=repeats)
@@ -160,7 +160,7 @@ def _between(pair: Path, repeats: int) -> Iterator[Row]:
 
 
 def _apart(small: tuple[Path, Path], pair: tuple[Path, Path], cache: Path) -> Iterator[Row]:
-    """What takes an interpreter of its own."""
+    """Yield the rows that need a separate interpreter."""
     first, later = probe(*small, cache=cache), probe(*pair, cache=cache)
     yield Row("engine, first use of an installation (compiles)", "", f"{first['compiled']:.2g} s")
     yield Row("engine, first use in a process", "", f"{later['compiled']:.2g} s")
@@ -185,7 +185,7 @@ def _factors(shape: tuple[int, int], repeats: int) -> Iterator[Row]:
 
 
 def _machine() -> str:
-    """The processor and versions, and nothing that names a machine."""
+    """Describe the processor and the versions without naming the machine."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -201,12 +201,12 @@ def _machine() -> str:
 
 
 def _cores() -> int:
-    """Those that this process may use, where the system says so."""
+    """Count the cores that this process may use, where the system says so."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _available() -> int:
-    """Bytes of memory that can be had; none where it is unknown."""
+    """Return the bytes of available memory; 0 where unknown."""
     info = Path("/proc/meminfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 0)

@@ -1,7 +1,7 @@
-"""Checkpoints to be compared: random bf16 in the layout of a language model, written block by block.
+"""Write checkpoints to compare: random bf16 in the layout of a language model, block by block.
 
-Each tensor has a generator of its own, so a size is the same bytes on every machine with one torch. The
-base and its tunings are written in one pass, and no more than a block of each is ever in memory.
+Each tensor has its own generator, so a size has the same bytes on every machine with the same torch. The
+base and its tunings are written in one pass, and at most one block of each is in memory.
 """
 
 import json
@@ -27,7 +27,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The sizes of a decoder, of which names and shapes follow."""
+    """The sizes of a decoder, which determine names and shapes."""
 
     kind: str  # llama or qwen2, whose q, k and v have biases
     hidden: int
@@ -40,7 +40,7 @@ class Layout:
 
     @property
     def config(self) -> dict[str, object]:
-        """What transformers builds the model from."""
+        """Return the config from which transformers builds the model."""
         return {
             "architectures": ["Qwen2ForCausalLM" if self.kind == "qwen2" else "LlamaForCausalLM"],
             "model_type": self.kind,
@@ -56,7 +56,7 @@ class Layout:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each tensor by its name, in the order of the files."""
+        """Return the shape of each tensor by its name, in the order of the files."""
         h, wide, kv = self.hidden, self.intermediate, self.hidden // self.heads * self.shared
         inside: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (h,)}
         for name, out in (("q", h), ("k", kv), ("v", kv)):
@@ -148,7 +148,7 @@ def generate(folder: Path, layout: Layout, *, tunings: tuple[str, ...], shard: i
 
 
 def size(layout: Layout) -> int:
-    """Bytes of one side."""
+    """Return the bytes of one side."""
     return 2 * sum(map(prod, layout.shapes.values()))
 
 
@@ -163,7 +163,7 @@ def _shards(shapes: Shapes, limit: int) -> Iterator[Shapes]:
 
 
 def _write(name: str, shapes: Shapes, sides: Mapping[str, Path]) -> None:
-    """One shard of every side."""
+    """Write one shard of every side."""
     ends = [0]
     for shape in shapes.values():
         ends.append(ends[-1] + 2 * prod(shape))
@@ -185,7 +185,7 @@ def _write(name: str, shapes: Shapes, sides: Mapping[str, Path]) -> None:
 
 
 def _blocks(tensor: str, count: int, *, norm: bool) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Values of base as stored and their change, with the place of the first."""
+    """Yield values of base as stored, their change, and the position of the first."""
     generator = torch.Generator().manual_seed(zlib.crc32(tensor.encode()))
     for start in range(0, count, _BLOCK):
         length = min(_BLOCK, count - start)

@@ -1,7 +1,7 @@
-"""LoRA: norms from the factors, as the engine takes them, against making B·A first.
+"""Compare norms of LoRA from the factors, as the engine computes them, with making B·A first.
 
-Both begin with factors as they lie in an adapter. Made in float32, which is the cheapest for the other
-side; from the factors in float64, part by part as in a diff.
+Both begin with factors as stored in an adapter. B·A is made in float32, the cheapest way; norms from the
+factors are computed in float64, part by part as in a diff.
 """
 
 from collections.abc import Callable
@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from affectlens.checkpoints.adapters.factors import Pair
-from affectlens.checkpoints.adapters.lowrank import LowRank
-from affectlens.drift.factoring import _lines, _product
-from affectlens.drift.planning import PART
+from affectlens.checkpoints.adapters.factor_names import Pair
+from affectlens.checkpoints.adapters.low_rank import LowRank
+from affectlens.drift.blocks import _lines, _product
+from affectlens.drift.parts import PART
 from affectlens.sites import Storage
 
 
@@ -33,7 +33,7 @@ class _Factors:
 
 
 def contestants(rank: int, shape: tuple[int, int]) -> dict[str, Callable[[], Any]]:
-    """The norm and the norms of rows, each from `factors` and `made`."""
+    """Return functions for the norm and the norms of rows, each from `factors` and `made`."""
     generator = torch.Generator().manual_seed(rank)
     a = torch.randn(rank, shape[1], generator=generator) * 0.02
     b = torch.randn(shape[0], rank, generator=generator) * 0.02

@@ -1,9 +1,9 @@
-"""One diff in an interpreter of its own: what compiling takes, and how far memory rises.
+"""Run one diff in a separate interpreter: time to compile, and rise of memory.
 
     python -m benchmarks.diff.probing BASE TUNED
 
-Prints JSON. Memory is what belongs to the process alone, `RssAnon` and, because Python's anonymous maps
-are shared ones, `RssShmem`; files that are read are in neither.
+Prints JSON. Memory counts only the process's own: `RssAnon` and, because Python's anonymous maps are
+shared ones, `RssShmem`; files that are read are in neither.
 """
 
 import json
@@ -33,7 +33,7 @@ def probe(base: Path, tuned: Path, *, cache: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print seconds until the engine has run once, and the rise in bytes (null but on Linux)."""
+    """Print seconds until the engine has run once, and the rise in bytes (null except on Linux)."""
     import numpy as np
     import torch
 
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 class _Peak:
-    """The most memory seen while it is entered, by a thread that looks every few milliseconds."""
+    """The peak of memory in a block, sampled by a thread every few milliseconds."""
 
     def __init__(self) -> None:
         self.bytes, self._done = _memory(), threading.Event()

@@ -1,4 +1,4 @@
-"""Contestants timed side by side: in turns, so that what else the machine does falls on all of them."""
+"""Time contestants in turns, so that other work of the machine slows all of them alike."""
 
 import gc
 import statistics
@@ -40,11 +40,11 @@ def _time(contestant: Callable[[], Any], timing: Timing) -> None:
 
 
 def ratios(one: Sequence[float], other: Sequence[float]) -> list[float]:
-    """`one` over `other`, repeat by repeat."""
+    """Divide the times of `one` by those of `other`, repeat by repeat."""
     return [a / b for a, b in zip(one, other, strict=True)]
 
 
 def spread(values: Sequence[float], unit: str = "") -> str:
-    """The median, and the least and most."""
+    """Return the median, the minimum and the maximum."""
     middle, low, high = (f"{value:.3g}" for value in (statistics.median(values), min(values), max(values)))
     return f"{middle}{unit} [{low}, {high}]"

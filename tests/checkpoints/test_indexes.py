@@ -1,4 +1,4 @@
-"""Shards that disagree with their index: which copy counts, what is told, and that nothing is lost."""
+"""If shards disagree with their index, one copy counts, the other is reported, and nothing is lost."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 
 import affectlens as al
 from affectlens.errors import CheckpointError
-from tests.checkpoints.hub_server import posing
+from tests.checkpoints.hub.hub_server import posing
 from tests.hostile.writing import GATE, entry, index, model, packed, sharded, values, write
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -20,7 +20,7 @@ OTHER = np.full((16, 8), 7, np.float32)
 def opened(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[Callable[[Path], al.Checkpoint]]:
-    """What opens a folder: as it lies here, or from a hub."""
+    """Return a function that opens a folder: on disk, or from a hub."""
     if request.param == "here":
         yield al.open_checkpoint
         return
@@ -34,7 +34,7 @@ def opened(
 
 
 def doubled(folder: Path, *, named: str | None) -> Path:
-    """A model whose second shard holds another copy of the gate; the index places it in `named`."""
+    """Return a model whose second shard also has the gate; the index places the gate in `named`."""
     weights, found = sharded(folder), values()
     second = {name: value for name, value in found.items() if weights[name] == SECOND}
     write(folder / SECOND, *packed({**second, GATE: OTHER}))
@@ -49,12 +49,12 @@ def doubled(folder: Path, *, named: str | None) -> Path:
 def test_of_two_copies_the_one_that_the_index_names_is_read(
     opened: Callable[[Path], al.Checkpoint], tmp_path: Path, named: str, other: str, value: np.ndarray
 ) -> None:
-    """The other is told of, and its elements are in the count of all."""
+    """The other copy is reported, and its elements are part of the total."""
     checkpoint = opened(doubled(tmp_path / "model", named=named))
 
     site = checkpoint.sites.where(role="gate_proj", layer=0)[0]
     assert torch.equal(torch.from_numpy(value), checkpoint.read(site))
-    why = "a second copy, in a file where the index does not place it"
+    why = "a second copy, in another file than the index says"
     assert {f"{GATE} in {other}": (why, 128)} == checkpoint.skipped
     assert sum(v.size for v in values().values()) + 128 == checkpoint.parameters
     assert f"1 tensors are skipped: {why} (first: '{GATE} in {other}')" in repr(checkpoint)
@@ -64,7 +64,7 @@ def test_of_two_copies_the_one_that_the_index_names_is_read(
 def test_where_no_index_decides_two_copies_are_an_error(
     opened: Callable[[Path], al.Checkpoint], tmp_path: Path, named: str | None
 ) -> None:
-    """Silent on it, or naming a third file that doesn't hold it."""
+    """Two copies are an error if the index has neither, or names a third file without one."""
     folder = doubled(tmp_path / "model", named=named)
     write(folder / "model-00003-of-00003.safetensors", *packed({"model.extra.weight": OTHER}))
 
@@ -75,7 +75,7 @@ def test_where_no_index_decides_two_copies_are_an_error(
 
 
 def test_the_ledger_holds_the_copy_that_was_not_read(tmp_path: Path) -> None:
-    """A row of its own, and a finding."""
+    """The copy that was not read has a row in the ledger and a finding."""
     drift = al.diff(model(tmp_path / "base"), doubled(tmp_path / "tuned", named=FIRST), progress=False)
 
     row = drift.ledger.set_index("state").loc["skipped"]
@@ -86,14 +86,14 @@ def test_the_ledger_holds_the_copy_that_was_not_read(tmp_path: Path) -> None:
 def test_tensors_in_other_files_than_the_index_says_are_read_and_told(
     opened: Callable[[Path], al.Checkpoint], tmp_path: Path
 ) -> None:
-    """Every file is read whole, so nothing is lost by it."""
+    """Tensors in other files than the index says are read and reported."""
     weights = sharded(tmp_path / "model")
     index(tmp_path / "model", {**weights, GATE: SECOND})
 
     checkpoint = opened(tmp_path / "model")
 
     first = f"'{GATE}' is in '{FIRST}', not in '{SECOND}'"
-    told = f"1 tensors lie in other files than the index says (first: {first})."
+    told = f"1 tensors are in other files than the index says (first: {first})."
     assert (told,) == checkpoint.store.notes
     assert len(values()) == len(checkpoint.laid)
 
@@ -101,14 +101,14 @@ def test_tensors_in_other_files_than_the_index_says_are_read_and_told(
 def test_tensors_that_the_index_does_not_list_are_read_and_told(
     opened: Callable[[Path], al.Checkpoint], tmp_path: Path
 ) -> None:
-    """As every loader reads them; who goes by the index would not see them."""
+    """Tensors that the index does not list are read and reported, since some loaders miss them."""
     weights = sharded(tmp_path / "model")
     del weights[GATE]
     index(tmp_path / "model", weights)
 
     checkpoint = opened(tmp_path / "model")
 
-    told = f"1 tensors are stored that the index does not list (first: '{GATE}' in '{FIRST}')."
+    told = f"1 stored tensors are not in the index (first: '{GATE}' in '{FIRST}')."
     assert (told,) == checkpoint.store.notes
     assert len(values()) == len(checkpoint.laid)
 
@@ -116,16 +116,16 @@ def test_tensors_that_the_index_does_not_list_are_read_and_told(
 def test_an_index_that_places_a_tensor_twice_is_refused(
     opened: Callable[[Path], al.Checkpoint], tmp_path: Path
 ) -> None:
-    """Two loaders would read two different files."""
+    """An index that lists a tensor twice is refused: two loaders would read different files."""
     sharded(tmp_path / "model")
     index(tmp_path / "model", f'{{"weight_map": {{"a": "{FIRST}", "b": "{FIRST}", "a": "{SECOND}"}}}}')
 
-    with pytest.raises(CheckpointError, match="tensor 'a': the index places it twice"):
+    with pytest.raises(CheckpointError, match="tensor 'a': the index lists it twice"):
         opened(tmp_path / "model")
 
 
 def test_a_config_with_a_key_twice_is_told(opened: Callable[[Path], al.Checkpoint], tmp_path: Path) -> None:
-    """The last value counts, as it does for transformers."""
+    """Of a repeated key the last value counts, as in transformers, and it is reported."""
     folder = model(tmp_path / "model")
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config[:-1] + ', "model_type": "qwen2"}')
@@ -133,11 +133,11 @@ def test_a_config_with_a_key_twice_is_told(opened: Callable[[Path], al.Checkpoin
     checkpoint = opened(folder)
 
     assert "qwen2" == checkpoint.config["model_type"]
-    assert ("config.json has the key 'model_type' twice; the last counts.",) == checkpoint.store.notes
+    assert ("config.json has the key 'model_type' twice; the last one counts.",) == checkpoint.store.notes
 
 
 def test_packed_floats_are_left_out_and_counted(tmp_path: Path) -> None:
-    """torch has no dtype of four bits: no error, and a row of the ledger."""
+    """Four-bit floats, for which torch has no dtype, are skipped with a row in the ledger."""
     header, data = packed(values())
     header["model.layers.0.mlp.packed"] = entry([2, 3], len(data), len(data) + 3, "F4")
     file = write(tmp_path / "model.safetensors", header, data + bytes(3))

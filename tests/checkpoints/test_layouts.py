@@ -1,4 +1,4 @@
-"""One model as a live module and as files of both layouts: the same sites, and the same values to the bit."""
+"""A live model and its files in both layouts have the same sites and the same values, to the bit."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ KINDS = (
 
 
 def test_a_part_in_the_other_layout_is_read_beside_its_base(tmp_path: Path) -> None:
-    """Stacked experts saved alone pair with a base that has one tensor an expert."""
+    """Stacked experts saved alone pair with a base that stores each expert."""
     model = tiny("mixtral")
     model.save_pretrained(tmp_path)
     part = {name: t.detach() for name, t in model.state_dict().items() if name.endswith("experts.down_proj")}
@@ -32,7 +32,7 @@ def test_a_part_in_the_other_layout_is_read_beside_its_base(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_sites_and_values_are_the_same_in_every_layout(kind: str, tmp_path: Path) -> None:
-    """What a file fuses, stacks, turns or renames comes out as the live module has it."""
+    """Tensors that a file fuses, stacks, transposes or renames read as in the live module."""
     model = tiny(kind)
     model.save_pretrained(tmp_path / "original")
     model.save_pretrained(tmp_path / "memory", save_original_format=False)

@@ -1,4 +1,4 @@
-"""Opening: every way a model lies on disk, and a clear error for what is none."""
+"""Every layout of a model on disk opens, and anything else is a clear error."""
 
 import json
 import os
@@ -44,7 +44,7 @@ HEADERS = (
 
 @pytest.fixture
 def folder(pair: tuple[Path, Path], tmp_path: Path) -> Path:
-    """A sharded checkpoint to break."""
+    """Return a sharded checkpoint to break."""
     return Path(shutil.copytree(pair[1], tmp_path / "broken"))
 
 
@@ -60,18 +60,18 @@ def test_shards_and_one_file_are_the_same(pair: tuple[Path, Path], save: Callabl
 
 
 def test_a_single_file_opens(pair: tuple[Path, Path]) -> None:
-    """The file alone is the folder, config included."""
+    """Opening the file alone equals opening the folder, config included."""
     assert al.open_checkpoint(pair[0]).sites == al.open_checkpoint(pair[0] / "model.safetensors").sites
 
 
 def test_identity_holds_no_path(pair: tuple[Path, Path]) -> None:
-    """What goes into results names the folder, not where it lies."""
+    """The identity in results names the folder, without its path."""
     assert str(pair[0].parent) not in json.dumps(al.open_checkpoint(pair[0]).identity)
 
 
 @pytest.mark.parametrize(("content", "message"), IMPOSTORS)
 def test_impostors(content: bytes, message: str, tmp_path: Path) -> None:
-    """What is no safetensors file is called what it is."""
+    """A file of another format is an error that names the format."""
     (tmp_path / "model.safetensors").write_bytes(content)
 
     with pytest.raises(CheckpointError, match=message):
@@ -90,7 +90,7 @@ def test_broken_headers(header: str, message: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "sub/x.safetensors"])
 def test_an_index_can_not_name_files_elsewhere(name: str, folder: Path) -> None:
-    """A shard is a file in the folder and nothing else."""
+    """An index can only name files in its own folder."""
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"x": name}}))
 
@@ -99,7 +99,7 @@ def test_an_index_can_not_name_files_elsewhere(name: str, folder: Path) -> None:
 
 
 def test_a_link_out_of_the_folder_is_refused(folder: Path, pair: tuple[Path, Path]) -> None:
-    """A shard that links elsewhere would read a stranger's file as a weight."""
+    """A shard that links out of the folder is refused."""
     shard = next(folder.glob("model-*.safetensors"))
     shard.unlink()
     shard.symlink_to(pair[0] / "model.safetensors")
@@ -117,7 +117,7 @@ def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
 
 
 def test_an_index_that_names_a_tensor_no_shard_holds_is_refused(folder: Path) -> None:
-    """What the index promises is there, or the checkpoint is not whole."""
+    """A tensor of the index that no shard has is an error: the checkpoint is incomplete."""
     index = folder / "model.safetensors.index.json"
     entries = json.loads(index.read_text("utf-8"))
     entries["weight_map"]["lost.weight"] = next(iter(entries["weight_map"].values()))
@@ -128,7 +128,7 @@ def test_an_index_that_names_a_tensor_no_shard_holds_is_refused(folder: Path) ->
 
 
 def test_a_missing_shard_is_named(folder: Path) -> None:
-    """The error says which file of the index is not there."""
+    """The error names the missing file of the index."""
     shard = next(folder.glob("model-*.safetensors"))
     shard.unlink()
 
@@ -140,18 +140,18 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
     ("source", "message"),
     [
         ("/no/such/place", "no such file or folder"),
-        (42, "neither a path"),
+        (42, "is not a path"),
         ("", "no such file or folder|no checkpoint"),
     ],
 )
 def test_what_is_no_checkpoint(source: object, message: str) -> None:
-    """A wrong path or a wrong thing is said to be one."""
+    """A wrong path or object is an error that says so."""
     with pytest.raises(CheckpointError, match=message):
         al.open_checkpoint(source)  # type: ignore[arg-type]
 
 
 def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path) -> None:
-    """The error names the files that make a checkpoint, and what is there instead."""
+    """The error names the files of a checkpoint, and the files that are there."""
     (tmp_path / "notes.txt").touch()
 
     with pytest.raises(CheckpointError, match=r"neither model.safetensors nor .*In it: notes.txt"):
@@ -179,7 +179,7 @@ def test_a_hub_id_is_found_in_the_hubs_own_cache(
 
 
 def test_content_hash_tells_base_from_tuned(pair: tuple[Path, Path]) -> None:
-    """Two checkpoints of one shape differ by content where their headers may not."""
+    """Two checkpoints with equal headers differ in their content hash."""
     one, two = (al.open_checkpoint(side).identity["content_sha256"] for side in pair)
 
     assert one != two

@@ -1,4 +1,4 @@
-"""Quantised checkpoints: what they hold is read by its values, or left out with a reason."""
+"""Quantised weights are read by their values, or skipped with a reason."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from affectlens.checkpoints import Checkpoint, packing, quantized
+from affectlens.checkpoints import Checkpoint, eight_bit, four_bit
 from affectlens.checkpoints.memory import MemoryStore
 from affectlens.checkpoints.quantized import QuantizedStore, unpacked
 
@@ -44,7 +44,7 @@ def opened(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None = Non
 def nf4(
     shape: tuple[int, ...], /, *, block: int = 64, nested: bool = False, **state: object
 ) -> dict[str, Tensor]:
-    """A weight as bitsandbytes stores it, of random contents."""
+    """Return a weight as bitsandbytes stores it, of random contents."""
     size = math.prod(shape)
     blocks = -(-size // block)
     known: dict[str, object] = {"quant_type": "nf4", "blocksize": block, "dtype": "float32", "shape": shape}
@@ -106,7 +106,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, E8M0, torch.uint8])
 @pytest.mark.parametrize("shape", [(300, 200), (128, 256), (100, 50), (2, 300, 200)])
 def test_fp8_in_blocks(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Blocks of 128 × 128 are multiplied by their scales, as transformers does; the last may be partial."""
+    """Blocks of 128 × 128 are multiplied by their scales, as in transformers; the last may be partial."""
     grid = (*shape[:-2], -(-shape[-2] // 128), -(-shape[-1] // 128))
     powers = torch.randint(110, 130, grid, dtype=torch.uint8)
     stored = {E8M0: powers.view(E8M0), torch.uint8: powers}.get(dtype, scale(*grid).to(dtype))
@@ -121,7 +121,7 @@ def test_fp8_in_blocks(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 
 
 def test_blocks_are_as_long_as_the_config_says() -> None:
-    """`weight_block_size` decides, also where a model of text and images has it in its text config."""
+    """`weight_block_size` sets the block, also in the text config of a multimodal model."""
     weight, scales = fp8(10, 40, dtype=E5M2), scale(3, 3)
     tensors = {"w.weight": weight, "w.weight_scale_inv": scales}
 
@@ -134,7 +134,7 @@ def test_blocks_are_as_long_as_the_config_says() -> None:
 
 @pytest.mark.parametrize("case", LAYOUTS)
 def test_layouts_of_scales(case: str) -> None:
-    """A scale for the tensor, a channel, an expert: its shape and the format say which."""
+    """Shape and format decide whether a scale is for the tensor, a channel or an expert."""
     shape, stored, multiplied, name, beside, config = LAYOUTS[case]
     weight, scales = fp8(*shape), scale(*stored)
 
@@ -146,7 +146,7 @@ def test_layouts_of_scales(case: str) -> None:
 
 
 def test_mxfp4_is_what_transformers_makes_of_it() -> None:
-    """gpt-oss' blocks unpack to (experts, in, out), as the model holds them."""
+    """gpt-oss' blocks unpack to (experts, in, out), as in transformers."""
     tensors = mxfp4()
 
     found = opened(tensors)
@@ -157,7 +157,7 @@ def test_mxfp4_is_what_transformers_makes_of_it() -> None:
 
 
 def test_int8_of_bitsandbytes() -> None:
-    """127 stands for the largest magnitude of the row."""
+    """127 stands for the largest magnitude of a row."""
     values = torch.tensor([[127, -127, 0], [127, 1, -64]], dtype=torch.int8)
 
     found = opened({"w.weight": values, "w.SCB": torch.tensor([2.0, 127.0])})
@@ -166,7 +166,7 @@ def test_int8_of_bitsandbytes() -> None:
 
 
 def test_int8_of_compressed_tensors() -> None:
-    """Whole numbers are multiplied by their scale where the config says what they are."""
+    """Integers are multiplied by their scale if the config names their format."""
     values, scales = torch.randint(-127, 128, (4, 6), dtype=torch.int8), scale(4, 1)
 
     found = opened({"w.weight": values, "w.weight_scale": scales}, COMPRESSED)
@@ -175,7 +175,7 @@ def test_int8_of_compressed_tensors() -> None:
 
 
 def test_nf4_by_hand() -> None:
-    """The high half of a byte comes first, and each block has its largest magnitude."""
+    """The high half of a byte comes first, and each block has its own absmax."""
     tensors = nf4((2, 3), block=4)
     tensors["w.weight"] = torch.tensor([[0x0F], [0x7F], [0xF0]], dtype=torch.uint8)
     tensors["w.weight.absmax"] = torch.tensor([3.0, 10.0])
@@ -188,7 +188,7 @@ def test_nf4_by_hand() -> None:
 
 
 def test_nf4_quantised_twice_by_hand() -> None:
-    """The magnitudes are themselves an index into a map, times one of theirs, plus an offset."""
+    """A quantised absmax is an index into a map, times its own absmax, plus an offset."""
     tensors = nf4((1, 12), block=2, nested=True)
     tensors["w.weight"] = torch.full((6, 1), 0xFF, dtype=torch.uint8)
     tensors["w.weight.quant_map"] = torch.ones(16)
@@ -202,7 +202,7 @@ def test_nf4_quantised_twice_by_hand() -> None:
 
 
 def test_nf4_comes_back_near_to_what_was_packed() -> None:
-    """No value is further off than half a step of the map times its block's magnitude."""
+    """No value is off by more than half a step of the map times the absmax of its block."""
     weight, tensors = torch.randn(8, 48), nf4((8, 48), block=16)
     blocks = weight.view(-1, 16)
     absmax = blocks.abs().amax(1)
@@ -216,14 +216,14 @@ def test_nf4_comes_back_near_to_what_was_packed() -> None:
 
 @pytest.mark.parametrize("case", READABLE)
 def test_rows_are_those_of_the_whole(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading some rows, or in small pieces, gives the same bits; what is stored is left alone."""
+    """Reading some rows, or small pieces, gives the same bits and leaves the stored tensor alone."""
     tensors = READABLE[case]
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     found = opened(tensors)
     (name,) = found.headers
     whole = found.read(name)
-    monkeypatch.setattr(packing, "_PIECE", 32)
-    monkeypatch.setattr(quantized, "_PIECE", 32)
+    monkeypatch.setattr(four_bit, "_PIECE", 32)
+    monkeypatch.setattr(eight_bit, "_PIECE", 32)
 
     count = found.headers[name].shape[0]
     for first in range(count):
@@ -260,15 +260,15 @@ UNREADABLE: dict[str, tuple[dict[str, Tensor], Mapping[str, Any], str]] = {
     "blocks also unpacked": ({**mxfp4(), "w": scale(2)}, {}, "also stored"),
     "int8 by columns": ({**int8(), "w.weight_format": torch.tensor(2, dtype=torch.uint8)}, {}, "row by row"),
     "int8 of other rows": ({**int8(), "w.SCB": scale(5)}, {}, "SCB"),
-    "int8 of an unknown tool": ({"w.weight": BYTES.to(torch.int8), S8: scale(4, 1)}, {}, "not known"),
-    "bytes of an unknown tool": ({"w.weight": BYTES}, FBGEMM, "not known"),
+    "int8 of an unknown tool": ({"w.weight": BYTES.to(torch.int8), S8: scale(4, 1)}, {}, "unknown packing"),
+    "bytes of an unknown tool": ({"w.weight": BYTES}, FBGEMM, "unknown packing"),
     "nf4 without a state": (without(nf4((4, 8)), STATE), {}, "quantisation state"),
     "nf4 with a broken state": ({**nf4((4, 8)), STATE: torch.zeros(9, dtype=torch.uint8)}, {}, "no shape"),
     "nf4 of another shape": (nf4((4, 8), shape=[4, 9]), {}, "doesn't fit"),
     "nf4 of a huge shape": (nf4((4, 8), shape=[2**61, 2**61]), {}, "doesn't fit"),
     "nf4 of a negative shape": (nf4((4, 8), shape=[-4, -8]), {}, "no shape"),
     "nf4 of other blocks": (nf4((4, 8), blocksize=8), {}, "absmax"),
-    "nf4 that says fp4": (nf4((4, 8), quant_type="fp4"), {}, "another type"),
+    "nf4 that says fp4": (nf4((4, 8), quant_type="fp4"), {}, "not of type nf4"),
     "nf4 without its map": (without(nf4((4, 8)), "w.weight.quant_map"), {}, "missing"),
     "nf4 with no number": ({**nf4((4, 8), block=16), "w.weight.absmax": NAN}, {}, "not finite"),
     "nf4 with an endless offset": (nf4((4, 8), nested=True, nested_offset=math.inf), {}, "nested_offset"),
@@ -283,7 +283,7 @@ UNREADABLE: dict[str, tuple[dict[str, Tensor], Mapping[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", UNREADABLE)
 def test_what_leaves_room_for_doubt_is_left_out(case: str) -> None:
-    """It is skipped with the reason and what to do, and every stored element is accounted for."""
+    """A doubtful weight is skipped with the reason and a fix, and every stored element is counted."""
     tensors, config, reason = UNREADABLE[case]
 
     found = opened({**tensors, "w.bias": torch.zeros(3)}, config)
@@ -298,14 +298,14 @@ def test_what_leaves_room_for_doubt_is_left_out(case: str) -> None:
 
 
 def test_a_plain_cast_is_read_as_it_is() -> None:
-    """fp8 without a sign of any scale is its own value."""
+    """fp8 numbers without any sign of a scale are their own values."""
     weight = fp8(4, 6, dtype=E5M2)
 
     assert torch.equal(weight.float(), opened({"w.weight": weight}).read("w.weight"))
 
 
 def test_ordinary_stores_are_returned() -> None:
-    """Buffers of whole numbers, and parameters that are called scales, make no quantised checkpoint."""
+    """Integer buffers, and parameters named scale, don't make a checkpoint quantised."""
     store = MemoryStore({
         "w.weight": scale(4, 6), "layer.scale": scale(4), "attn.k_scale": scale(1), "w.input_scale": scale(1),
         "position_ids": torch.zeros(1, 6, dtype=torch.uint8), "mask": torch.zeros(4, 4, dtype=torch.int8),
@@ -315,7 +315,7 @@ def test_ordinary_stores_are_returned() -> None:
 
 
 def test_all_else_passes_through() -> None:
-    """Other tensors keep their headers, bytes and values; activation scales are no part of a weight."""
+    """Other tensors keep headers, bytes and values; activation scales are skipped."""
     tensors = {
         **W8, S8: scale(1), "w.input_scale": scale(1), "attn.k_scale": scale(1), "norm.qk_scale": scale(1),
         "mask": torch.zeros(4, 4, dtype=torch.int8), "norm.weight": scale(6),
@@ -337,7 +337,7 @@ def test_all_else_passes_through() -> None:
 
 
 def test_sites_are_those_of_the_unquantised_checkpoint() -> None:
-    """The experts of gpt-oss are found, split and read as if they had been stored unpacked."""
+    """The experts of gpt-oss have the same sites and values as if stored unpacked."""
     packed = mxfp4()
     prefix, config = "model.layers.0.mlp.experts", {"model_type": "gpt_oss"}
     biases = {f"{prefix}.gate_up_proj_bias": scale(3, 6)}
@@ -352,7 +352,7 @@ def test_sites_are_those_of_the_unquantised_checkpoint() -> None:
 
 
 def test_opening_needs_no_torch(tmp_path: Path) -> None:
-    """Shapes and scales are looked at in the file's own bytes."""
+    """Opening checks shapes and scales in the file's bytes, without torch."""
     path = tmp_path / "model.safetensors"
     save_file({**nf4((4, 8), nested=True), "v.weight": fp8(4, 6), "v.weight_scale": scale(4)}, path)
     program = (

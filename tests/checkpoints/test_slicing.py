@@ -1,4 +1,4 @@
-"""Sites inside stored tensors: what is taken out goes back to where it was, and to nowhere else."""
+"""Parts taken out of stored tensors go back to exactly where they were."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from affectlens.checkpoints import Checkpoint
 from affectlens.checkpoints.memory import MemoryStore
 from affectlens.checkpoints.slicing import put, rows, take
 from affectlens.sites import Cut, Storage
-from affectlens.sites.storage import stored
+from affectlens.sites.site import stored
 
 SHAPES = {
     "concatenated rows": ((12, 4), None, Cut(0, 4, 8), False),
@@ -22,7 +22,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("case", SHAPES)
 def test_taking_out_and_putting_back(case: str) -> None:
-    """The parts are as declared, and writing one leaves every other element alone."""
+    """A part has the declared values, and writing it changes no other element."""
     shape, expert, cut, transposed = SHAPES[case]
     tensor = torch.arange(float(torch.tensor(shape).prod())).reshape(shape)
     where = stored("t", shape, expert=expert, cut=cut, transposed=transposed)
@@ -40,7 +40,7 @@ def test_taking_out_and_putting_back(case: str) -> None:
 
 
 def test_the_sites_of_a_fused_checkpoint_add_up() -> None:
-    """Experts stacked, turned and interleaved: each element is in exactly one site."""
+    """With experts stacked, transposed and interleaved, each element is in exactly one site."""
     names = {
         "gate_up_proj": (3, 4, 12),
         "gate_up_proj_bias": (3, 12),

@@ -147,7 +147,7 @@ def test_heads_that_nothing_counts_are_told(base: dict[str, Tensor], tmp_path: P
         written(tmp_path, "a", base), nudge(tiny("llama"), "layers"), detail="heads", progress=False
     )
 
-    assert "No heads are known" in " ".join(drift.findings)
+    assert "No heads were measured" in " ".join(drift.findings)
 
 
 def test_a_drift_too_small_to_square_in_float32_is_measured() -> None:

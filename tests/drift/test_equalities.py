@@ -19,10 +19,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import affectlens as al
 from affectlens.checkpoints.memory import from_module
 from affectlens.checkpoints.slicing import put
-from affectlens.drift import measuring, planning, summing
+from affectlens.drift import blocks, parts, torch_engine
 from affectlens.sites import Site
-from tests.checkpoints.test_adapting import adapted
+from tests.checkpoints.adapters.test_adapter import adapted
 from tests.conftest import nudge, tiny
+from tests.numbers import LANES, differ
 from tests.tiny_models import tiny as tiny_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*")  # PEFT has much to say
@@ -51,6 +52,8 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "checkpointed": lambda name: name.replace("mlp.", "mlp._checkpoint_wrapped_module."),
 }
 
+WHERE = ["parameter", "role", "size", "dtype", "nonfinite", "targeted"]
+
 # model type → how to see the queries, keys and values that its forward makes
 ATTENTIONS = {
     "phi3": "interface",
@@ -70,8 +73,9 @@ def by_site(drift: al.Drift) -> pd.DataFrame:
 
 
 def changed(value: Tensor) -> Tensor:
-    """The same and a little more."""
-    return value + 0.1
+    """The same, a little more or less: of either sign, since a layer norm leaves a sum of zero."""
+    signs = torch.randint(0, 2, value.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return value + 0.1 * signs
 
 
 @functools.cache
@@ -184,16 +188,16 @@ def test_a_wrapper_s_spelling_changes_nothing(spelling: str, suffix: str, tmp_pa
 
 @pytest.mark.parametrize("kind", ["lora", "fused"])
 def test_blocks_and_threads_change_nothing_for_adapters(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small parts and blocks give the same norms, heads and neurons; threads give the same bits."""
+    """Small parts and blocks, and threads, give the same norms, heads and neurons up to rounding."""
     base, adapter, _ = made(kind)
 
     def measured() -> pd.DataFrame:
         return al.diff(base, adapter, control=adapter, detail="heads,neurons", progress=False).frame
 
     whole, before = measured(), torch.get_num_threads()
-    monkeypatch.setattr(planning, "PART", 1 << 9)
-    monkeypatch.setattr(measuring, "BLOCK", 1 << 6)
-    monkeypatch.setattr(summing, "BLOCK", 1 << 8)
+    monkeypatch.setattr(parts, "PART", 1 << 9)
+    monkeypatch.setattr(torch_engine, "BLOCK", 1 << 6)
+    monkeypatch.setattr(blocks, "BLOCK", 1 << 8)
     one = measured()
     torch.set_num_threads(4)
     try:
@@ -201,12 +205,14 @@ def test_blocks_and_threads_change_nothing_for_adapters(kind: str, monkeypatch: 
     finally:
         torch.set_num_threads(before)
 
-    pd.testing.assert_frame_equal(one, four, check_exact=True)
-    for name in ("frobenius", "base_norm", "cosine", "control_cosine", "control_along"):
-        np.testing.assert_allclose(whole[name], one[name], rtol=1e-6, atol=1e-7, err_msg=name)
-    for name in ("unit_frobenius", "unit_base_norm"):
-        for cell, other in zip(whole[name].dropna(), one[name].dropna(), strict=True):
-            np.testing.assert_allclose(cell, other, rtol=1e-5, atol=1e-7)
+    # Factors go through matrix products, which a library may add up otherwise on more threads.
+    for found in (one, four):
+        for name in ("frobenius", "base_norm", "cosine", "control_cosine", "control_along"):
+            np.testing.assert_allclose(whole[name], found[name], rtol=LANES, atol=LANES, err_msg=name)
+        for name in ("unit_frobenius", "unit_base_norm"):
+            for cell, other in zip(whole[name].dropna(), found[name].dropna(), strict=True):
+                np.testing.assert_allclose(cell, other, rtol=1e-5, atol=1e-7)
+        assert whole[WHERE].equals(found[WHERE])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -337,7 +343,7 @@ def test_a_part_of_a_fused_projection_is_what_the_forward_pass_takes_it_for(
     moved = al.diff(base, tuned, progress=False).frame.query("frobenius > 0")
 
     assert where.cut is not None
-    unlike = [not torch.equal(one, two) for one, two in zip(before, after, strict=True)]
+    unlike = [differ(one, two) for one, two in zip(before, after, strict=True)]
     assert {"q_proj": [True, False, False], "k_proj": [False, True, False], "v_proj": [False, False, True]}[
         role
     ] == unlike
@@ -364,7 +370,7 @@ def test_a_fused_gate_is_what_goes_into_the_activation(role: str) -> None:
             mlp(torch.linspace(-1, 1, base.config.hidden_size)[None])  # type: ignore[union-attr]
         hook.remove()
 
-    assert (role == "up_proj") == torch.equal(*seen)
+    assert differ(*seen) == (role == "gate_proj")
     assert [role] == al.diff(base, tuned, progress=False).frame.query("frobenius > 0")["role"].tolist()
 
 

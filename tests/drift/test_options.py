@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 import affectlens as al
 from affectlens.cli import main
-from affectlens.drift import planning
+from affectlens.drift import parts
+from affectlens.drift.measures import BLOCKWISE
 from affectlens.errors import CheckpointError, NoSuchSite, TableError
-from tests.checkpoints.test_adapting import bare
+from tests.checkpoints.adapters.test_adapter import bare
 from tests.conftest import nudge, tiny
+from tests.numbers import LANES
 from tests.tiny_models import tiny as tiny_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*")  # PEFT has much to say
@@ -83,11 +85,11 @@ def test_units_are_slices_of_the_weights(role: str) -> None:
     sides = [weight(side, role, 1) for side in (BASE, TUNED)]
     base, tuned = (torch.stack(side.movedim(dim, 0).split(size)).flatten(1) for side in sides)
     assert list(range(count)) == found.iloc[:, 0].tolist()
-    np.testing.assert_allclose((tuned - base).norm(dim=1), found["frobenius"], rtol=1e-6)
-    np.testing.assert_allclose(base.norm(dim=1), found["base_norm"], rtol=1e-6)
+    np.testing.assert_allclose((tuned - base).norm(dim=1), found["frobenius"], rtol=LANES)
+    np.testing.assert_allclose(base.norm(dim=1), found["base_norm"], rtol=LANES)
     np.testing.assert_allclose(found["frobenius"] / found["base_norm"], found["relative"], rtol=1e-6)
     whole = drift.frame.set_index("parameter").loc[named, "frobenius"]
-    assert pytest.approx(whole, rel=1e-6) == math.sqrt((found["frobenius"] ** 2).sum())
+    assert pytest.approx(whole, rel=LANES) == math.sqrt((found["frobenius"] ** 2).sum())
     for asked in (site, repr(site)):
         pd.testing.assert_frame_equal(found, ask(asked))
 
@@ -152,7 +154,7 @@ def test_vectors_and_what_did_not_move_have_no_spectrum() -> None:
 @pytest.mark.parametrize("asked", [-1, 1.5, True, "3"])
 def test_a_number_of_singular_values_that_is_none_is_told(asked: Any) -> None:
     """Before anything odd comes of it."""
-    with pytest.raises(TableError, match="take a whole number, 1 or more"):
+    with pytest.raises(TableError, match="spectra must be a whole number, 1 or more"):
         al.diff(BASE, TUNED, spectra=asked, progress=False)
 
 
@@ -210,8 +212,8 @@ def total(base: Tensor, tuned: Tensor) -> float:
 def test_a_measure_of_one_s_own_is_added_up_over_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """However small the blocks are; its name is in the origin."""
     whole = al.diff(BASE, TUNED, measures={"total": total}, progress=False)
-    monkeypatch.setattr(planning, "PART", 1 << 9)
-    monkeypatch.setattr("affectlens.drift.measuring.BLOCK", 1 << 6)
+    monkeypatch.setattr(parts, "PART", 1 << 9)
+    monkeypatch.setattr("affectlens.drift.torch_engine.BLOCK", 1 << 6)
     cut = al.diff(BASE, TUNED, measures={"total": total}, progress=False)
 
     expected = whole.frame["mean_abs"] * whole.frame["size"]
@@ -313,9 +315,9 @@ def test_an_interrupt_takes_back_what_is_waiting(
     ("sides", "message"),
     [
         ("a module", "is in memory, so the workers of an executor can't open it"),
-        ("another alpha", "was opened with a base or an alpha of its own"),
-        ("another base", "was opened with a base or an alpha of its own"),
-        ("an adapter as base", "was opened with a base or an alpha of its own"),
+        ("another alpha", "was opened with its own base or alpha"),
+        ("another base", "was opened with its own base or alpha"),
+        ("an adapter as base", "was opened with its own base or alpha"),
     ],
 )
 def test_what_a_worker_would_see_otherwise_is_refused(
@@ -388,7 +390,7 @@ class Interrupting:
 def test_an_interrupt_leaves_no_thread_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """The call ends, and its threads with it."""
     monkeypatch.setattr("affectlens.drift.diffing.tqdm", Interrupting)
-    monkeypatch.setattr(planning, "PART", 1 << 9)
+    monkeypatch.setattr(parts, "PART", 1 << 9)
     before, threads = torch.get_num_threads(), set(threading.enumerate())
     torch.set_num_threads(4)
     try:
@@ -548,3 +550,18 @@ def test_a_model_without_gates_degrades_gracefully() -> None:
     assert 96 == len(drift.neurons(drift.where(role="fc1", param="weight").sites[0]))
     with pytest.raises(NoSuchSite, match="no language layer has role='gate_proj'"):
         drift.contrast("gate_proj", "up_proj")
+
+
+def test_a_measure_of_blocks_for_everyone_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function in the table gives the same column as one passed to `diff`."""
+
+    def shift(base: Tensor, tuned: Tensor) -> float:
+        return float((tuned - base).sum())
+
+    own = al.diff(BASE, TUNED, measures={"shift": shift}, progress=False).frame
+    monkeypatch.setitem(BLOCKWISE, "shift", shift)
+
+    for_all = al.diff(BASE, TUNED, progress=False).frame
+
+    assert own["shift"].abs().max() > 0
+    pd.testing.assert_frame_equal(own, for_all)

@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 
 import affectlens as al
-from affectlens.drift.aggregating import aggregate
-from affectlens.drift.contrasting import contrast
+from affectlens.drift.groups import aggregate, contrast
 from affectlens.errors import NoSuchSite, TableError
-from affectlens.views.conclusions import conclude
-from affectlens.views.norm_contrast import norm_contrast
+from affectlens.views.figures.norms import norm_contrast
+from affectlens.views.sentences.conclusions import conclude
 from tests.conftest import nudge, tiny
 
 GATE_UP = ("gate_proj", "up_proj")
@@ -129,7 +128,7 @@ def test_views_can_say_that_gates_alone_moved(gates: al.Drift) -> None:
     found = conclude(gates)
     drawn = norm_contrast(gates)
 
-    assert "gate_proj moved more than up_proj under every norm (median ratio over 2 layers ∞)" in str(found)
+    assert "gate_proj moved more than up_proj under every norm (median ratios over 2 layers: ∞)" in str(found)
     assert all(np.isfinite(trace.x).all() for trace in drawn.data if trace.name == "tuned − base")
     assert ["∞"] * 5 == list(next(trace for trace in drawn.data if trace.name == "tuned − base").text)
 
@@ -242,14 +241,14 @@ def test_a_file_without_arrays_says_so(units: al.Drift, tmp_path: Path) -> None:
 def test_arrays_have_no_order(units: al.Drift) -> None:
     """Neither `where` nor `top` takes a column of arrays."""
     for ask in (lambda: units.where(unit_frobenius=1.0), lambda: units.top(3, "unit_frobenius")):
-        with pytest.raises(TableError, match="'unit_frobenius' holds an array a row"):
+        with pytest.raises(TableError, match="'unit_frobenius' has an array in each row"):
             ask()
 
 
 def test_a_role_is_not_yet_a_site(units: al.Drift) -> None:
     """The error gives a name that would do."""
     with pytest.raises(
-        NoSuchSite, match=r"2 sites .* are gate_proj: give a layer, e.g. language.0.gate_proj"
+        NoSuchSite, match=r"2 sites .* have the role gate_proj: give a layer, e.g. language.0.gate_proj"
     ):
         units.neurons("gate_proj")
 

@@ -74,20 +74,20 @@ def test_a_side_of_zeros_is_told(tmp_path: Path) -> None:
     """Weights that were lost on the way."""
     found = drifted(tmp_path, model(), {**model(), GATE: torch.zeros(8, 4)}).findings
 
-    assert f"1 weights of tuned are zero in every value, unlike their partners (first: {GATE})." in found
+    assert f"1 weights of tuned are all zeros, unlike on the other side (first: {GATE})." in found
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"model_type": "new"}, "tuned: its model_type, 'new', is unknown: names and shapes alone say"),
-        ({"model_type": 7}, "tuned: its model_type is none: names and shapes alone say"),
+        ({"model_type": "new"}, "tuned: its model_type 'new' is unknown: parameters are recognised by"),
+        ({"model_type": 7}, "tuned: its model_type is not a name: parameters are recognised by"),
         ({"auto_map": {"AutoModel": "x.Y"}}, "tuned: the model runs remote code, which is not executed here"),
         ({"quantization_config": [1]}, "tuned: the weights are quantized"),
     ],
 )
 def test_what_is_odd_about_a_model_is_told(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
-    """Beside the values, since it bears on what the parameters mean."""
+    """ControlField the values, since it bears on what the parameters mean."""
     assert any(words in finding for finding in drifted(tmp_path, model(), model(), **settings).findings)
 
 

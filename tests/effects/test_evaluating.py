@@ -1,4 +1,4 @@
-"""Judging: constrained scores are the model's own probabilities, greedy ones its own words."""
+"""Evaluating: constrained scores are label probabilities, greedy ones are read from written answers."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def task(demo: al.Demo) -> al.Task:
 
 
 def test_constrained_scores_are_log_probabilities(lens: al.Lens, task: al.Task) -> None:
-    """logp and margin are those of the logits, computed by hand one example at a time."""
+    """logp and margin equal those computed by hand from the logits, one example at a time."""
     scores = al.evaluate(lens, task)
     ids = [lens.tokenizer.encode(label, add_special_tokens=False)[0] for label in task.labels]
 
@@ -53,12 +53,12 @@ def test_the_size_of_a_batch_changes_no_answer(lens: al.Lens, task: al.Task) -> 
 
 
 def test_greedy_answers_are_words_read_strictly(lens: al.Lens, task: al.Task) -> None:
-    """Each example keeps what was said; there is no margin."""
+    """Each example keeps the written text; there is no margin."""
     scores = al.evaluate(lens, task, answer="greedy")
 
     assert len(task) == len(scores.frame["text"])
     assert ("accuracy",) == scores.metrics
-    with pytest.raises(TaskError, match="can't answer by 'sampling'"):
+    with pytest.raises(TaskError, match="unknown answer='sampling'"):
         al.evaluate(lens, task, answer="sampling")
 
 
@@ -73,7 +73,7 @@ def test_greedy_and_constrained_answers_of_a_trained_model_agree(demo: al.Demo) 
 
 
 def test_scores_say_what_they_are(lens: al.Lens, demo: al.Demo) -> None:
-    """Fit is called fit, and every metric has an interval."""
+    """The summary calls fit by its name and gives every metric an interval."""
     summary = al.evaluate(lens, demo.task("faces-fit").head(8)).summary
 
     assert "fit, not skill" in summary
@@ -81,11 +81,11 @@ def test_scores_say_what_they_are(lens: al.Lens, demo: al.Demo) -> None:
 
 
 def test_labels_that_a_tokenizer_can_not_tell_apart_are_refused(lens: al.Lens, task: al.Task) -> None:
-    """Two labels with the same tokens can't be judged."""
+    """Two labels with the same tokens are an error."""
     one = task.examples[0]
     examples = (al.Example("1", "happy", images=one.images), al.Example("2", "HAPPY", images=one.images))
 
-    with pytest.raises(TaskError, match="not a word of its own"):
+    with pytest.raises(TaskError, match="the tokens of label 'happy' are the beginning of those of 'HAPPY'"):
         al.evaluate(lens, al.Task("t", examples, ("happy", "HAPPY"), prompt="feel"))
 
 
@@ -93,12 +93,12 @@ def test_a_label_that_begins_another_is_refused(lens: al.Lens, task: al.Task) ->
     """Its probability is never below the longer one's, so it would win every time."""
     from affectlens.effects.evaluating import _check_labels
 
-    with pytest.raises(TaskError, match="label 'happy' is not a word of its own, but the beginning of 'sad'"):
+    with pytest.raises(TaskError, match="the tokens of label 'happy' are the beginning of those of 'sad'"):
         _check_labels(task, ((1,), (1, 2), *(((9 + i),) for i in range(7))))
 
 
 def test_nan_logits_are_an_error_and_no_answer(demo: al.Demo, task: al.Task) -> None:
-    """A broken model would otherwise be right wherever the first label is gold."""
+    """Otherwise a broken model would count as right wherever the first label is gold."""
     broken = al.load(demo.base, dtype="float32")
     gates = broken.sites.where(tower="language", role="gate_proj")
     with torch.no_grad():

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import affectlens as al
-from affectlens.cli.telling import tell_effects
-from affectlens.effects.comparing import compare
+from affectlens.cli.text import tell_effects
+from affectlens.effects.effects import compare
 from affectlens.effects.grid import Grid
 from affectlens.errors import NothingToCompare, TableError, TaskError
 from affectlens.sites import ATTENTION, MLP
-from affectlens.tasks.intervals import Interval
+from affectlens.stats.intervals import Interval
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def pick(effects: al.Effects, **fields: object) -> pd.Series:
 def test_the_references_are_the_models_themselves(
     effects: al.Effects, demo: al.Demo, lens: al.Lens, tasks: list[al.Task]
 ) -> None:
-    """Base with all that moved scores what tuned, loaded from its own files, scores."""
+    """Base with all moved weights scores the same as tuned, loaded from its own files."""
     tuned = al.load(demo.tuned, dtype="float32")
     for task in tasks:
         row = pick(effects, kind="reference", task=task.name, metric="margin")
@@ -52,7 +52,7 @@ def test_the_references_are_the_models_themselves(
 
 
 def test_every_unit_is_there(effects: al.Effects, tasks: list[al.Task]) -> None:
-    """Seven roles by three actions and the control, two references, and the draws on the affective task."""
+    """Seven roles × three actions, the control, two references, and draws for the affective task only."""
     counts = effects.where(metric="margin").frame.groupby(["kind", "task"]).size().to_dict()
 
     for task in tasks:
@@ -76,7 +76,7 @@ def test_zero_gate_up_and_down_are_one_deletion(effects: al.Effects) -> None:
 
 
 def test_effects_lie_in_their_intervals(effects: al.Effects) -> None:
-    """value = baseline + effect, each between its ends."""
+    """value = baseline + effect, and each is inside its interval."""
     frame = effects.frame
 
     assert pytest.approx(frame["value"]) == frame["baseline"] + frame["effect"]
@@ -109,7 +109,7 @@ def test_draws_take_one_role_a_layer(demo: al.Demo) -> None:
 
 
 def test_no_p_below_999_draws(effects: al.Effects) -> None:
-    """Three draws rank an effect; they test nothing."""
+    """Three draws rank an effect but give no p."""
     ranks = effects.ranks()
 
     assert {3} == set(ranks["draws"])
@@ -118,7 +118,7 @@ def test_no_p_below_999_draws(effects: al.Effects) -> None:
 
 
 def test_p_counts_the_draws() -> None:
-    """With 999 draws of which 49 are as strong, p = 50/1000; for a revert, strong means down."""
+    """With 999 draws of which 49 are as strong, p = 50/1000; for a revert, strong means negative."""
     rows = [
         {"action": a, "sites": "gate_proj", "kind": "effect", "effect": e, "null_of": "mlp"}
         for a, e in (("transplant", 1.0), ("revert", -1.0))
@@ -136,7 +136,7 @@ def test_p_counts_the_draws() -> None:
 
 
 def test_ranks_follow_the_way_tuning_went() -> None:
-    """Where tuning lowered a task, strong is low: none of these draws is as strong."""
+    """Where tuning lowered a task, strong means negative: none of these draws is as strong."""
     rows = [
         {"action": "transplant", "sites": "all", "kind": "reference", "effect": -2.0, "effect_high": -1.5},
         {"action": "transplant", "sites": "gate_proj", "kind": "effect", "effect": -1.5, "null_of": "mlp"},
@@ -150,7 +150,7 @@ def test_ranks_follow_the_way_tuning_went() -> None:
 def test_a_reference_that_is_not_tuned_itself_says_so(
     save: Callable[..., Path], lens: al.Lens, tasks: list[al.Task], demo: al.Demo, tmp_path: Path
 ) -> None:
-    """Other settings, shapes or parameters on one side can't be transplanted: a finding, never silence."""
+    """Settings that differ can't be transplanted, so they are a finding."""
     shutil.copytree(Path(demo.tuned.store.source), tmp_path / "tuned")
     config = json.loads((tmp_path / "tuned" / "config.json").read_text("utf-8"))
     config["text_config"]["rms_norm_eps"] = 0.1
@@ -172,13 +172,13 @@ def test_a_reference_that_is_not_tuned_itself_says_so(
 
 
 def test_one_model_knows_where_it_came_from(effects: al.Effects, demo: al.Demo) -> None:
-    """The base of a sweep is the checkpoint that was loaded, by its hashes."""
+    """The origin of a sweep identifies the loaded base by its hashes."""
     assert demo.base.identity == effects.origin["sources"]["base"]
     assert "float32" == effects.origin["dtype"]
 
 
 def test_two_tasks_of_one_name_are_refused(lens: al.Lens, grid: al.Grid, tasks: list[al.Task]) -> None:
-    """Their rows could not be told apart."""
+    """Their rows could not be distinguished."""
     with pytest.raises(TaskError, match="two tasks are called 'faces-unseen'"):
         al.sweep(lens, grid, [tasks[0], tasks[0]])
 
@@ -186,7 +186,7 @@ def test_two_tasks_of_one_name_are_refused(lens: al.Lens, grid: al.Grid, tasks: 
 def test_a_control_that_lacks_a_site_is_left_out_there(
     lens: al.Lens, demo: al.Demo, tasks: list[al.Task], tmp_path: Path
 ) -> None:
-    """A group that the control can't fill has no control row; the others have."""
+    """A group with a site that the control lacks has no control row; the others have one."""
     tensors = load_file(Path(demo.control.store.source) / "model.safetensors")
     name = next(name for name in tensors if "layers.0.mlp.up_proj" in name)
     tensors[name] = torch.zeros(3, 3)
@@ -200,7 +200,7 @@ def test_a_control_that_lacks_a_site_is_left_out_there(
 
 
 def test_the_null_needs_roles_that_moved_in_the_same_layers(demo: al.Demo) -> None:
-    """A role that moved in other layers than the gate can't stand in for it."""
+    """A role that moved in other layers than the gate is not in its null."""
     mlp = demo.base.sites.where(tower="language", role="mlp")
     moved = mlp - mlp.where(role="up_proj", layer=1)
     units = al.Grid(demo.base.sites, donor=demo.tuned, n_random=2).units(moved, demo.base)
@@ -209,7 +209,7 @@ def test_the_null_needs_roles_that_moved_in_the_same_layers(demo: al.Demo) -> No
 
 
 def test_the_null_has_the_layers_of_the_group(demo: al.Demo) -> None:
-    """A grid over two layers draws in these two; a group of a part of the layers gets no null."""
+    """A grid over two layers draws in these two; a group in only some of the layers gets no null."""
     few = demo.base.sites.where(layer=[0, 1])
     units = list(al.Grid(few, donor=demo.tuned, n_random=2).units(demo.base.sites, demo.base))
     part = {"early gates": few.where(tower="language", role="gate_proj")}
@@ -222,7 +222,7 @@ def test_the_null_has_the_layers_of_the_group(demo: al.Demo) -> None:
 
 
 def test_no_share_of_a_gain_that_is_not_there(lens: al.Lens, tasks: list[al.Task]) -> None:
-    """Where tuned is not clearly better than base, a recovery ratio would be a number from nothing."""
+    """Where tuned is not clearly better than base, `recovered` is NaN."""
     scores = al.evaluate(lens, tasks[0])
 
     assert all(row["recovered"] != row["recovered"] for row in compare(scores, scores, gain=(scores, scores)))
@@ -238,25 +238,25 @@ def test_no_share_of_a_gain_that_is_not_there(lens: al.Lens, tasks: list[al.Task
     ],
 )
 def test_shares_need_a_gain_that_is_known(interval: tuple[float, float, float], divides: bool) -> None:
-    """Clear of zero is not enough: a gain known to within its own size gives no share."""
+    """Clear of zero is not enough: a gain with an interval wider than itself gives no share."""
     assert divides == Interval(*interval).divides
 
 
 def test_a_donor_that_equals_base_is_told(lens: al.Lens, demo: al.Demo, tasks: list[al.Task]) -> None:
-    """There is nothing to transplant."""
+    """A donor with the base's own weights is an error."""
     with pytest.raises(NothingToCompare, match="equals the base in every weight"):
         al.sweep(lens, al.Grid(demo.base.sites, donor=demo.base), tasks)
 
 
 def test_wrong_grids_are_told(demo: al.Demo) -> None:
-    """Unknown actions and groups name what there is."""
+    """Errors of unknown actions and groupings list the known ones."""
     with pytest.raises(TableError, match="Did you mean 'revert'"):
         al.Grid(demo.base.sites, actions=("revers",), donor=demo.tuned)
     with pytest.raises(TableError, match=r"can't group sites by 'rule'. By: site, role"):
         al.Grid(demo.base.sites, "rule", donor=demo.tuned)
-    with pytest.raises(TableError, match="named twice"):
+    with pytest.raises(TableError, match="each may be given once, got transplant, transplant"):
         al.Grid(demo.base.sites, "role", ("transplant", "transplant"), donor=demo.tuned)
-    with pytest.raises(TableError, match="not -3"):
+    with pytest.raises(TableError, match="n_random must be 0 or more, got -3"):
         al.Grid(demo.base.sites, donor=demo.tuned, n_random=-3)
     with pytest.raises(TableError, match="finest grouping"):
         al.Grid(demo.base.sites, "site,role", donor=demo.tuned)
@@ -274,7 +274,7 @@ def test_wrong_grids_are_told(demo: al.Demo) -> None:
 def test_sweeps_without_a_null_can_be_told(
     by: str, actions: tuple[str, ...], draws: int, lens: al.Lens, demo: al.Demo, tasks: list[al.Task]
 ) -> None:
-    """Where no group has a null none is drawn; the ranks are empty, and the effects are told all the same."""
+    """Where no group has a null, there are no draws and no ranks, and the effects are still printed."""
     grid = al.Grid(demo.base.sites, by, actions, donor=demo.tuned, n_random=draws)
     found = al.sweep(lens, grid, tasks[0].head(6), progress=False)
 
@@ -284,7 +284,7 @@ def test_sweeps_without_a_null_can_be_told(
 
 
 def test_labels_of_several_lengths_are_a_finding(lens: al.Lens, demo: al.Demo) -> None:
-    """Summed log-probabilities favour the shorter word."""
+    """Summed log-probabilities favour shorter labels, so the table says so."""
     faces = demo.task("faces-unseen").head(8)
     examples = tuple(replace(e, label="furious" if e.label == "angry" else e.label) for e in faces.examples)
     labels = tuple("furious" if label == "angry" else label for label in faces.labels)

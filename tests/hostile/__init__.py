@@ -1,1 +1,1 @@
-"""Inputs that are broken or hostile, and what each must get."""
+"""Broken or hostile inputs, and the error or warning that each must get."""

@@ -1,4 +1,4 @@
-"""One hostile or broken input, and what the command line must make of it."""
+"""One hostile or broken input, and the required outcome on the command line."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,11 +8,10 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Case:
-    """Build an input in a folder of its own and give the arguments of `affectlens`.
+    """An input, built in a folder of its own; `build` returns the arguments of `affectlens`.
 
     `refused` ends with exit code 1 and one to three lines on standard error; `told` ends with 0 and says on
-    standard output what is odd. `says` must all be in what is printed: the file's name, the tensor's, what
-    is wrong.
+    standard output what is odd. All of `says` must be printed: the names of file and tensor, what is wrong.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What lies beside every input, and may never be opened: secrets, checkpoints, a pipe."""
+"""Files beside every input that no run may open: secrets, checkpoints, a pipe."""
 
 import json
 import os

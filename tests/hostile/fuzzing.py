@@ -1,4 +1,4 @@
-"""What a fuzz test draws: JSON with anything in it, bytes with some of them changed, pickles of any program.
+"""Inputs of the fuzz tests: JSON with anything in it, bytes with some of them changed, random pickles.
 
 Each property is tried on a few dozen files, the same ones each time; AFFECTLENS_FUZZ=100 tries a hundred
 times as many, and others each time.
@@ -80,7 +80,7 @@ _SHAPES = st.sampled_from([(8, 4), (4, 8), (4, 4)]) | st.lists(st.integers(0, 4)
 
 @st.composite
 def tensors(draw: st.DrawFn) -> dict[str, Tensor]:
-    """Tensors of ordinary names, and of any shape, dtype and values."""
+    """Draw tensors of ordinary names, and of any shape, dtype and values."""
     found = {}
     for role in draw(st.lists(st.sampled_from(_ROLES), min_size=1, max_size=6, unique=True)):
         shape, dtype = draw(_SHAPES), draw(st.sampled_from(_DTYPES[:3]) | st.sampled_from(_DTYPES))
@@ -92,7 +92,7 @@ def tensors(draw: st.DrawFn) -> dict[str, Tensor]:
 
 
 def fuzzed(examples: int) -> Callable[[Any], Any]:
-    """So many files, the same ones each time unless more are asked for."""
+    """Run a test on a number of files, the same ones each time unless more are asked for."""
     return settings(
         max_examples=examples * TIMES,
         derandomize=TIMES == 1,
@@ -104,7 +104,7 @@ def fuzzed(examples: int) -> Callable[[Any], Any]:
 
 @st.composite
 def changed(draw: st.DrawFn, whole: dict[str, Any]) -> dict[str, Any]:
-    """A JSON object with up to three of its values replaced by anything, or something put in."""
+    """Replace up to three values of a JSON object by anything, or put something in."""
     found = copy.deepcopy(whole)
     for _ in range(draw(st.integers(1, 3))):
         part, key = _place(draw, found)
@@ -119,7 +119,7 @@ def changed(draw: st.DrawFn, whole: dict[str, Any]) -> dict[str, Any]:
 
 
 def _place(draw: st.DrawFn, part: Any) -> tuple[Any, Any]:
-    """Some part of a tree, and a key or an index in it."""
+    """Draw a part of a tree, and a key or an index in it."""
     while True:
         keys = list(part) if isinstance(part, dict) else list(range(len(part)))
         key = draw(st.sampled_from(keys)) if keys else "new"
@@ -131,7 +131,7 @@ def _place(draw: st.DrawFn, part: Any) -> tuple[Any, Any]:
 
 @st.composite
 def spliced(draw: st.DrawFn, whole: bytes) -> bytes:
-    """Bytes with up to three runs of them replaced, left out, repeated or put in."""
+    """Replace, leave out, repeat or insert up to three runs of bytes."""
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, len(whole)))
         stop = min(start + draw(st.integers(0, 8)), len(whole))
@@ -142,7 +142,7 @@ def spliced(draw: st.DrawFn, whole: bytes) -> bytes:
 
 @contextmanager
 def written(**files: bytes) -> Iterator[Path]:
-    """A folder with files of these names, two underscores for a dot."""
+    """Write a folder with files of these names, two underscores for a dot."""
     with tempfile.TemporaryDirectory() as root:
         for name, content in files.items():
             (Path(root) / name.replace("__", ".")).write_bytes(content)
@@ -151,7 +151,7 @@ def written(**files: bytes) -> Iterator[Path]:
 
 @contextmanager
 def _allowed() -> Iterator[None]:
-    """Errors of ours are, if they can be printed; the warnings of others are not."""
+    """Allow our own errors, if they can be printed, and the warnings of other packages."""
     try:
         yield
     except AffectlensError as error:
@@ -162,7 +162,7 @@ def _allowed() -> Iterator[None]:
 
 
 def looked(path: Path) -> None:
-    """Look at a checkpoint in every way, and print what there is."""
+    """Look at a checkpoint in every way, and print the result."""
     with _allowed():
         found = look(path)
         json.dumps([*found.lines(), *found.records()])

@@ -1,4 +1,4 @@
-"""Torch files to break, written instruction by instruction: pickles, and what they lie in."""
+"""Torch files to break, written instruction by instruction."""
 
 import pickle
 import struct
@@ -31,13 +31,13 @@ def numbers(values: tuple[int, ...]) -> bytes:
 
 
 def named(name: str) -> bytes:
-    """Put what a name stands for on the stack."""
+    """Put the object of a name on the stack."""
     module, _, leaf = name.rpartition(".")
     return f"c{module}\n{leaf}\n".encode()
 
 
 def call(name: str, *arguments: bytes) -> bytes:
-    """Call what a name stands for."""
+    """Call the function of a name."""
     return named(name) + b"(" + b"".join(arguments) + b"tR"
 
 
@@ -63,12 +63,12 @@ def mapping(items: Mapping[str, bytes]) -> bytes:
 
 
 def model(**more: bytes) -> bytes:
-    """A pickle of a model with one matrix, and what lies beside that."""
+    """Return a pickle of a model with one matrix, and more beside it."""
     return program(mapping({GATE: tensor(), **more}))
 
 
 def program(value: bytes) -> bytes:
-    """A pickle whose last value is the one that these instructions leave on the stack."""
+    """Return a pickle whose value is the one that these instructions leave on the stack."""
     return b"\x80\x02" + value + b"."
 
 
@@ -94,7 +94,7 @@ def _archive(file: Path) -> zipfile.ZipFile:
 def before(
     file: Path, pickled: bytes, *, keys: object = ("0",), storages: bytes | None = None, little: bool = True
 ) -> Path:
-    """Write a file as torch did before 1.6: five pickles, then the storages with their lengths."""
+    """Write a file like torch before 1.6: five pickles, then the storages with their lengths."""
     about = {"protocol_version": PROTOCOL, "little_endian": little, "type_sizes": {"short": 2}}
     keys = list(keys) if isinstance(keys, tuple) else keys
     head = b"".join(pickle.dumps(part, 2) for part in (MAGIC, PROTOCOL, about))

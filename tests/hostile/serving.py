@@ -47,7 +47,7 @@ def _warm() -> None:
 
     import affectlens as al
     import affectlens.checkpoints.hub.listing
-    import affectlens.checkpoints.pickles.store
+    import affectlens.checkpoints.pickles.torch_store
     import affectlens.lens
     from affectlens.cli import main
 
@@ -81,7 +81,7 @@ class _Watch:
 
 def _run(asked: dict[str, Any], watch: _Watch) -> int:
     """Run the command line and return its exit code."""
-    from affectlens.cli.running import run
+    from affectlens.cli.process import run
 
     for number, name in ((1, "out"), (2, "err")):
         _redirect(number, asked[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -1,4 +1,4 @@
-"""Checkpoints to break: written by hand, so that nothing stands between a case and its bytes."""
+"""Checkpoints to break, written by hand so that a case controls every byte."""
 
 import json
 import struct
@@ -29,7 +29,7 @@ Values = dict[str, np.ndarray]
 
 
 def values(*, seed: int = 0) -> Values:
-    """The tensors of a tiny language model; those of another seed are near."""
+    """Return the tensors of a tiny language model; with another seed, tensors near to them."""
     base, near = np.random.default_rng(0), np.random.default_rng(seed)
     shapes: dict[str, tuple[int, ...]] = {
         f"model.layers.{layer}.{name}.weight": shape for layer in (0, 1) for name, shape in _LAYER.items()
@@ -44,7 +44,7 @@ def values(*, seed: int = 0) -> Values:
 
 
 def packed(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, object], bytes]:
-    """The header and the data of float32 tensors."""
+    """Return the header and the data of float32 tensors."""
     header: dict[str, object] = {}
     data = b""
     for name, value in tensors.items():
@@ -56,12 +56,12 @@ def packed(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, object], bytes]
 
 
 def entry(shape: object, start: object, stop: object, dtype: object = "F32") -> dict[str, object]:
-    """An entry of a header, right or wrong."""
+    """Return an entry of a header, right or wrong."""
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
 
 
 def write(file: Path, header: object, data: bytes = b"") -> Path:
-    """Write a safetensors file; a header that is text or bytes is written as it is."""
+    """Write a safetensors file; a header that is text or bytes is written unchanged."""
     text = header if isinstance(header, str | bytes) else json.dumps(header)
     raw = text.encode() if isinstance(text, str) else text
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def sharded(folder: Path, *, seed: int = 0) -> dict[str, str]:
 
 
 def index(folder: Path, weights: object) -> Path:
-    """Write an index; text is written as it is."""
+    """Write an index; text is written unchanged."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "model.safetensors.index.json"
     file.write_text(weights if isinstance(weights, str) else json.dumps({"weight_map": weights}))

@@ -1,4 +1,4 @@
-"""Tiny random models of the families a lens has to know, each with a batch whose media are really used."""
+"""Tiny random models of the supported families, each with a batch whose media reach the logits."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from tests.tiny_models import class_for, shrink
 
 Batch = dict[str, Tensor]
 PAD = 0
-# The ids that stand for media, in every family; those that mean something else to it have to be other ones.
+# The placeholder ids of media, the same in every family; its other special tokens must not use them.
 IMAGE, VIDEO, AUDIO = 255, 254, 253
 _AROUND = {IMAGE: (252, 251), VIDEO: (252, 251), AUDIO: (250, 249)}  # where a medium starts and ends
 _TEXT = (3, 200)  # ordinary words are drawn from here
@@ -23,7 +23,7 @@ _TEXT = (3, 200)  # ordinary words are drawn from here
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of model: how to build it, and what it is shown.
+    """A kind of model: how to build it, and a batch of input for it.
 
     `gated` are the stacks of language layers whose MLP is act(gate)·up without biases, act(0) = 0.
     """
@@ -38,7 +38,7 @@ class Family:
     decodes: bool = False  # an encoder-decoder
 
     def build(self, seed: int = 0, **changes: Any) -> nn.Module:
-        """A model in float32, ready to run; `changes` reach into sections of the config with a dot."""
+        """Build the model in float32; a dot in the name of a change reaches into a section of the config."""
         config = CONFIG_MAPPING[self.model_type]()
         shrink(config)
         for path, value in {**self.changes, **changes}.items():
@@ -52,17 +52,17 @@ class Family:
         model: nn.Module = kind._from_config(config).eval()
         with torch.no_grad():
             for parameter in model.parameters():
-                # Zero biases hide what they are for, and Gemma's projector would pass on no picture at all.
+                # A zero bias hides mistakes about biases, and Gemma's zero projector would drop the picture.
                 if not parameter.any():
                     parameter.normal_(std=0.1)
         return model
 
     def batch(self, seed: int = 0) -> Batch:
-        """Two rows of input, one of them padded."""
+        """Return two rows of input, one of them padded."""
         return self.fill(torch.Generator().manual_seed(seed))
 
     def span(self, batch: Batch, medium: str) -> Tensor:
-        """Which positions stand for a medium."""
+        """Return which positions are placeholders of a medium."""
         return batch["input_ids"] == {"image": IMAGE, "video": VIDEO, "audio": AUDIO}[medium]
 
     def __repr__(self) -> str:
@@ -70,7 +70,7 @@ class Family:
 
 
 def _words(made: torch.Generator, *media: tuple[int, int]) -> Batch:
-    """Two rows of words around media, given as (id, count); the first row is two words shorter."""
+    """Return two rows of words around media, given as (id, count); the first row is two words shorter."""
 
     def words(count: int) -> list[int]:
         return torch.randint(*_TEXT, (count,), generator=made).tolist()
@@ -89,7 +89,7 @@ def _words(made: torch.Generator, *media: tuple[int, int]) -> Batch:
 
 
 def _numbered(made: torch.Generator) -> Batch:
-    """Words with their positions, for a model that learned each: padding would shift them."""
+    """Return words with position ids, for a model with learned positions: padding would shift them."""
     batch = _words(made)
     return {**batch, "position_ids": (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)}
 
@@ -119,7 +119,7 @@ def _onevision(made: torch.Generator) -> Batch:
 
 def _qwen_vl(made: torch.Generator, patch: int = 14, *, apart: bool = False) -> Batch:
     width = 3 * 2 * patch * patch
-    # Some put the time between the frames of a video.
+    # Some families put timestamps between the frames of a video.
     video = ((VIDEO, 4), (VIDEO, 4)) if apart else ((VIDEO, 8),)
     batch = _words(made, (IMAGE, 4), *video)
     return {
@@ -234,30 +234,30 @@ FAMILIES: tuple[Family, ...] = (
 BY_NAME = {family.name: family for family in FAMILIES}
 NAMES = tuple(BY_NAME)
 GATED = tuple(family.name for family in FAMILIES if family.gated)
-# One of each way in which a model differs from the others.
+# One family for each way in which models differ.
 FEW = ("llama", "phi3", "gpt2", "qwen2_moe", "qwen2_5_vl", "gemma3", "qwen2_5_omni", "t5_gated")
 
 
 @cache
 def base(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A model that the tests share: they put back what they change."""
+    """Return the model that the tests share; they restore what they change."""
     return BY_NAME[name].build().to(dtype)
 
 
 @cache
 def tuned(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The same after every parameter has moved."""
+    """Return the same model with every parameter changed."""
     return nudge(BY_NAME[name].build(), "", scale=0.02).to(dtype)
 
 
 def typed(batch: Batch, dtype: torch.dtype) -> Batch:
-    """A batch whose media are of a model's dtype."""
+    """Return a batch with media in a model's dtype."""
     return {name: t.to(dtype) if t.is_floating_point() else t for name, t in batch.items()}
 
 
 @torch.inference_mode()
 def logits(model: nn.Module, batch: Batch) -> Tensor:
-    """The logits of every position."""
+    """Return the logits of every position."""
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     found: Tensor = model(**typed(batch, dtype), use_cache=False).logits
     return found

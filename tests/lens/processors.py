@@ -1,6 +1,6 @@
-"""Small processors that match the tiny families: real processors of transformers, made without a file.
+"""Small processors for the tiny families: real ones of transformers, built without files.
 
-Every character is a token. Processors for films stand in for those that need torchvision.
+Every character is a token. The video processors are the stand-ins that work without torchvision.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from typing import Any
 import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from affectlens.lens.inputs.filming import Frames, accepted
+from affectlens.lens.inputs.processors import Frames, accepted
 from tests.lens.families import AUDIO, IMAGE, VIDEO
 from tests.tiny_models import VOCAB
 
@@ -27,7 +27,7 @@ _NAMES = {
     "audio_eos_token": "<heard>",
 }  # fmt: skip
 _BRACKETED = {"image": "<start><image><end>", "video": "<start><video><end>", "audio": "<hear><audio><heard>"}
-# What each family writes for a medium in its chat, where it isn't the placeholder alone.
+# What a family's chat writes for a medium, where that is more than the placeholder.
 _IN_CHAT = {
     "qwen2_vl": _BRACKETED, "qwen2_5_vl": _BRACKETED, "qwen2_audio": _BRACKETED, "qwen2_5_omni": _BRACKETED,
     "gemma3": {"image": "<start>"},
@@ -35,7 +35,7 @@ _IN_CHAT = {
 
 
 def tokenizer(**names: str) -> Any:
-    """One token a character; `names` are further special tokens, as an attribute's name and what it says."""
+    """Build a tokenizer with one token per character; `names` are further special tokens by attribute."""
     vocabulary = {f"<{n}>": n for n in range(VOCAB)}
     free = (n for n in range(3, VOCAB) if n not in _SPECIAL.values())
     taken = {**_SPECIAL, **dict(zip(map(chr, [10, *range(32, 127)]), free, strict=False))}
@@ -53,7 +53,7 @@ def tokenizer(**names: str) -> Any:
 
 
 def chat(places: Mapping[str, str] = _PLACES) -> str:
-    """A chat template: who speaks, and what stands for each medium."""
+    """Return a chat template that writes the role, and the placeholder of each medium."""
     media = "".join(f"{{% elif part.type == '{kind}' %}}{place}" for kind, place in places.items())
     part = f"{{% if part.type == 'text' %}}{{{{ part.text }}}}{media}{{% endif %}}"
     said = f"{{% for part in m.content %}}{part}{{% endfor %}}"
@@ -75,7 +75,7 @@ def _qwen_pictures() -> Any:
 
 
 def _sounds(seconds: int = 1) -> Any:
-    # 32 frames a second: what a tiny encoder takes.
+    # 32 frames per second, the length that a tiny encoder takes.
     return transformers.WhisperFeatureExtractor(
         feature_size=16, sampling_rate=16_000, hop_length=500, chunk_length=seconds, n_fft=400
     )
@@ -153,7 +153,7 @@ _MADE: Mapping[str, Callable[[], Any]] = {
 
 @cache
 def processor(family: str, *, template: bool = True) -> Any:
-    """The processor of a family, with a chat template or bare; of one that takes text alone, a tokenizer."""
+    """Return the processor of a family, with or without a chat template; a tokenizer for text-only ones."""
     with accepted():
         made = _MADE.get(family, tokenizer)()
     made.chat_template = chat(_IN_CHAT.get(family, _PLACES)) if template else None

@@ -10,11 +10,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 import affectlens as al
-from affectlens.drift.measuring import same_bits
+from affectlens.checkpoints.slicing import same_bits
 from affectlens.errors import CheckpointError, LensError, NoSuchSite
-from affectlens.lens import remembering_senses
-from affectlens.lens.remembering import remembering
 from tests.conftest import nudge, tiny
+from tests.numbers import differ
 
 FAMILIES = ("llama", "qwen2", "gemma2", "llava", "qwen2_5_vl", "gemma3")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -92,7 +91,7 @@ def test_zero_gate_is_zero_up_is_zero_down(family: str) -> None:
 
     assert torch.equal(logits[0], logits[1])
     assert torch.equal(logits[0], logits[2])
-    assert not torch.equal(logits[0], model(input_ids=ids).logits)
+    assert differ(logits[0], model(input_ids=ids).logits)
 
 
 def test_interventions_compose_in_order() -> None:
@@ -180,7 +179,7 @@ def test_what_can_not_be_loaded_is_told(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "no-such-type"}')
     with pytest.raises(LensError, match="transformers can't load this"):
         al.load(tmp_path)
-    with pytest.raises(LensError, match="no dtype 'float33'"):
+    with pytest.raises(LensError, match="unknown dtype 'float33'"):
         al.load(al.load_demo().base, dtype="float33")
 
 
@@ -189,8 +188,8 @@ def test_pictures_reach_the_model(lens: al.Lens, demo: al.Demo) -> None:
     faces = demo.task("faces-unseen")
     logits = lens.logits(*faces.examples[:2], prompt=faces.prompt)
 
-    assert not torch.equal(logits[0], logits[1])
-    with pytest.raises(LensError, match="1 places for pictures"):
+    assert differ(logits[0], logits[1])
+    with pytest.raises(LensError, match="1 placeholders for pictures"):
         lens.logits(al.Example("x", "happy", text="<image> feel"))
 
 
@@ -202,22 +201,6 @@ def test_padding_changes_no_answer(lens: al.Lens, demo: al.Demo) -> None:
     beside = lens.logits(short, long, prompt=task.prompt)
 
     torch.testing.assert_close(alone[0], beside[0], atol=1e-4, rtol=1e-4)
-
-
-def test_senses_are_remembered_to_the_bit(lens: al.Lens, demo: al.Demo) -> None:
-    """With the vision tower run once, logits are the same bits; nothing stays behind."""
-    task = demo.task("faces-unseen")
-    batch = lens.prepare(*task.examples[:8], prompt=task.prompt)
-    expected = lens.run(batch)
-
-    language, vision = (lens.sites.where(tower=tower) for tower in ("language", "vision"))
-    with remembering_senses(lens.model, lens.checkpoint, changed=language) as towers:
-        assert ["model.vision_tower"] == towers
-        assert torch.equal(expected, lens.run(batch))
-        assert torch.equal(expected, lens.run(batch))
-    with remembering_senses(lens.model, lens.checkpoint, changed=vision) as towers:
-        assert [] == towers
-    assert [] == [m for m in lens.model.modules() if "forward" in vars(m)]
 
 
 def test_a_lens_without_processor_says_so() -> None:
@@ -239,28 +222,11 @@ def test_an_iterator_of_sites_works_twice() -> None:
     change = al.Zero(site for site in lens.sites.where(role="gate_proj"))
     for _ in range(2):
         with lens.intervene(change):
-            assert not torch.equal(before, model(input_ids=ids).logits)
+            assert differ(before, model(input_ids=ids).logits)
     with lens.intervene(al.Zero(lens.sites.where(role="gate_proj")[0])):
-        assert not torch.equal(before, model(input_ids=ids).logits)
+        assert differ(before, model(input_ids=ids).logits)
     with pytest.raises(NoSuchSite, match="would change nothing"):
         al.Transplant([], donor=model)
-
-
-def test_the_memory_of_a_tower_sees_into_lists() -> None:
-    """Two lists of different tensors are two inputs; an object that can't be seen into is not remembered."""
-    calls = []
-
-    class Tower(nn.Module):
-        def forward(self, *args: object, **kwargs: object) -> int:
-            calls.append(args)
-            return len(calls)
-
-    tower, one, two = Tower(), torch.zeros(5000), torch.zeros(5000)
-    two[2500] = 1
-    with remembering(tower):
-        assert [1, 2, 1] == [tower([x]) for x in (one, two, one)]
-        assert [3, 4] == [tower(object()), tower(object())]
-        assert [5, 5, 6] == [tower(one, mask={"a": x}) for x in (one, one, two)]
 
 
 def test_the_diff_and_the_lens_read_the_same_file(pair: tuple[Path, Path], tmp_path: Path) -> None:

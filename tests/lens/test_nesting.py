@@ -1,4 +1,4 @@
-"""Blocks in blocks, a second model inside a block, donors that rest on what is being changed."""
+"""Nested blocks, a second model inside a block, and donors that depend on the changed weights."""
 
 import gc
 import warnings
@@ -24,7 +24,7 @@ pytestmark = [
 
 @pytest.fixture(params=["llama", "phi3"])
 def lora(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path, nn.Module]:
-    """A family, an adapter of it on disk, and the model that PEFT makes of both, merged."""
+    """Return a family, an adapter for it on disk, and the model with the adapter merged by PEFT."""
     targets = ["gate_up_proj", "qkv_proj"] if request.param == "phi3" else ["gate_proj", "q_proj"]
     wrapped = adapted(BY_NAME[request.param].build(), targets)
     wrapped.save_pretrained(tmp_path)  # type: ignore[operator]
@@ -43,7 +43,7 @@ def gates(lens: al.Lens) -> al.Sites:
 def test_what_is_changed_inside_the_second_model_is_changed(
     lora: tuple[str, Path, nn.Module], change: str
 ) -> None:
-    """In tuned, held as factors, its gates are zeroed, reverted, scaled as those of the merged model are."""
+    """Interventions inside `pair.tuned()`, held as factors, act as they do on the merged model."""
     name, folder, merged = lora
     model, batch = BY_NAME[name].build(), BY_NAME[name].batch()
     lens, other = al.Lens(model), al.Lens(merged)
@@ -77,7 +77,7 @@ def test_what_is_changed_inside_the_second_model_is_changed(
 def test_an_adapter_is_a_donor_over_the_weights_as_they_were(
     lora: tuple[str, Path, nn.Module], nested: bool
 ) -> None:
-    """Whatever holds already, what is put in is tuned's: not zero plus the change, not the change twice."""
+    """An adapter as donor is applied to the original weights: not to changed ones, and not twice."""
     name, folder, merged = lora
     model, batch = BY_NAME[name].build(), BY_NAME[name].batch()
     lens, other = al.Lens(model), al.Lens(merged)
@@ -98,7 +98,7 @@ def test_an_adapter_is_a_donor_over_the_weights_as_they_were(
 
 
 def test_a_held_model_is_a_donor_whatever_holds() -> None:
-    """Sites that do not differ come from base as it was, not as it is changed."""
+    """A held model as donor takes the sites that do not differ from the original base."""
     model, batch = base("llama"), BY_NAME["llama"].batch()
     lens = al.Lens(model)
     other = BY_NAME["llama"].build()
@@ -110,7 +110,7 @@ def test_a_held_model_is_a_donor_whatever_holds() -> None:
 
 
 def test_a_pair_made_or_loaded_inside_a_block_is_none_of_it() -> None:
-    """What holds meanwhile is neither taken for a difference nor kept."""
+    """A pair made or loaded inside a block ignores the block's changes."""
     model, batch = BY_NAME["phi3"].build(), BY_NAME["phi3"].batch()
     other = BY_NAME["phi3"].build()
     lens = al.Lens(model)
@@ -128,7 +128,7 @@ def test_a_pair_made_or_loaded_inside_a_block_is_none_of_it() -> None:
 
 
 def test_a_block_is_entered_once_at_a_time() -> None:
-    """Entered again inside itself it would end the outer one; after it, it can be entered again."""
+    """A block entered inside itself is an error; after it is left, it can be entered again."""
     model, batch = base("llama"), BY_NAME["llama"].batch()
     lens = al.Lens(model)
     plain, pair = logits(model, batch), lens.paired(tuned("llama"))
@@ -136,7 +136,7 @@ def test_a_block_is_entered_once_at_a_time() -> None:
     for block in (lens.intervene(al.Zero(points)), lens.record(points), pair.tuned()):
         with block:
             inside = logits(model, batch)
-            with pytest.raises(LensError, match="entered already"), block:
+            with pytest.raises(LensError, match="already active"), block:
                 pass
             assert torch.equal(inside, logits(model, batch))
         with block:
@@ -145,7 +145,7 @@ def test_a_block_is_entered_once_at_a_time() -> None:
 
 
 def test_a_recording_keeps_no_model() -> None:
-    """What was recorded outlives the model it was recorded of, and its input."""
+    """A recording keeps neither the model nor its input in memory."""
     model, batch = BY_NAME["llama"].build(), BY_NAME["llama"].batch()
     points = gates(al.Lens(model)).at("gated")
     recording, known = al.Lens(model).record(points, batch), weakref.ref(model)
@@ -159,7 +159,7 @@ def test_a_recording_keeps_no_model() -> None:
 
 
 def test_two_batches_are_two_also_of_logits() -> None:
-    """Recorded in a block, a second batch lies below the first and is no further step of it."""
+    """In a recording, a second batch follows as rows, not as further steps of the first."""
     lens, batch = al.Lens(base("llama")), BY_NAME["llama"].batch()
     points = lens.sites.where(role="lm_head").at("output")
     with lens.record(points) as recording:
@@ -170,7 +170,7 @@ def test_two_batches_are_two_also_of_logits() -> None:
 
 
 def test_a_tower_is_patched_from_its_first_row_in_each_pass() -> None:
-    """Rows that were recorded and not put are told at the next pass, whichever they would have been."""
+    """A tower is patched from its first recorded row in each pass; left-over rows are an error."""
     lens, batch = al.Lens(base("llava")), BY_NAME["llava"].batch()
     points = lens.sites.where(tower="vision", role="fc2")[:1].at("output")
     recording = lens.record(points, batch)
@@ -187,7 +187,7 @@ def test_a_tower_is_patched_from_its_first_row_in_each_pass() -> None:
 
 @pytest.mark.parametrize("family", ["t5_gated", "t5gemma", "llama"])
 def test_what_is_generated_beyond_a_recording_keeps_its_own(family: str) -> None:
-    """A recording of one token is put at that token, and not at each step."""
+    """A recording of one token is patched at that token, not at each step of generation."""
     lens, batch = al.Lens(base(family)), BY_NAME[family].batch()
     if family == "llama":
         batch = {name: tensor[:, -1:] for name, tensor in batch.items()}
@@ -208,7 +208,7 @@ def test_what_is_generated_beyond_a_recording_keeps_its_own(family: str) -> None
 
 
 def test_the_last_token_is_each_rows_own() -> None:
-    """Padded on the right, the last token is before the padding."""
+    """With padding on the right, the last token of a row is the one before the padding."""
     lens = al.Lens(base("llama"))
     ids = torch.arange(3, 15).reshape(2, 6)
     mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
@@ -224,7 +224,7 @@ def test_the_last_token_is_each_rows_own() -> None:
     ("model_type", "attention"), [("mistral", "eager"), ("mistral", "sdpa"), ("gemma2", "eager")]
 )
 def test_a_knockout_follows_a_sliding_window(model_type: str, attention: str) -> None:
-    """Step by step over a cache that drops keys, logits are those of one pass over all tokens."""
+    """A knockout over a sliding cache has the logits of one pass over all tokens."""
     model: Any = tiny(model_type, sliding_window=6)
     model.set_attn_implementation(attention)
     model.config.sliding_window = 6
@@ -243,7 +243,7 @@ def test_a_knockout_follows_a_sliding_window(model_type: str, attention: str) ->
 
 
 def test_a_knockout_across_is_of_the_encoders_tokens() -> None:
-    """A decoder that is kept from an encoder's token gives what it gives without that token's key."""
+    """A knockout of an encoder's token in the decoder equals masking that token's key."""
     model: Any = BY_NAME["t5gemma"].build()
     model.set_attn_implementation("eager")
     lens, batch = al.Lens(model), BY_NAME["t5gemma"].batch()
@@ -271,17 +271,17 @@ def started(lens: al.Lens, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def test_a_routers_scores_are_read_by_nobody() -> None:
-    """Changing them would do nothing, so it is refused; they can be recorded."""
+    """The scores of a router can be recorded; to change them is an error, as no module reads them."""
     lens, batch = al.Lens(base("qwen2_moe")), BY_NAME["qwen2_moe"].batch()
     points = lens.sites.where(role="router").at("output")
 
     assert len(lens.record(points, batch)[points[0]].values)
-    with pytest.raises(LensError, match="nobody reads its scores"), lens.intervene(al.Zero(points)):
+    with pytest.raises(LensError, match="no module reads its scores"), lens.intervene(al.Zero(points)):
         pass
 
 
 def test_the_live_model_is_a_donor_as_it_was() -> None:
-    """With everything tuned's, gates reverted to the model at hand are base's."""
+    """The live model as donor gives its original weights, whatever has changed."""
     model, batch = base("llama"), BY_NAME["llama"].batch()
     lens = al.Lens(model)
     everything = al.Transplant(lens.sites, donor=tuned("llama"))
@@ -293,7 +293,7 @@ def test_the_live_model_is_a_donor_as_it_was() -> None:
 
 
 def test_tuned_is_tuned_whatever_holds(lora: tuple[str, Path, nn.Module]) -> None:
-    """Entered inside a block that changed base's matrices, the second model is none of that."""
+    """`pair.tuned()` inside a block that zeroes base's matrices is still tuned."""
     name, folder, merged = lora
     model, batch = BY_NAME[name].build(), BY_NAME[name].batch()
     lens = al.Lens(model)
@@ -303,7 +303,7 @@ def test_tuned_is_tuned_whatever_holds(lora: tuple[str, Path, nn.Module]) -> Non
 
 
 def test_a_part_of_a_fused_matrix_pairs_with_the_whole(tmp_path: Path) -> None:
-    """A file of gates alone leaves up as it was."""
+    """A file with the gates of a fused matrix leaves up unchanged."""
     from safetensors.torch import save_file
 
     model, batch = BY_NAME["phi3"].build(), BY_NAME["phi3"].batch()

@@ -156,7 +156,7 @@ def test_the_dtype_in_which_both_are_run_tells_nothing_apart(lens: al.Lens, demo
 
 def test_what_has_no_place_is_refused() -> None:
     """Another width is no difference that could be held."""
-    with pytest.raises(LensError, match="have no place here"):
+    with pytest.raises(LensError, match="that this model lacks"):
         al.Lens(tiny("llama")).paired(tiny("llama", intermediate_size=40))
 
 

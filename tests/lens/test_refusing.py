@@ -1,4 +1,4 @@
-"""Compiled, offloaded, spread and quantised models: they work, or are refused before anything is touched."""
+"""Compiled, offloaded, spread and quantised models work, or are refused before anything changes."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,13 +13,16 @@ import affectlens as al
 from affectlens.errors import LensError
 from affectlens.lens import Recording
 from tests.lens.families import BY_NAME, base, logits, tuned
-from tests.lens.test_hook_restoring import hooks
+from tests.lens.hooks.test_hook_restoring import hooks
 from tests.lens.test_lens import same, snapshot
 from tests.lens.test_restoring import state
+from tests.numbers import differ
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of the compiler, about itself
     pytest.mark.filterwarnings("ignore:.*backend ignoring extra kwargs"),
+    # Torch's compiler, of this one release of Python: it slows its guards and changes no result.
+    pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning"),
 ]
 FAMILY = "qwen2_5_vl"
 
@@ -29,7 +32,7 @@ def gates(lens: al.Lens) -> al.Sites:
 
 
 def activations(lens: al.Lens) -> dict[str, Callable[[], object]]:
-    """Blocks that put hooks into a model."""
+    """Return blocks that install hooks in a model."""
     points = gates(lens).at("gated")
     return {
         "zero": lambda: lens.intervene(al.Zero(points)),
@@ -40,7 +43,7 @@ def activations(lens: al.Lens) -> dict[str, Callable[[], object]]:
 
 
 def refused(lens: al.Lens, block: Callable[[], object], *, match: str) -> None:
-    """A block that is not entered, and leaves everything as it was."""
+    """Check that a block raises on entering, and leaves everything as it was."""
     before, about = snapshot(lens.model), state(lens.model)
     with pytest.raises(LensError, match=match), block():  # type: ignore[attr-defined]
         pytest.fail("the block was entered")
@@ -54,7 +57,7 @@ def refused(lens: al.Lens, block: Callable[[], object], *, match: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _forgetting() -> Iterator[None]:
-    """Each test compiles anew."""
+    """Reset the compiler after each test."""
     yield
     torch._dynamo.reset()
 
@@ -85,7 +88,7 @@ COMPILED = (wrapped, in_place, layer_by_layer, by_forward)
 
 @pytest.mark.parametrize("way", COMPILED)
 def test_a_compiled_model_sees_swapped_weights(way: Callable[[nn.Module], nn.Module]) -> None:
-    """Its graph reads the weights where the parameters point: the donor's inside, its own after."""
+    """A compiled graph reads the weights that the parameters point to: the donor's inside, its own after."""
     model, batch = way(BY_NAME["llama"].build()), BY_NAME["llama"].batch()
     lens, expected = al.Lens(model), logits(model, batch)
     assert torch.allclose(logits(base("llama"), batch), expected, rtol=0, atol=1e-5)
@@ -98,7 +101,7 @@ def test_a_compiled_model_sees_swapped_weights(way: Callable[[nn.Module], nn.Mod
 @pytest.mark.parametrize("ran", [True, False])
 @pytest.mark.parametrize("way", COMPILED)
 def test_hooks_in_a_compiled_model_are_refused(way: Callable[[nn.Module], nn.Module], ran: bool) -> None:
-    """A graph passes by the hooks that came after it, in silence: so it is told, with nothing touched."""
+    """Hooks in a compiled model are an error: its graph would silently skip them."""
     model, batch = way(BY_NAME["llama"].build()), BY_NAME["llama"].batch()
     if ran:
         logits(model, batch)
@@ -108,7 +111,7 @@ def test_hooks_in_a_compiled_model_are_refused(way: Callable[[nn.Module], nn.Mod
 
 
 def test_a_step_that_generate_compiled_is_not_run_by_mistake() -> None:
-    """With a cache of fixed size transformers keeps a compiled step, which would pass hooks by: refused."""
+    """A step that `generate` compiled for a static cache is an error: it would skip hooks."""
     model, batch = BY_NAME["llama"].build(), BY_NAME["llama"].batch()
     config = CompileConfig(backend="eager", fullgraph=False)
     config._compile_all_devices = True
@@ -145,7 +148,7 @@ def in_part(model: nn.Module, folder: Path) -> nn.Module:
 def test_an_offloaded_model_is_refused_untouched(
     way: Callable[[nn.Module, Path], nn.Module], tmp_path: Path
 ) -> None:
-    """What is not in memory can't be swapped: said before anything is, whatever else is asked for with it."""
+    """An intervention with an offloaded site is an error before anything changes, also among other sites."""
     model, batch = way(BY_NAME[FAMILY].build(), tmp_path), BY_NAME[FAMILY].batch()
     expected, hooked = logits(model, batch), hooks(model)
     lens = al.Lens(model)
@@ -167,7 +170,7 @@ def test_an_offloaded_model_is_refused_untouched(
 def test_hooks_in_an_offloaded_model_work(
     way: Callable[[nn.Module, Path], nn.Module], tmp_path: Path
 ) -> None:
-    """What passes can be changed and recorded wherever the weights lie."""
+    """Activations can be changed and recorded wherever the weights are stored."""
     model, batch = way(BY_NAME[FAMILY].build(), tmp_path), BY_NAME[FAMILY].batch()
     before, hooked = logits(model, batch), hooks(model)
     points = gates(al.Lens(model)).at("gated")
@@ -183,7 +186,7 @@ def test_hooks_in_an_offloaded_model_work(
 
 
 def test_what_is_in_memory_of_an_offloaded_model_swaps(tmp_path: Path) -> None:
-    """The layers that stayed change as in a model that is there in whole."""
+    """Layers that are in memory can be swapped as in a model without offloading."""
     model, batch = in_part(BY_NAME[FAMILY].build(), tmp_path), BY_NAME[FAMILY].batch()
     before = logits(model, batch)
     first = al.Lens(model).sites.where(tower="language", layer=0)
@@ -197,7 +200,7 @@ def test_what_is_in_memory_of_an_offloaded_model_swaps(tmp_path: Path) -> None:
 
 
 def test_a_model_that_accelerate_spreads_works() -> None:
-    """Its hooks move the data; ours change it, and go."""
+    """Interventions work beside accelerate's hooks, and leave them in place."""
     model, batch = BY_NAME[FAMILY].build(), BY_NAME[FAMILY].batch()
     model = dispatch_model(model, {"": "cpu"}, force_hooks=True)
     lens, before, about = al.Lens(model), snapshot(model), state(model)
@@ -217,7 +220,7 @@ def test_a_model_that_accelerate_spreads_works() -> None:
 
 
 class Packed(nn.Module):
-    """A matrix in whole numbers, or in 8-bit floats, and what to multiply them by."""
+    """A matrix of integers or 8-bit floats, with a scale."""
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
@@ -246,7 +249,7 @@ def quantised(dtype: torch.dtype) -> nn.Module:
 
 @pytest.mark.parametrize("dtype", QUANTISED, ids=str)
 def test_packed_weights_are_no_weights_to_swap(dtype: torch.dtype) -> None:
-    """Numbers that mean something only with their scales are refused, whoever else is asked for with them."""
+    """A swap of quantised weights is an error, also among other sites."""
     model = quantised(dtype)
     lens = al.Lens(model)
     for sites in (
@@ -261,13 +264,13 @@ def test_packed_weights_are_no_weights_to_swap(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", QUANTISED, ids=str)
 def test_around_packed_weights_everything_works(dtype: torch.dtype) -> None:
-    """Sites that are not packed swap, and what passes the packed ones can be changed."""
+    """Other sites can be swapped, and the activations of quantised ones can be changed."""
     model, batch = quantised(dtype), BY_NAME["llama"].batch()
     lens, before = al.Lens(model), snapshot(model)
     plain = logits(model, batch)
     assert torch.allclose(logits(base("llama"), batch), plain, rtol=0, atol=0.3)
     with lens.intervene(al.Zero(lens.sites.where(role="o_proj"))):
-        assert not torch.equal(plain, logits(model, batch))
+        assert differ(plain, logits(model, batch))
     with lens.intervene(al.Zero(gates(lens).at("gated"))):
         found = logits(model, batch)
     other = base("llama")
@@ -278,11 +281,11 @@ def test_around_packed_weights_everything_works(dtype: torch.dtype) -> None:
 
 
 class Elsewhere(torch.Tensor):
-    """A tensor whose values some other library keeps."""
+    """A tensor subclass whose values another library stores."""
 
 
 def test_a_tensor_of_another_librarys_is_refused() -> None:
-    """What `data` would be set on is not where such values lie."""
+    """A parameter of a tensor subclass is refused: setting `data` would not change its values."""
     model = BY_NAME["llama"].build()
     linear = model.model.layers[0].mlp.gate_proj  # type: ignore[index, union-attr]
     linear.weight = nn.Parameter(linear.weight.detach().as_subclass(Elsewhere), requires_grad=False)

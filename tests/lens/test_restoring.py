@@ -1,4 +1,4 @@
-"""Whatever breaks into an intervention, every bit, hook, flag and random state is as it was."""
+"""After any error in an intervention, every bit, hook, flag and random state is as before."""
 
 import _thread
 import signal
@@ -26,7 +26,7 @@ PLACES = ("forward", "generate", "donor", "nested", "between")
 
 
 def state(model: nn.Module) -> list[object]:
-    """All that is not a tensor: flags, modes, hooks, ties, and the state of every random generator."""
+    """Return all state but tensors: flags, modes, hooks, ties, and every random generator."""
     parts = dict(model.named_modules())
     parameters = dict(model.named_parameters(remove_duplicate=False))
     return [
@@ -41,7 +41,7 @@ def state(model: nn.Module) -> list[object]:
 
 
 class Breaking:
-    """An intervention that is made of others and breaks off after them."""
+    """An intervention that raises while it makes its edits."""
 
     def __init__(self, error: type[BaseException]) -> None:
         self.error = error
@@ -52,7 +52,7 @@ class Breaking:
 
 @contextmanager
 def broken(model: nn.Module, error: type[BaseException]) -> Iterator[None]:
-    """Let the last layer of a model raise, by a hook that is taken away again."""
+    """Make the last layer of a model raise within the block."""
 
     def hook(*_: object) -> None:
         raise error("in the forward pass")
@@ -94,7 +94,7 @@ def break_off(lens: al.Lens, donor: nn.Module, error: type[BaseException], *, pl
 def test_nothing_is_left_of_a_broken_intervention(
     error: type[BaseException], place: str, family: str, dtype: torch.dtype
 ) -> None:
-    """300 injections: five errors at five places, in six families and two dtypes."""
+    """300 injected errors leave nothing behind: 5 errors, 5 places, 6 families, 2 dtypes."""
     model, donor = tiny(family).to(dtype), nudge(tiny(family), "").to(dtype)
     next(iter(model.parameters())).requires_grad = False
     lens = al.Lens(model)
@@ -106,7 +106,7 @@ def test_nothing_is_left_of_a_broken_intervention(
     assert about == state(model)
 
 
-# In a process of its own: what checks shapes in the tests wraps functions, and an interrupt may fall there.
+# In a separate process: here the shape checks wrap functions, and an interrupt may fall into a wrapper.
 MOMENTS = """
 import gc, signal, time
 import numpy as np, torch
@@ -149,7 +149,7 @@ print(len(places), *(places.count(place) for place in ("entering", "inside", "le
 def test_an_interrupt_at_any_moment_leaves_every_bit(
     record_property: Callable[[str, object], None],
 ) -> None:
-    """A thousand real signals while entering, running and leaving: all is as before each time."""
+    """A thousand real interrupts while entering, running and leaving: each time all is as before."""
     run = subprocess.run([sys.executable, "-c", MOMENTS], capture_output=True, text=True, check=False)
     total, *places = map(int, run.stdout.split() or [0])
 
@@ -163,7 +163,7 @@ def test_an_interrupt_at_any_moment_leaves_every_bit(
 
 @pytest.mark.parametrize("handled", [True, False])
 def test_an_interrupt_while_undoing_waits_until_all_is_undone(handled: bool) -> None:
-    """Python's own Ctrl-C is kept until then; where the user has a handler, undoing is tried again."""
+    """With Python's handler Ctrl-C waits until all is undone; with the user's, undoing is tried again."""
 
     class Owner:
         value = 0
@@ -194,7 +194,7 @@ def test_an_interrupt_while_undoing_waits_until_all_is_undone(handled: bool) -> 
 
 
 def test_a_handler_of_the_users_is_left_alone() -> None:
-    """Where Ctrl-C is answered by somebody else, it stays with them; other threads touch no handler."""
+    """A handler of the user stays in place, and a block in another thread changes no handler."""
     heard: list[int] = []
     lens = al.Lens(tiny("llama"))
     known = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
@@ -218,7 +218,7 @@ def _entered(lens: al.Lens) -> None:
 
 
 def test_what_can_not_be_set_back_does_not_keep_the_rest() -> None:
-    """An owner that refuses is told, and all others are as before."""
+    """An owner that can't be restored raises its error; all others are restored."""
 
     class Stubborn:
         value = 0
@@ -242,7 +242,7 @@ def test_what_can_not_be_set_back_does_not_keep_the_rest() -> None:
 
 
 def test_an_interrupt_that_waited_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C while the weights are swapped in ends the block before its first line, with all undone."""
+    """Ctrl-C while weights are swapped in ends the block before its first line, with all undone."""
     model = tiny("llama")
     lens, before = al.Lens(model), snapshot(model)
     swap: Callable[..., None] = Swaps.swap

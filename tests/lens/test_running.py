@@ -11,7 +11,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import affectlens as al
 from affectlens.errors import LensError
-from affectlens.lens.running import answering, config_of, device_of
+from affectlens.lens.live import answering, config_of, device_of
 from tests.lens.families import BY_NAME, base
 from tests.lens.processors import processor
 from tests.tiny_models import shrink, tiny
@@ -81,7 +81,7 @@ def test_a_decoder_without_a_beginning_is_told() -> None:
     model = BY_NAME["t5"].build()
     for part in (model.config, model.generation_config):
         part.bos_token_id = part.decoder_start_token_id = None
-    with pytest.raises(LensError, match="does not say with which token its decoder begins"):
+    with pytest.raises(LensError, match="decoder_start_token_id or bos_token_id"):
         al.Lens(model, processor("t5", template=False)).prepare(SHORT)
 
 

@@ -7,21 +7,21 @@ from typing import Any
 import pytest
 import torch
 
-from affectlens.sites.storage import Shape
+from affectlens.sites.site import Shape
 from benchmarks.conversions import Rule, architectures, build, memory, renamings
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One of them, in both layouts."""
+    """An architecture in both layouts."""
 
     kind: str
     name: str
     config: Mapping[str, Any]
     memory: Mapping[str, Shape]
     disk: Mapping[str, Shape]
-    classes: Mapping[str, str]  # of the module that has each parameter
-    around: Mapping[str, type]  # the class of the module around that one
+    classes: Mapping[str, str]  # the class of the module that owns each parameter
+    around: Mapping[str, type]  # the class of that module's parent
     rules: list[Rule]
 
 

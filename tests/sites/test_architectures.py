@@ -1,4 +1,4 @@
-"""Architectures whose every tensor was labelled by hand: fifteen that transformers ships, and remote ones."""
+"""Architectures labelled by hand, tensor by tensor: fifteen of transformers', and some with remote code."""
 
 import gzip
 import json
@@ -20,7 +20,7 @@ def laid(name: str, layout: str) -> dict[str, Laid]:
 
 
 def part_of_each_index(fused: dict[str, Any] | None) -> tuple[int, list[str]] | None:
-    """Which role each index along the fused dimension has."""
+    """Return the role of each index along the fused dimension."""
     if fused is None:
         return None
     period = fused.get("period", fused["size"])
@@ -32,7 +32,7 @@ def part_of_each_index(fused: dict[str, Any] | None) -> tuple[int, list[str]] | 
 
 @pytest.mark.parametrize(("name", "layout"), CASES)
 def test_every_tensor_is_named_truly(name: str, layout: str) -> None:
-    """Tower, layer and role of each tensor are what a reader of the modeling code wrote down."""
+    """Tower, layer and role of each tensor agree with the labels that a reader of the code gave."""
     found = laid(name, layout)
 
     for row in DATA[name][layout]:
@@ -43,7 +43,7 @@ def test_every_tensor_is_named_truly(name: str, layout: str) -> None:
 
 @pytest.mark.parametrize(("name", "layout"), CASES)
 def test_every_record_says_how_it_is_stored(name: str, layout: str) -> None:
-    """Slices, experts, blocks, stacks and transposes of each tensor, as the JSON of inspect has them."""
+    """Slices, experts, blocks, stacks and transposes of each tensor agree with the labels, as JSON."""
     found = laid(name, layout)
 
     for row in DATA[name][layout]:
@@ -57,7 +57,7 @@ def test_every_record_says_how_it_is_stored(name: str, layout: str) -> None:
 
 @pytest.mark.parametrize("name", REMOTE)
 def test_remote_code_is_named_truly(name: str) -> None:
-    """Models that bring their own code: the names of their published files at tiny sizes, wrapped and not."""
+    """Names of the published files of models with their own code, at tiny sizes, are labelled correctly."""
     rows = REMOTE[name]["tensors"]
     found = lay_out({row["disk"]: tuple(row["shape"]) for row in rows}, REMOTE[name]["config"])
 

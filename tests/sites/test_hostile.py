@@ -1,4 +1,4 @@
-"""Names, shapes and configs from strangers: no crash, no hang, and each element in exactly one site."""
+"""Hostile names, shapes and configs cause no crash and no hang; each element is in exactly one site."""
 
 import math
 import random
@@ -32,7 +32,7 @@ CONFIGS: tuple[dict[str, object], ...] = (
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: str(config.get("model_type", "none")))
 def test_every_element_is_in_exactly_one_site(config: dict[str, object]) -> None:
-    """Random names of real words, random shapes with empty and absurd dimensions."""
+    """Random names of real words, with random shapes of empty and absurd dimensions, are all accepted."""
     rng = random.Random(str(config))
     for _ in range(200):
         names = {

@@ -1,4 +1,4 @@
-"""Names become sites: right for every family named here, in both layouts, and never a guess."""
+"""Names become sites: correct for every family listed here, in both layouts, and never a guess."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_every_gated_mlp_of_the_language_model_is_found(model_type: str) -> None
 
 @pytest.mark.parametrize("model_type", TEXT_ONLY + MULTIMODAL)
 def test_no_parameter_is_without_a_role(model_type: str) -> None:
-    """In the families named here every parameter has a role, and every element lies in one site."""
+    """In the families listed here every parameter has a role, and every element is in one site."""
     model = tiny(model_type)
     checkpoint = from_module(model)
 
@@ -50,7 +50,7 @@ def test_no_parameter_is_without_a_role(model_type: str) -> None:
 
 @pytest.mark.parametrize("model_type", TEXT_ONLY + MULTIMODAL)
 def test_disk_and_memory_give_the_same_sites(model_type: str, save) -> None:  # type: ignore[no-untyped-def]
-    """However a model was saved, its sites are those of the live one, with the same values."""
+    """A saved model has the sites of the live one, with the same values, in every layout."""
     model = tiny(model_type)
     live, stored = from_module(model), al.open_checkpoint(save(model, model_type))
 
@@ -69,7 +69,7 @@ def test_canonical_names_are_those_of_the_live_model(model_type: str, save) -> N
 
 
 def test_fused_vision_qkv_is_split_in_thirds(save) -> None:  # type: ignore[no-untyped-def]
-    """The q, k and v of Qwen's vision tower are the thirds that its forward pass takes."""
+    """The q, k and v of Qwen's vision tower are the thirds that its forward pass uses."""
     folder = save(tiny("qwen2_5_vl"), "fused")
     checkpoint = al.open_checkpoint(folder)
     with safe_open(folder / "model.safetensors", framework="pt") as file:
@@ -83,14 +83,14 @@ def test_fused_vision_qkv_is_split_in_thirds(save) -> None:  # type: ignore[no-u
 
 @pytest.mark.parametrize(("name", "tower", "layer", "role"), TRAPS)
 def test_traps(name: str, tower: str, layer: int | None, role: str) -> None:
-    """What only looks like a gate, a layer or a known role is not called one."""
+    """A parameter that only looks like a gate, a layer or a known role gets another role."""
     (site,) = locate({name: (4, 4)})
 
     assert (tower, layer, role) == (site.tower, site.layer, site.role)
 
 
 def test_wrappers_are_stripped() -> None:
-    """Training frameworks' prefixes change nothing."""
+    """Prefixes of training frameworks make no difference."""
     name = "model.layers.0.self_attn.q_proj.weight"
     plain = locate({name: (4, 4)})
 
@@ -106,7 +106,7 @@ def test_text_model_and_the_language_model_inside_llava_share_sites() -> None:
 
 
 def test_two_tensors_that_claim_one_site_are_refused() -> None:
-    """A site has one storage."""
+    """Two tensors with the same site are an error."""
     names = ("model.layers.0.self_attn.q_proj.weight", "module.model.layers.0.self_attn.q_proj.weight")
 
     with pytest.raises(CheckpointError, match="names the same parameter"):
@@ -128,7 +128,7 @@ def test_layers_of_an_encoder_and_a_decoder_are_kept_apart() -> None:
 
 
 def test_structures_that_the_table_does_not_know_stay_apart() -> None:
-    """Two parameters that look alike to the table are two sites, whatever order a file has them in."""
+    """Two parameters with the same place and role are two sites, in any order of the file."""
     names = (
         "model.layers.0.a.layers.0.self_attn.q_proj.weight",
         "model.layers.0.a.layers.1.self_attn.q_proj.weight",
@@ -141,7 +141,7 @@ def test_structures_that_the_table_does_not_know_stay_apart() -> None:
 
 
 def test_experts_are_numbered() -> None:
-    """Each expert's gate is a site of its own, with the expert's index, and no layer's own gate."""
+    """Each expert's gate is a separate site with the expert's index."""
     roles = ("gate_proj", "up_proj", "down_proj")
     names = [f"model.layers.0.mlp.experts.{i}.{role}.weight" for i in (0, 7) for role in roles]
 
@@ -152,7 +152,7 @@ def test_experts_are_numbered() -> None:
 
 
 def test_names_too_long_for_patterns_have_no_role() -> None:
-    """A hostile name costs no time."""
+    """A hostile name takes no time."""
     name = "a_" * 500_000 + "norm.weight"
 
     (site,) = locate({name: (4,)})
@@ -161,7 +161,7 @@ def test_names_too_long_for_patterns_have_no_role() -> None:
 
 
 def test_a_part_of_a_model_is_read_beside_the_whole() -> None:
-    """A file with nothing but `up_proj` shows what it is beside a checkpoint that has the gate."""
+    """A file with `up_proj` alone is placed with the help of a checkpoint that has the gate."""
     name = "model.layers.0.mlp.{}_proj.weight"
     whole = {name.format(kind): (4, 4) for kind in ("gate", "up", "down")}
 
@@ -170,7 +170,7 @@ def test_a_part_of_a_model_is_read_beside_the_whole() -> None:
 
 
 def test_layers_may_differ_in_width() -> None:
-    """Shapes are compared inside a layer: some models widen their MLPs with depth."""
+    """Shapes are compared within a layer, since some models widen their MLPs with depth."""
     names = {
         f"model.layers.{layer}.mlp.{kind}_proj.weight": (4, width) if kind == "down" else (width, 4)
         for layer, width in enumerate((8, 12, 16))
@@ -181,7 +181,7 @@ def test_layers_may_differ_in_width() -> None:
 
 
 def test_three_matrices_in_a_row_are_no_gated_mlp() -> None:
-    """`fc1, fc2, fc3` of a head look like a family by name, and not by shape."""
+    """`fc1, fc2, fc3` of a classifier head have the names of a gated MLP, but not its shapes."""
     names = {
         f"emotion_head.fc{n}.weight": shape for n, shape in ((1, (128, 64)), (2, (64, 128)), (3, (5, 64)))
     }
@@ -199,7 +199,7 @@ LONE = (
 
 @pytest.mark.parametrize("modules", LONE)
 def test_a_gate_by_name_alone_is_no_gate(modules: dict[str, tuple[int, int]]) -> None:
-    """Routers and output gates under the name of a gate do not fit the MLP beside them."""
+    """Routers and output gates named like a gate do not fit the MLP beside them."""
     sites = locate({f"model.layers.0.{module}.weight": shape for module, shape in modules.items()})
 
     assert "gate_proj" not in {site.role for site in sites}

@@ -1,9 +1,10 @@
-"""Selecting sites: a value that knows its size and never matches nothing in silence."""
+"""Selections of sites are values; an empty selection and a wrong count are errors."""
 
 import pytest
 
 from affectlens.errors import NoSuchSite, WrongCount
 from affectlens.sites import Site, Sites
+from affectlens.sites.points import KINDS, SPANS
 
 SITES = Sites(
     Site(tower, role, layer=layer)
@@ -40,15 +41,82 @@ def test_nothing_found_says_what_is_there() -> None:
 
 
 def test_one_of_several_that_is_not_there_is_an_error() -> None:
-    """A typo in a list would otherwise shrink the selection in silence."""
+    """Otherwise a typo in a list would silently shrink the selection."""
     with pytest.raises(NoSuchSite, match=r"no site has role='gate_prj'.*Did you mean 'gate_proj'"):
         SITES.where(role=["gate_prj", "up_proj"])
 
 
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ({"layer": 12}, "no site has layer=12. Layers here: 0, 1, 2, 9, 10, 11, None"),
+        (
+            {"layer": lambda layer: layer > 11},
+            "no site has a layer that satisfies the function. Layers here: 0, 1, 2, 9, 10, 11, None",
+        ),
+        (
+            {"role": ["gates", "x"]},
+            "no site has role='gates'. Roles here: gate_proj, norm. Did you mean 'gate_proj'?",
+        ),
+    ],
+)
+def test_values_are_listed_in_their_order(choice: dict[str, object], expected: str) -> None:
+    """Layers by number, None for what is outside of layers at the end."""
+    sites = Sites(
+        [Site("language", "norm"), *(Site("language", "gate_proj", n) for n in (0, 1, 2, 9, 10, 11))]
+    )
+
+    with pytest.raises(NoSuchSite) as caught:
+        sites.where(**choice)  # type: ignore[arg-type]
+    assert expected == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "span", "expected"),
+    [
+        (
+            "outputs",
+            None,
+            f"no point 'outputs'. Points: {', '.join(KINDS)}. Did you mean 'output'?",
+        ),
+        (
+            "output",
+            "images",
+            f"no span 'images'. Spans: token numbers, {', '.join(SPANS)}. Did you mean 'image'?",
+        ),
+        (
+            "output",
+            1.5,
+            f"no span 1.5. Spans: token numbers, {', '.join(SPANS)}",
+        ),
+    ],
+)
+def test_an_unknown_point_or_span_names_the_known_ones(kind: str, span: object, expected: str) -> None:
+    """The error lists the kinds or spans, and the closest one."""
+    with pytest.raises(NoSuchSite) as caught:
+        SITES.at(kind, span=span)  # type: ignore[arg-type]
+    assert expected == str(caught.value)
+
+
+def test_a_head_and_a_neuron_exclude_each_other() -> None:
+    """A matrix has heads or neurons."""
+    with pytest.raises(ValueError, match=r"^give head=1 or neuron=2: no matrix has both$"):
+        Site("language", "q_proj").at(head=1, neuron=2)
+
+
 def test_expect() -> None:
-    """A wrong count is an error that shows the selection."""
-    with pytest.raises(WrongCount, match="expected 3 sites, there are 8"):
-        SITES.where(role="gate_proj").expect(3)
+    """A wrong count is an error that shows the selection, of sites and of points."""
+    gates = SITES.where(role="gate_proj", tower="vision")
+
+    with pytest.raises(
+        WrongCount, match=r"^expected 3 sites, got 4: Sites\(4: vision gate_proj, layers 0-3\)$"
+    ):
+        gates.expect(3)
+    with pytest.raises(
+        WrongCount, match=r"^expected 3 points, got 4: Points\(4: vision.0.gate_proj@gated, .*, …\)$"
+    ):
+        gates.at("gated").expect(3)
+    assert gates == gates.expect(4)
 
 
 def test_set_operations() -> None:
@@ -67,7 +135,7 @@ def test_canonical_name_takes_no_part_in_equality() -> None:
 
 
 def test_representations() -> None:
-    """Sites print as one reads them, and show in notebooks without markup of their own."""
+    """Sites print as `tower.layer.role`, and names are escaped in notebooks."""
     assert "language.3.gate_proj" == repr(Site("language", "gate_proj", layer=3))
     assert "language.0.norm(input_layernorm)" == repr(
         Site("language", "norm", layer=0, label="input_layernorm")

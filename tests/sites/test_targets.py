@@ -1,4 +1,4 @@
-"""A selection handed to PEFT: exactly its modules, and no others."""
+"""The pattern for PEFT matches exactly the modules of a selection."""
 
 import re
 
@@ -21,7 +21,7 @@ CHOICES = (
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_the_pattern_matches_exactly_the_selected_modules(choice: dict[str, object]) -> None:
-    """The vision tower of Qwen2.5-VL has a gate of its own, which a bare `gate_proj` would hit."""
+    """The vision tower of Qwen2.5-VL has gates too, which a bare `gate_proj` would match."""
     model = tiny("qwen2_5_vl")
     sites = from_module(model).sites.where(**choice)  # type: ignore[arg-type]
 
@@ -32,7 +32,7 @@ def test_the_pattern_matches_exactly_the_selected_modules(choice: dict[str, obje
 
 
 def test_peft_adapts_what_was_selected() -> None:
-    """The library itself agrees."""
+    """PEFT adapts exactly the selected modules."""
     peft = pytest.importorskip("peft")
     model = tiny("qwen2_5_vl")
     gates = from_module(model).sites.where(role="gate_proj", tower="language")
@@ -44,28 +44,31 @@ def test_peft_adapts_what_was_selected() -> None:
 
 
 def test_half_of_a_fused_matrix_is_refused() -> None:
-    """An adapter on `qkv` changes q, k and v, so it can't be asked for by q alone."""
+    """An adapter on `qkv` changes q, k and v, so a selection of q alone is an error."""
     sites = from_module(tiny("qwen2_5_vl")).sites.where(tower="vision", role="q_proj")
 
     with pytest.raises(
-        NoSuchSite, match=r"attn.qkv.bias' holds vision.0.k_proj.bias too, which is not selected"
+        NoSuchSite, match=r"attn.qkv.bias' also holds vision.0.k_proj.bias, which is not selected"
     ):
         sites.to_target_modules()
 
 
 def test_nothing_and_parts_are_refused() -> None:
-    """An empty pattern means PEFT's defaults, and a head has no module of its own."""
+    """An empty pattern would mean PEFT's defaults, and a head is not a module."""
     sites = from_module(tiny("llama")).sites
     head = sites.where(role="q_proj", layer=0)[0].at(head=1)
 
     with pytest.raises(NoSuchSite, match="no site is selected"):
         (sites.where(role="q_proj") & sites.where(role="k_proj")).to_target_modules()
-    with pytest.raises(NoSuchSite, match="is a part of a matrix"):
+    with pytest.raises(
+        NoSuchSite,
+        match=r"q_proj\[head 1\] is a part of a matrix, .* whole modules. Select language.0.q_proj$",
+    ):
         al.Sites([head], within=sites).to_target_modules()
 
 
 def test_experts_that_the_live_model_stacks_are_refused() -> None:
-    """A file has one `w1` an expert; the model has no such modules."""
+    """A file has one `w1` for each expert; the model has no such modules."""
     names = {
         f"model.layers.0.block_sparse_moe.experts.{e}.{w}.weight": (4, 4)
         for e in (0, 1)
@@ -79,7 +82,7 @@ def test_experts_that_the_live_model_stacks_are_refused() -> None:
 
 
 def test_bare_parameters_are_refused() -> None:
-    """Stacked experts are no modules."""
+    """Stacked experts are parameters, not modules."""
     names = {
         f"model.layers.0.mlp.experts.{n}": s
         for n, s in (("gate_up_proj", (2, 8, 4)), ("down_proj", (2, 4, 4)))

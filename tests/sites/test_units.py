@@ -1,4 +1,4 @@
-"""Heads and neurons: parts below a site, read and changed like any site."""
+"""Heads and neurons are parts of a site, read and changed like a site."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ CASES = (
 
 @pytest.mark.parametrize(("role", "kind", "number", "dim", "shared"), CASES)
 def test_units_of_a_layer(role: str, kind: str, number: int, dim: int, shared: int) -> None:
-    """Rows of gate and up, columns of down, heads with grouped queries."""
+    """Neurons are rows of gate and up and columns of down; heads follow grouped queries."""
     checkpoint = from_module(tiny("llama"))
     (site,) = checkpoint.sites.where(role=role, layer=1).expect(1)
 
@@ -36,7 +36,7 @@ def test_units_of_a_layer(role: str, kind: str, number: int, dim: int, shared: i
 
 
 def test_a_head_is_changed_alone() -> None:
-    """Zeroing one head of v changes its rows and no others, and is undone."""
+    """Zeroing one head of v changes its rows alone, and is undone."""
     lens = Lens(tiny("llama"))
     (site,) = lens.sites.where(role="v_proj", layer=0).expect(1)
     before = lens.parameter(site).clone()
@@ -49,8 +49,8 @@ def test_a_head_is_changed_alone() -> None:
     assert torch.equal(before, lens.parameter(site))
 
 
-def test_what_is_no_head_is_refused() -> None:
-    """The error says how many there are."""
+def test_a_head_that_is_not_there_is_refused() -> None:
+    """The error gives the number of heads."""
     checkpoint = from_module(tiny("llama"))
     (site,) = checkpoint.sites.where(role="k_proj", layer=0).expect(1)
 

@@ -1,4 +1,4 @@
-"""Names against what they claim to describe: the code of all architectures that transformers ships."""
+"""Roles are compared with the code of all architectures that transformers ships."""
 
 import inspect
 import json
@@ -23,7 +23,7 @@ ACTIVATION = r"(?:act\w*|silu|gelu|sigmoid|relu|swish|non_?lin\w*|activation\w*)
 
 
 def claims(zoo: list[Architecture], *roles: str) -> Iterator[tuple[Architecture, str, Laid]]:
-    """Plain matrices that are given one of these roles."""
+    """Yield the plain matrices that get one of these roles."""
     for one in zoo:
         for tensor, laid in lay_out(one.memory, one.config).items():
             if (
@@ -41,7 +41,7 @@ def source(kind: type) -> str:
 
 
 def activated(one: Architecture, tensor: str) -> bool:
-    """Whether the code of the module around it passes this linear's output through an activation."""
+    """Return True if the parent module's code passes the output of this linear through an activation."""
     code = source(one.around[tensor])
     leaf = tensor.removesuffix(".weight").removesuffix(".linear").rpartition(".")[2]
     if re.search(rf"{ACTIVATION}\(\s*self\.{leaf}\(", code):
@@ -58,13 +58,13 @@ def test_the_table_of_conversions_is_that_of_the_installed_transformers(zoo: lis
 
 
 def test_the_zoo_is_large(zoo: list[Architecture]) -> None:
-    """The statements below are about hundreds of architectures, not about a few that happened to build."""
+    """The tests below cover hundreds of architectures, not a few that happened to build."""
     assert len(zoo) > 550
     assert sum(len(one.memory) for one in zoo) > 50_000
 
 
 def test_both_layouts_of_a_model_have_the_same_sites(zoo: list[Architecture]) -> None:
-    """What a file calls its tensors, and whether it fuses or stacks them, changes no site and no shape."""
+    """Other names, fused or stacked tensors of a file change no site and no shape."""
     different = set()
     for one in zoo:
         memory, disk = (locate(shapes, config=one.config) for shapes in (one.memory, one.disk))
@@ -75,7 +75,7 @@ def test_both_layouts_of_a_model_have_the_same_sites(zoo: list[Architecture]) ->
 
 
 def test_every_gate_is_activated_in_the_code(zoo: list[Architecture]) -> None:
-    """No router, attention gate or plain MLP is called gate_proj: each claim is an act(self.gate(x))."""
+    """Each gate_proj is act(self.gate(x)) in the code; no router, attention gate or plain MLP is one."""
     found = [(one.kind, tensor, activated(one, tensor)) for one, tensor, _ in claims(zoo, "gate_proj")]
 
     assert len(found) > 500
@@ -83,7 +83,7 @@ def test_every_gate_is_activated_in_the_code(zoo: list[Architecture]) -> None:
 
 
 def test_no_up_is_activated_in_the_code(zoo: list[Architecture]) -> None:
-    """The other factor goes through no activation."""
+    """The other factor does not go through an activation."""
     found = [(one.kind, tensor, activated(one, tensor)) for one, tensor, _ in claims(zoo, "up_proj")]
 
     assert len(found) > 500
@@ -91,7 +91,7 @@ def test_no_up_is_activated_in_the_code(zoo: list[Architecture]) -> None:
 
 
 def test_every_gated_product_in_the_code_is_a_gate_and_an_up(zoo: list[Architecture]) -> None:
-    """Where the code multiplies act(self.x(…)) by self.y(…) inside an MLP, x is the gate and y is up."""
+    """If the code of an MLP multiplies act(self.x(…)) by self.y(…), x is the gate and y is up."""
     missed, total = [], 0
     for one in zoo:
         found = lay_out(one.memory, one.config)
@@ -110,7 +110,7 @@ def test_every_gated_product_in_the_code_is_a_gate_and_an_up(zoo: list[Architect
 
 
 def test_classes_agree_with_roles(zoo: list[Architecture]) -> None:
-    """What is built as a norm or an embedding is called one, and no linear layer is."""
+    """Norms and embeddings in the code have the role of one, linear layers do not."""
     wrong, total = [], 0
     for one in zoo:
         for tensor, laid in lay_out(one.memory, one.config).items():

@@ -1,4 +1,4 @@
-"""Tasks and pictures from strangers: each line is an example or an error that names it; nothing hangs."""
+"""Tasks and pictures from strangers: an example, or an error that names the line; nothing hangs."""
 
 import json
 import os
@@ -12,53 +12,70 @@ from PIL import Image
 
 import affectlens as al
 from affectlens.errors import TaskError
-from affectlens.tasks import reading
-from affectlens.tasks.pictures import open_picture
+from affectlens.tasks import examples, open_picture
 
 GOOD = {"id": 1, "text": "what a day", "label": "happy"}
 OTHER = {"id": 2, "text": "rain", "label": "sad"}
 
 # a second line → what is said of it
 LINES = (
-    ('{"id": 2, "label": "x", "text": "a", "text": "b"}', "a field stands twice in one object"),
+    ('{"id": 2, "label": "x", "text": "a", "text": "b"}', "a field appears twice in one object"),
     ('{"id": 2, "label": "x", "text": "\\ud800"}', "half of a character"),
     ('{"id": 2, "label": "\\uDFFF", "text": "x"}', "half of a character"),
     ('{"id": 2, "label": "x", "meta": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deep"),
     ('{"id": 2, "label": "x", "meta": {"a": ' + "9" * 5000 + "}}", "not valid JSON"),
-    ('{"id": 2, "label": ["x"], "text": "x"}', "label is a list, not a text or a number"),
-    ('{"id": {}, "label": "x", "text": "x"}', "id is a dict, not a text or a number"),
-    ('{"id": 2, "label": "x", "images": [3]}', "a picture is named by a text, not by a int"),
-    ('{"id": 2, "label": "x", "images": [["a.png"]]}', "a picture is named by a text, not by a list"),
-    ('{"id": 2, "label": "x", "text": "x", "meta": {"cluster": []}}', "the cluster is no text or number"),
-    ('{"id": 2, "label": "x", "messages": [{"content": "x"}]}', "an object with role and content"),
+    ('{"id": 2, "label": ["x"], "text": "x"}', "label must be a string or a number, got a list"),
+    ('{"id": {}, "label": "x", "text": "x"}', "id must be a string or a number, got an object"),
+    (
+        '{"id": 2, "label": "x", "images": [3]}',
+        "a file of type image must be named by a string, got a number",
+    ),
+    (
+        '{"id": 2, "label": "x", "images": [["a.png"]]}',
+        "a file of type image must be named by a string, got a list",
+    ),
+    (
+        '{"id": 2, "label": "x", "text": "x", "meta": {"cluster": []}}',
+        "meta.cluster must be a string or a number, got a list",
+    ),
+    ('{"id": 2, "label": "x", "messages": [{"content": "x"}]}', "must be an object with role and content"),
     ('{"id": 2, "label": "x", "messages": [{"role": 1, "content": "x"}]}', "an object with role and content"),
-    ('{"id": 2, "label": "x", "messages": [{"role": "user", "content": 7}]}', "content is text, or objects"),
+    (
+        '{"id": 2, "label": "x", "messages": [{"role": "user", "content": 7}]}',
+        "must be a string or a list of objects",
+    ),
     (
         '{"id": 2, "label": "x", "messages": [{"role": "user", "content": ["x"]}]}',
-        "content is text, or objects",
+        "must be a string or a list of objects",
     ),
     (
         '{"id": 2, "label": "x", "messages": [{"role": "user", "content": [{"type": "text"}]}]}',
-        "a part of type text without a text",
+        "a part of type text needs a text",
     ),
     (
         '{"id": 2, "label": "x", "messages": [{"role": "user", "content": [{"type": "smell"}]}]}',
-        "a part of type 'smell', not text, image, audio or video",
+        "a part of type 'smell'. Types: text, image, audio, video",
     ),
     (
         '{"id": 2, "label": "x", "messages": [{"role": "user", "content": [{"type": "\\u001b[31m"}]}]}',
-        r"a part of type '.*\[31m', not text, image, audio or video",
+        r"a part of type '.*\[31m'. Types: text, image, audio, video",
     ),
     ('{"id": 2, "label": "x", "\\u001b[31m": 1, "text": "x"}', r"unknown fields '.*\[31m'"),
-    ('{"id": 1, "label": "x", "text": "x"}', "2 examples with the id '1', the first in line 1"),
-    ("null", "an example is a JSON object"),
-    ("NaN", "an example is a JSON object"),
+    ('{"id": 1, "label": "x", "text": "x"}', "the id '1' is already used in line 1"),
+    ("null", "an example must be a JSON object, got null"),
+    ("NaN", "an example must be a JSON object, got a number"),
     ('{"id": 2, "label": "x", "text": "' + "a" * 1_000_001 + '"}', "a text of 1,000,001 characters"),
     (json.dumps({"id": 2, "label": "x", "images": ["a.png"] * 1001}), "1,001 files of type image"),
     (json.dumps({"id": 2, "label": "x", "audio": ["a.wav"] * 101}), "101 files of type audio"),
-    ('{"id": 2, "label": "x", "audio": {"a": 1}}', "audio is a dict, not a text or a list"),
-    ('{"id": 2, "label": "x", "audio": [["a.wav"]]}', "a sound is named by a text, not by a list"),
-    ('{"id": 2, "label": "x", "video": [1, 2]}', "a frame of a film is named by a text, not by a int"),
+    ('{"id": 2, "label": "x", "audio": {"a": 1}}', "audio must be a string or a list, got an object"),
+    (
+        '{"id": 2, "label": "x", "audio": [["a.wav"]]}',
+        "a file of type audio must be named by a string, got a list",
+    ),
+    (
+        '{"id": 2, "label": "x", "video": [1, 2]}',
+        "a file of type video must be named by a string, got a number",
+    ),
 )
 
 
@@ -68,7 +85,7 @@ def write(path: Path, *lines: object) -> Path:
 
 
 def png(path: Path, width: int, height: int) -> Path:
-    """A small file that says it is a large picture."""
+    """Write a small file whose header states a large picture."""
     chunks = b""
     for name, data in ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", b"")):
         chunks += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -78,7 +95,7 @@ def png(path: Path, width: int, height: int) -> Path:
 
 @pytest.mark.parametrize(("line", "message"), LINES, ids=[message for _, message in LINES])
 def test_bad_lines_are_named(line: str, message: str, tmp_path: Path) -> None:
-    """The error says which file and line, in one line, fit to print."""
+    """The error names the file and the line, on one printable line."""
     with pytest.raises(TaskError, match=message) as caught:
         al.load_task("labels", write(tmp_path / "t.jsonl", GOOD, line))
 
@@ -87,7 +104,7 @@ def test_bad_lines_are_named(line: str, message: str, tmp_path: Path) -> None:
 
 
 def test_what_is_no_file_does_not_block(tmp_path: Path) -> None:
-    """A pipe, a device, a folder and names that can't be are told before they are opened."""
+    """Pipes, devices, folders and impossible names are refused before they are opened."""
     os.mkfifo(tmp_path / "pipe")
     for path, message in (
         (tmp_path / "pipe", "not an ordinary file"),
@@ -102,18 +119,18 @@ def test_what_is_no_file_does_not_block(tmp_path: Path) -> None:
 
 
 def test_a_line_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line or file beyond all measure is not read to its end."""
+    """A line or file above the limit is not read to its end."""
     file = write(tmp_path / "t.jsonl", GOOD, " " * 2000)
-    monkeypatch.setattr(reading, "_LINE", 1000)
+    monkeypatch.setattr(examples, "_LINE", 1000)
     with pytest.raises(TaskError, match="line 2: longer than 1,000 bytes"):
         al.load_task("labels", file)
-    monkeypatch.setattr(reading, "_FILE", 1500)
+    monkeypatch.setattr(examples, "_FILE", 1500)
     with pytest.raises(TaskError, match="larger than 1,500 bytes"):
         al.load_task("labels", file)
 
 
 def test_other_ends_of_line_are_text(tmp_path: Path) -> None:
-    """A line separator of Unicode within a text does not end the line of JSON."""
+    """A Unicode line separator inside a text does not end the JSON line."""
     text = "one\u2028two\x85three\x0cfour"
     file = tmp_path / "t.jsonl"
     lines = [{**GOOD, "text": text}, OTHER]
@@ -123,7 +140,7 @@ def test_other_ends_of_line_are_text(tmp_path: Path) -> None:
 
 
 def test_labels_that_are_not_there_are_counted(tmp_path: Path) -> None:
-    """NaN, as pandas writes what is missing, and the empty text are no label of any kind of task."""
+    """NaN, as pandas writes a missing label, and the empty string are dropped and counted."""
     lines = [{**GOOD, "id": n, "label": label} for n, label in enumerate(("a", "b", float("nan"), "", "nan"))]
     task = al.load_task("labels", write(tmp_path / "t.jsonl", *lines))
 
@@ -131,7 +148,7 @@ def test_labels_that_are_not_there_are_counted(tmp_path: Path) -> None:
 
 
 def test_pictures_may_lie_where_the_task_says(tmp_path: Path) -> None:
-    """A task names its pictures by any path, as people do; what is no picture gives nothing away."""
+    """A task may name pictures by any path; the error of another kind of file shows none of its content."""
     Image.new("RGB", (4, 4), "red").save(tmp_path / "red.png")
     (tmp_path / "secret.png").write_text("password")
     (tmp_path / "task").mkdir()
@@ -148,7 +165,7 @@ def test_pictures_may_lie_where_the_task_says(tmp_path: Path) -> None:
 
 
 def test_pictures_that_are_none(tmp_path: Path) -> None:
-    """Pipes, devices, addresses, bombs, programs and broken files are errors that name them, at once."""
+    """Pipes, devices, URLs, decompression bombs, programs and broken files are errors, at once."""
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "program.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(x) run\n")
     Image.new("RGB", (64, 64), "red").save(tmp_path / "cut.png")

@@ -1,4 +1,4 @@
-"""Synthetic tables with known numbers, and names that a stranger's file might hold."""
+"""Make tables with known numbers, and a name that a hostile file might contain."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,26 +32,29 @@ NORMS = {
 
 @pytest.fixture
 def hostile() -> str:
-    """A name that would run as a script wherever it isn't escaped."""
+    """Return a name that runs as a script wherever it isn't escaped."""
     return "</script><img src=x onerror=alert(1)>"
 
 
 @pytest.fixture
 def make_drift() -> Callable[..., Drift]:
-    """Build a drift of `layers` layers; the rms of a role is `scale` × 0.001, 0.0005 under the control."""
+    """Return the function that builds a drift.
+
+    The rms of a role is `scale` × 0.001 in each of `layers` layers, and 0.0005 under the control.
+    """
     return drift
 
 
 @pytest.fixture
 def make_effects() -> Callable[..., Effects]:
-    """Build the effects of one task from each role's transplant effect."""
+    """Return the function that builds the effects of one task from each role's transplant effect."""
     return effects
 
 
 def drift(
     *, layers: int = 4, scale: dict[str, float] | None = None, control: bool = True, **more: Any
 ) -> Drift:
-    """See `make_drift`."""
+    """Build a drift, see `make_drift`."""
     rows = []
     for layer in range(layers):
         for role, size in ROLES.items():
@@ -87,7 +90,7 @@ def drift(
 
 
 def source(name: str, parameters: int) -> dict[str, Any]:
-    """What the origin says of a checkpoint."""
+    """Return the facts on a checkpoint as an origin stores them."""
     return {
         "name": name, "format": "safetensors, 2 shards", "header_sha256": "3f9a" * 16,
         "bytes": 2 * parameters, "parameters": parameters, "dtype": "bfloat16", "model_type": "qwen2_5_vl",
@@ -99,7 +102,7 @@ def effects(
     wide: float = 0.05, draws: int = 20, null: float = 0.1, control: float = 0.02, kind: str = "affective",
     actions: tuple[str, ...] = ("transplant", "revert"),
 ) -> Effects:  # fmt: skip
-    """A revert takes out 0.8 of what a transplant puts in; the null draws lie evenly in ±`null`."""
+    """Build effects: a revert undoes 0.8 of a transplant, null draws are spaced evenly in ±`null`."""
     base = 0.5
     spread = list(np.linspace(-null, null, draws)) if draws else []
     rows = [

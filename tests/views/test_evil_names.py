@@ -1,4 +1,4 @@
-"""A name that would be markup, a template or a terminal's command is text in every form that shows it."""
+"""Names that look like markup, templates or terminal commands are shown as text everywhere."""
 
 import json
 import re
@@ -10,18 +10,17 @@ from typing import Any
 import pytest
 from plotly.offline import get_plotlyjs
 
-from affectlens import html
-from affectlens.cli.printing import rows
-from affectlens.cli.telling import tell_conclusions, tell_drift, tell_effects
+from affectlens import html, printable
+from affectlens.cli.text import rows, tell_conclusions, tell_drift, tell_effects
 from affectlens.drift.drift import Drift
 from affectlens.effects.effects import Effects
-from affectlens.html import plain
+from affectlens.printable import plain
 from affectlens.sites import Site, Sites
 from affectlens.table import Table
 from affectlens.views import Plot, Report, plot
-from affectlens.views.venue import fitted
+from affectlens.views.figures.style import fitted
 from tests.evil_names import EVIL
-from tests.views.test_report import BROWSER, browse
+from tests.views.report.test_report import BROWSER, browse
 
 Drifts = Callable[..., Drift]
 Sweeps = Callable[..., Effects]
@@ -33,13 +32,13 @@ TAGS = (
 ATTRIBUTES = "lang charset http-equiv content name rel href class style role aria-label type open"
 OURS = re.compile(
     r"</?b>|<br>|<extra></extra>|%\{(customdata|x|y|z)(:[^}]*)?\}"
-)  # what our figures are made of
+)  # markup that our own figures use
 NAMES = [name for name in EVIL if name]
 
 
 @pytest.fixture
 def drift(make_drift: Drifts) -> Drift:
-    """A drift in which every word from a file is evil, each name in some row."""
+    """Return a drift in which every string from a file is an evil name."""
     made = make_drift(
         layers=6, findings=list(EVIL), command=" ".join(EVIL[:9]), versions=dict.fromkeys(NAMES, "1")
     )
@@ -52,7 +51,7 @@ def drift(make_drift: Drifts) -> Drift:
 
 @pytest.fixture
 def effects(make_effects: Sweeps) -> Effects:
-    """Effects at groups of all these names, on a task and a metric that are called so."""
+    """Return effects whose groups, task and metric have evil names."""
     made = make_effects({**MOVED, **dict.fromkeys(NAMES, 0.3)}, task=NAMES[0], metric=NAMES[1])
     made.origin["findings"] = list(EVIL)
     made.origin["tasks"][NAMES[0]] |= {"about": NAMES[2], "kind": NAMES[3], "clusters": 3}
@@ -61,12 +60,12 @@ def effects(make_effects: Sweeps) -> Effects:
 
 @pytest.fixture
 def report(drift: Drift, effects: Effects) -> Report:
-    """The report on both, with a table beside them."""
+    """Return the report on both and a further table."""
     return Report(drift, effects, Table(drift.frame), title=NAMES[0], notes=list(EVIL))
 
 
 class Page(HTMLParser):
-    """The tags, attributes, text and scripts that a browser would see."""
+    """Parse a page into the tags, attributes, texts and scripts that a browser would see."""
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -85,16 +84,16 @@ class Page(HTMLParser):
             self.attributes.setdefault(name, []).append(value or "")
 
     def handle_endtag(self, tag: str) -> None:
-        """Texts of two tags are two."""
+        """Separate the texts of two tags."""
         self.texts.append("\n")
 
     def handle_data(self, data: str) -> None:
-        """Note text, or a script's."""
+        """Note text, apart from scripts and styles."""
         (self.scripts if self.lasttag in ("script", "style") and data.strip() else self.texts).append(data)
 
 
 def test_html_is_what_we_wrote(drift: Drift, effects: Effects, report: Report) -> None:
-    """No tag or attribute beyond ours; a name is in text alone, as it reads, escaped once."""
+    """Pages contain only our tags and attributes; names appear only as text, escaped once."""
     sites = Sites([Site("language", "gate_proj", layer=0, label=name) for name in NAMES])
     table = html.table(NAMES, [NAMES], caption=NAMES[0], most=dict.fromkeys(NAMES, 1.0))
     pages = {
@@ -116,7 +115,7 @@ def test_html_is_what_we_wrote(drift: Drift, effects: Effects, report: Report) -
 
 
 def test_a_notebook_typesets_no_name(drift: Drift) -> None:
-    """All of a table's HTML is marked as free of TeX, for both MathJax 2 and 3."""
+    """A table's HTML tells MathJax 2 and 3 to typeset nothing in it."""
     drawn = drift._repr_html_()
 
     assert drawn.startswith('<div class="tex2jax_ignore mathjax_ignore">')
@@ -124,7 +123,7 @@ def test_a_notebook_typesets_no_name(drift: Drift) -> None:
 
 
 def test_figures_hold_text(drift: Drift, effects: Effects) -> None:
-    """No title, label, legend, hover or annotation holds a tag, a template or TeX but our own."""
+    """Titles, labels, legends, hovers and annotations contain no tag, template or TeX but our own."""
     plots = [plot(drift, kind, title=NAMES[0]) for kind in ("map", "roles", "contrast")]
     plots += [plot(effects, title=NAMES[1]), plot(effects, actions=["revert"], title=NAMES[8])]
 
@@ -137,7 +136,7 @@ def test_figures_hold_text(drift: Drift, effects: Effects) -> None:
 
 
 def test_labels_leave_room_for_the_figure(effects: Effects) -> None:
-    """What stands beside an axis is cut shorter than what a hover shows."""
+    """Labels beside an axis are cut shorter than those in a hover."""
     figure = plot(effects).figure
 
     labels = [label for label in figure.layout.yaxis.ticktext if "xxx" in label]
@@ -147,7 +146,7 @@ def test_labels_leave_room_for_the_figure(effects: Effects) -> None:
 
 
 def test_saved_pages_and_figures_hold_text(drift: Drift, effects: Effects, tmp_path: Path) -> None:
-    """The HTML of a plot is our page around the figure's data, which no name can leave."""
+    """A saved plot is our page around the figure's data, out of which no name can break."""
     for number, spec in enumerate([plot(drift, title=NAMES[0]), plot(effects, title=NAMES[6])]):
         page = Page(spec.save(tmp_path / f"{number}.html").read_text("utf-8"))
         data = next(script for script in page.scripts if script.startswith("{"))
@@ -159,7 +158,7 @@ def test_saved_pages_and_figures_hold_text(drift: Drift, effects: Effects, tmp_p
 
 
 def test_a_terminal_shows_text(drift: Drift, effects: Effects, report: Report) -> None:
-    """No line holds what can't be seen, and a line break in a name makes no line."""
+    """No line contains invisible characters, and a line break in a name makes no new line."""
     drift.frame["tower"] = "language"
     told = {
         "drift": tell_drift(drift),
@@ -173,13 +172,13 @@ def test_a_terminal_shows_text(drift: Drift, effects: Effects, report: Report) -
 
     for where, said in told.items():
         for line in (line for text in said for line in text.split("\n")):
-            assert line == html.seen(line), where
+            assert line == printable.seen(line), where
             assert not line.startswith("forged"), where
     assert 1 + len(drift.frame) == len(told["rows"])
 
 
 def texts(value: Any) -> Iterator[str]:
-    """Every string in a figure's JSON, keys included."""
+    """Yield every string in a figure's JSON, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -193,7 +192,7 @@ def texts(value: Any) -> Iterator[str]:
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium here")
 def test_a_browser_shows_text(drift: Drift, report: Report, tmp_path: Path) -> None:
-    """After every script ran a page holds no element of a name's making, and no word of its policy."""
+    """After all scripts ran, no name has made an element, and the policy has reported nothing."""
     saved = (
         report.save(tmp_path / "report.html"),
         plot(drift, title=NAMES[0]).save(tmp_path / "plot.html"),
@@ -211,7 +210,7 @@ def test_a_browser_shows_text(drift: Drift, report: Report, tmp_path: Path) -> N
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium here")
 def test_hovers_show_text(drift: Drift, effects: Effects, tmp_path: Path) -> None:
-    """Hovered, each name reads as it is: no tag, no template filled in, nothing typeset by MathJax."""
+    """A hover shows each name as it is: no tag, no filled template, nothing typeset by MathJax."""
     shown = hovered(plot(drift), 0, tmp_path / "map.html") + hovered(
         plot(effects), 2, tmp_path / "groups.html"
     )
@@ -220,7 +219,7 @@ def test_hovers_show_text(drift: Drift, effects: Effects, tmp_path: Path) -> Non
 
 
 def hovered(spec: Plot, trace: int, path: Path) -> list[str]:
-    """The lines of all labels that appear when the points of one trace are hovered, one after the other."""
+    """Return the lines of all labels that appear when the points of one trace are hovered in turn."""
     path.write_text(HOVERING % (get_plotlyjs(), page_safe(spec.figure.to_json()), trace), "utf-8")
     dom, console = browse(path)
     assert [] == console
@@ -229,11 +228,11 @@ def hovered(spec: Plot, trace: int, path: Path) -> list[str]:
 
 
 def page_safe(data: str) -> str:
-    """JSON that can stand in a script."""
+    """Escape JSON for use in a script tag."""
     return data.replace("<", "\\u003c")
 
 
-# MathJax is there by its version alone: called, it would fail aloud.
+# MathJax is a stub with a version only: if plotly called it, the call would fail and be reported.
 HOVERING = """<!DOCTYPE html><meta charset="utf-8"><div id="place"></div><script>%s</script><script>
 const spec = %s, told = [], pause = (time) => new Promise((done) => setTimeout(done, time));
 window.MathJax = {version: "3.2.2"};

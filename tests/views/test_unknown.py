@@ -1,4 +1,4 @@
-"""What a drift does not know is never shown as a fact: nulls, sites out of reach, factors without alpha."""
+"""Unknown values are never shown as facts: nulls, sites out of reach, factors without alpha."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from affectlens.cli.telling import tell_drift
+from affectlens.cli.text import tell_drift
 from affectlens.drift.drift import Drift
 from affectlens.errors import NoSuchSite, TableError
 from affectlens.views import Report, conclude, plot
@@ -18,7 +18,7 @@ NAN = re.compile(r"\bnan\b", re.IGNORECASE)
 
 
 def null(drift: Drift, columns: Iterable[str], where: pd.Series | None = None) -> Drift:
-    """Forget some columns, of some rows."""
+    """Set some columns to null, in all rows or some."""
     frame = drift.frame.copy()
     rows = slice(None) if where is None else where
     for name in columns:
@@ -28,7 +28,7 @@ def null(drift: Drift, columns: Iterable[str], where: pd.Series | None = None) -
 
 
 def adapter(drift: Drift) -> Drift:
-    """As factors tell it: nothing of single elements, attention but for q out of reach."""
+    """Return a drift as from an adapter: no elementwise measures, k, v and o out of reach."""
     found = null(drift, ELEMENTWISE)
     beyond = found.frame["role"].isin(["k_proj", "v_proj", "o_proj"])
     found.frame.loc[beyond, "targeted"] = False
@@ -37,7 +37,7 @@ def adapter(drift: Drift) -> Drift:
 
 
 def unread(drift: Drift) -> Drift:
-    """As two files of equal content far away tell it: layer 0 did not move, its norms were not read."""
+    """Return a drift as from equal remote shards: layer 0 did not move, its norms were not read."""
     first = drift.frame["layer"] == 0
     found = null(drift, ["base_norm", "cosine"], first)
     zero = ["frobenius", "relative", "rms", "mean_abs", "max_abs", "changed", "sign_flips"]
@@ -46,26 +46,26 @@ def unread(drift: Drift) -> Drift:
 
 
 def without_alpha(drift: Drift) -> Drift:
-    """Factors whose alpha no file states: no angle between base and tuned."""
+    """Return a drift as from an adapter without alpha: no cosine of base and tuned."""
     return null(adapter(drift), ["cosine"])
 
 
 def still(drift: Drift) -> Drift:
-    """Base against itself."""
+    """Return the drift of base against itself."""
     frame = drift.frame.copy()
     frame[["frobenius", "relative", "rms", "mean_abs", "max_abs", "changed", "sign_flips"]] = 0
     return Drift(frame, drift.origin)
 
 
 def beyond_reach(drift: Drift) -> Drift:
-    """An adapter on something else."""
+    """Return a drift in which the tuning could reach nothing."""
     found = still(drift)
     found.frame["targeted"] = False
     return found
 
 
 def with_arrays(drift: Drift) -> Drift:
-    """Neurons and singular values: an array in some cells, nothing in the others."""
+    """Return a drift with arrays (neurons, singular values) in some cells and nulls in the others."""
     frame = drift.frame.copy()
     neurons = frame["role"].isin(["gate_proj", "up_proj", "down_proj"])
     frame["unit"] = np.where(neurons, "neuron", None)
@@ -81,7 +81,7 @@ MADE = [adapter, unread, without_alpha, still, beyond_reach, with_arrays]
 @pytest.mark.parametrize("control", [True, False])
 @pytest.mark.parametrize("made", MADE)
 def test_nothing_says_nan(made: Callable[[Drift], Drift], make_drift: Drifts, control: bool) -> None:
-    """Repr, notebook, terminal, sentences and report of every kind of unknown."""
+    """Reprs, notebook, terminal, sentences and report never print nan, whatever is unknown."""
     drift = made(make_drift(control=control))
     report = re.sub(r"<script.*?</script>", "", Report(drift).html, flags=re.DOTALL)
     said = [repr(drift), drift._repr_html_(), *tell_drift(drift), *tell_drift(drift, "layer,role")]
@@ -93,12 +93,12 @@ def test_nothing_says_nan(made: Callable[[Drift], Drift], make_drift: Drifts, co
 @pytest.mark.parametrize("kind", ["map", "roles", "contrast"])
 @pytest.mark.parametrize("made", [adapter, unread, without_alpha, with_arrays])
 def test_every_figure_is_drawn(made: Callable[[Drift], Drift], make_drift: Drifts, kind: str) -> None:
-    """Nulls leave gaps."""
+    """Every figure can be drawn with nulls, which leave gaps."""
     assert plot(made(make_drift()), kind).figure.data
 
 
 def test_out_of_reach_is_not_standing_still(make_drift: Drifts) -> None:
-    """Groups that the tuning could not reach are counted apart from those that did not move."""
+    """Groups out of reach are counted apart from groups that did not move."""
     drift = adapter(make_drift())
     drift.frame.loc[drift.frame["role"] == "q_proj", ["frobenius", "relative", "rms"]] = 0.0
     heading = next(line for line in tell_drift(drift) if line.startswith("How far"))
@@ -107,24 +107,24 @@ def test_out_of_reach_is_not_standing_still(make_drift: Drifts) -> None:
 
 
 def test_a_tuning_elsewhere_is_said_to_be_elsewhere(make_drift: Drifts) -> None:
-    """Weights out of reach were compared, and that they stood still is no finding."""
+    """If all weights were out of reach, that they did not move is reported as no finding."""
     said = conclude(beyond_reach(make_drift())).may_not
 
     assert any(words.startswith("The tuning could not reach any attention") for words in said)
     assert not any("did not move at all" in words for words in said)
 
 
-def test_unknown_norms_are_not_spoken_for(make_drift: Drifts) -> None:
-    """'Under every norm' is said of all five alone."""
+def test_unknown_norms_are_named_as_unknown(make_drift: Drifts) -> None:
+    """'Under every norm' is said only if all five are known."""
     scale = {"gate_proj": 2.0}
     known, few = (conclude(made(make_drift(scale=scale))) for made in (with_arrays, adapter))
 
     assert any("more than up_proj under every norm" in words for words in known.may)
-    assert any("by ‖Δ‖, rms and ‖Δ‖/‖W‖, and the other norms are not known" in words for words in few.may)
+    assert any("by ‖Δ‖, rms and ‖Δ‖/‖W‖ (the other norms are unknown)" in words for words in few.may)
 
 
 def test_without_alpha_sizes_are_not_stated(make_drift: Drifts) -> None:
-    """A factor that no file states falls out of a ratio, and out of nothing else."""
+    """Without alpha a sentence gives ratios, in which the unknown factor cancels, and no sizes."""
     words = next(
         one for one in conclude(without_alpha(make_drift(scale={"q_proj": 3.0}))).may if "By rms" in one
     )
@@ -133,7 +133,7 @@ def test_without_alpha_sizes_are_not_stated(make_drift: Drifts) -> None:
 
 
 def test_a_ratio_over_some_sites_says_so(make_drift: Drifts) -> None:
-    """Where norms were not read, the terminal, the sentences and the report name how many were."""
+    """If some norms were not read, terminal, sentences and report say how many were."""
     drift = unread(make_drift())
 
     assert any("read at 21 of these 28 sites" in words for words in conclude(drift).may_not)
@@ -142,15 +142,15 @@ def test_a_ratio_over_some_sites_says_so(make_drift: Drifts) -> None:
 
 
 def test_noise_runs_over_the_sites_that_the_ratio_runs_over(make_drift: Drifts) -> None:
-    """With one rms in every site whose norm is known, the bars stand at the noise line."""
+    """With equal rms at every site whose norm is known, the bars end at the noise line."""
     drawn = plot(unread(make_drift()), "roles").figure.data
     traces = {trace.name: list(trace.y) for trace in drawn if trace.xaxis == "x"}
 
-    assert traces["noise alone, one rms"] == pytest.approx(traces["tuned − base"])
+    assert traces["iid noise, equal rms"] == pytest.approx(traces["tuned − base"])
 
 
 def test_a_contrast_needs_two_roles_within_reach(make_drift: Drifts) -> None:
-    """A gate that could not move is not said to have moved less."""
+    """A gate out of reach is not said to have moved less, and the contrast is an error."""
     drift = make_drift()
     drift.frame.loc[drift.frame["role"] == "gate_proj", "targeted"] = False
 
@@ -160,7 +160,7 @@ def test_a_contrast_needs_two_roles_within_reach(make_drift: Drifts) -> None:
 
 
 def test_a_measure_that_is_null_throughout_can_not_be_mapped(make_drift: Drifts) -> None:
-    """Zeros out of reach don't make a map of what is known."""
+    """A measure that is null within reach is an error, even with zeros out of reach."""
     drift = adapter(make_drift())
     drift.frame.loc[~drift.frame["targeted"], "mean_abs"] = 0.0
 
@@ -169,7 +169,7 @@ def test_a_measure_that_is_null_throughout_can_not_be_mapped(make_drift: Drifts)
 
 
 def test_the_angle_to_the_control_is_no_map_of_the_control(make_drift: Drifts) -> None:
-    """`control_cosine` is of the two changes, so it stands in no panel beside the cosine of weights."""
+    """`control_cosine` is the angle of the two changes, so it makes no panel beside the cosine of weights."""
     drift = make_drift()
     drift.frame["control_along"] = 0.0
     drift.frame["control_residual"] = drift.frame["frobenius"]
@@ -179,18 +179,18 @@ def test_the_angle_to_the_control_is_no_map_of_the_control(make_drift: Drifts) -
 
 
 def test_rounding_that_is_much_of_the_drift_is_told(make_drift: Drifts) -> None:
-    """In the role table as a share of the square, in the sentences, and in the report's table."""
+    """Much rounding appears in the role table, the sentences and the report, as a share of ‖Δ‖²."""
     drift = make_drift()
     drift.frame["rounding"] = 0.5 * drift.frame["frobenius"].where(drift.frame["role"] == "q_proj", 0.0)
     lines = tell_drift(drift)
 
     assert any(line.split()[1] == "q_proj" and " 25% " in line for line in lines if line.strip())
     assert any("explains 25\N{NO-BREAK SPACE}% (q_proj)" in words for words in conclude(drift).may_not)
-    assert "casting (%)" in Report(drift).html
+    assert "from casting (%)" in Report(drift).html
 
 
 def test_little_rounding_takes_no_column(make_drift: Drifts) -> None:
-    """Below a tenth of the square it is not worth one."""
+    """Below a tenth of ‖Δ‖², rounding gets no column."""
     drift = make_drift()
     drift.frame["rounding"] = 0.1 * drift.frame["frobenius"]
 
@@ -198,7 +198,7 @@ def test_little_rounding_takes_no_column(make_drift: Drifts) -> None:
 
 
 def test_the_role_table_has_the_control_and_the_part_along_it(make_drift: Drifts) -> None:
-    """Both columns are explained under the table."""
+    """The columns `control` and `along` are shown, and explained under the table."""
     drift = make_drift()
     drift.frame["control_along"] = 0.5 * drift.frame["frobenius"]
     drift.frame["control_residual"] = drift.frame["frobenius"]
@@ -213,7 +213,7 @@ def test_the_role_table_has_the_control_and_the_part_along_it(make_drift: Drifts
 def test_alignment_takes_a_column_where_it_changes_something(
     make_drift: Drifts, after: float, columns: int
 ) -> None:
-    """Neurons that stayed in place need no second figure."""
+    """Alignment gets a column only if it changes a number."""
     drift = make_drift()
     drift.frame["aligned_frobenius"] = after * drift.frame["frobenius"]
 
@@ -222,7 +222,7 @@ def test_alignment_takes_a_column_where_it_changes_something(
 
 
 def test_findings_are_printed_in_full_before_the_figures(make_drift: Drifts) -> None:
-    """However long, wrapped, and fit for a terminal."""
+    """A long finding is printed in full, wrapped, without control characters."""
     finding = "The weights " + "of some site " * 30 + "\x1b[31m end."
     lines = tell_drift(make_drift(findings=[finding]))
     said = " ".join(line.strip() for line in lines[: lines.index("")])
@@ -232,7 +232,7 @@ def test_findings_are_printed_in_full_before_the_figures(make_drift: Drifts) -> 
 
 
 def test_the_report_explains_each_state_of_the_ledger(make_drift: Drifts) -> None:
-    """Whatever the ledger's note says stands on the terminal and in the report."""
+    """The notes of the ledger appear on the terminal and in the report."""
     note = "not part of the adapter: could not move"
     row = {"state": "not-targeted", "sites": 1, "base_parameters": 2, "tuned_parameters": 2, "note": note}
     drift = make_drift(ledger=[row])
@@ -242,7 +242,7 @@ def test_the_report_explains_each_state_of_the_ledger(make_drift: Drifts) -> Non
 
 
 def test_neurons_are_drawn_sorted_by_role_and_layer(make_drift: Drifts) -> None:
-    """One curve a layer in each of gate, up and down, from the farthest neuron to the nearest."""
+    """There is one curve a layer for gate, up and down, with the largest drift first."""
     drift = with_arrays(make_drift(layers=3))
     row = drift.frame["unit"] == "neuron"
     drift.frame.loc[row, "unit_base_norm"] = pd.Series([np.full(8, 2.0)] * len(drift.frame))[row]

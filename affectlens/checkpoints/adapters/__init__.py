@@ -1,1 +1,5 @@
-"""PEFT adapters and bare trainables: the names of their factors, how these become a change, and over what."""
+"""PEFT adapters and bare trainables: sort their tensors, find the scale, lay the change over a base.
+
+names ── factor_names ──▶ pairs ┐
+config, preset ── recipes ──▶ scale ┴─ adapter ──▶ Checkpoint of effective weights ── low_rank ──▶ scale·B·A
+"""

@@ -1,22 +1,70 @@
-"""Looking at a PEFT adapter by itself: what it could touch, how strongly, and which sites those are."""
+"""An adapter over its base as one checkpoint of effective weights; and an adapter alone, to look at.
+
+Each factor pair is laid out by name as the parameter that it changes, beside those of base. Tensors without
+a place in base are never dropped silently: they get a site of their own, or are skipped with the reason.
+"""
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
 
-from affectlens import html
-from affectlens.checkpoints.adapters.checking import checked
-from affectlens.checkpoints.adapters.factors import FACTOR, owner_of
-from affectlens.checkpoints.adapters.recipes import Recipe, Rule, recipe
-from affectlens.checkpoints.checkpoint import Header, Store
-from affectlens.checkpoints.describing import left_out
-from affectlens.sites import Laid, Sites, drawn, lay_out, nodes, record, sites_of
+from affectlens import printable
+from affectlens.checkpoints.adapters.factor_names import FACTOR, Checked, Pair, checked, made, owner_of
+from affectlens.checkpoints.adapters.recipes import Recipe, ScaleRule, recipe
+from affectlens.checkpoints.checkpoint import AdapterChange, Checkpoint, context_of, left_out
+from affectlens.checkpoints.store import Header, JoinedStore, Store
+from affectlens.errors import CheckpointError, NothingToCompare
+from affectlens.sites import Laid, Site, Sites, Storage, canonical, drawn, lay_out, nodes, record, sites_of
+
+if TYPE_CHECKING:
+    from affectlens.checkpoints.adapters.low_rank import LowRank
+
+Shape = tuple[int, ...]
+
+
+def adapted(store: Store, base: Checkpoint, *, recipe: Recipe) -> Checkpoint:
+    """Lay the tensors of an adapter over `base`, or over the base of `base` if that is an adapter too.
+
+    Raises `CheckpointError` for factors that don't fit, and `NothingToCompare` if none has a place.
+    """
+    # An adapter replaces the one on `base`: their changes are not added up.
+    root = base.change.base if base.change else base
+    known = checked(store, recipe)
+    found = known.tensors
+    factors, skipped = _factors(store, root, known)
+    if found.pairs and not factors:
+        first = next(iter(found.pairs))
+        raise NothingToCompare(
+            f"none of the {len(found.pairs)} LoRA pairs of {store.name} fits a parameter of "
+            f"{root.store.name}; first: {first!r}. Is this the right base?"
+        )
+    skipped |= {name: (why, _size(store, name)) for name, why in found.rest.items()}
+    if skipped and not factors and not found.whole:
+        why = next(iter(skipped.values()))[0]
+        raise CheckpointError(store.name, f"nothing in it can be read: {why}", fix="Merge it with PEFT first")
+    # Tensors saved whole are laid out like those of any checkpoint.
+    shapes = {owner: store.headers[tensor].shape for tensor, owner in found.whole.items()}
+    laid = lay_out(shapes, root.config, context=context_of(root))
+    tensors = {owner: tensor for tensor, owner in found.whole.items()}
+    # With the adapter's name, since base may store a tensor of the same name.
+    key = {owner: f"{store.name}:{tensor}" for owner, tensor in tensors.items()}
+    whole = {
+        site: where._replace(tensor=key[where.tensor]) for site, where in sites_of(laid, store.name).items()
+    }
+    parts: dict[str, tuple[Store, str]] = {name: (root.store, name) for name in root.store.headers}
+    parts |= {key[owner]: (store, tensor) for owner, tensor in tensors.items()}
+    notes = tuple(note for note in (*known.notes, _other_base(recipe.base, root)) if note)
+    change = AdapterChange(root, {key[owner]: one for owner, one in laid.items()}, whole, factors, skipped)
+    return Checkpoint(
+        JoinedStore(store, parts, config=store.config or root.config, notes=notes), change=change
+    )
 
 
 class Adapter:
-    """The tensors of an adapter, laid out as the parameters that they change.
+    """An adapter without its base: its tensors, laid out as the parameters that they change.
 
-    Raises `CheckpointError` for what could be read over no base.
+    Raises `CheckpointError` for an adapter that could not be read over any base.
     """
 
     def __init__(self, store: Store, config: Mapping[str, Any]) -> None:
@@ -31,7 +79,7 @@ class Adapter:
         self.sites = Sites(sites_of(found, self.name))
 
     def lines(self) -> list[tuple[str, str]]:
-        """Rows of (what, value) for people to read."""
+        """Return rows of (what, value) for people to read."""
         known = self.config
         rank, alpha = known.get("r") or self._ranks(), known.get("lora_alpha")
         targets = known.get("target_modules")
@@ -71,7 +119,7 @@ class Adapter:
         return ", ".join(map(str, sorted(found))) or "unknown"
 
     def records(self) -> list[dict[str, Any]]:
-        """One record a tensor, in the schema of `inspect --json`; `lora` says which factor it is."""
+        """Return a record for each tensor, in the schema of `inspect --json`; `lora` names its factor."""
         found = []
         for tensor, header in self.headers.items():
             match = FACTOR.search(tensor)
@@ -80,18 +128,79 @@ class Adapter:
         return found
 
     def __repr__(self) -> str:
-        lines = [f"{name:12} {html.plain(value)}" for name, value in self.lines()]
+        lines = [f"{name:12} {printable.plain(value)}" for name, value in self.lines()]
         return "\n".join([*lines, "", *drawn(nodes(self.sites))])
 
 
+def _other_base(named: str, root: Checkpoint) -> str:
+    """Return a remark if an adapter names another base than the one it is laid over, else ""."""
+    known = {root.store.name.partition("@")[0], str(root.config.get("_name_or_path", "")), root.store.source}
+    # Only the last parts are compared: the training machine had other folders.
+    if not named or PurePath(named).name in {PurePath(name).name for name in known}:
+        return ""
+    return f"it names {PurePath(named).name!r} as its base, but is read over {root.store.name!r}"
+
+
+def _factors(
+    store: Store, root: Checkpoint, known: Checked
+) -> tuple[dict[Site, "LowRank"], dict[str, tuple[str, int]]]:
+    from affectlens.checkpoints.adapters.low_rank import LowRank
+
+    pairs = known.tensors.pairs
+    names = canonical([*pairs, *context_of(root)], root.config)
+    at = {laid.name: tensor for tensor, laid in root.laid.items()}
+    # Parameters that base fuses, stacks or names otherwise are laid out by the shape of B·A.
+    elsewhere = {owner: made(store, pair) for owner, pair in pairs.items() if names[owner] not in at}
+    placed: dict[str, list[tuple[Site, Storage]]] = {owner: [] for owner in pairs}
+    for site, where in sites_of(
+        lay_out(elsewhere, root.config, context=context_of(root)), store.name
+    ).items():
+        placed[where.tensor].append((site, where))
+    by_tensor: dict[str, list[tuple[Site, Storage]]] = {}
+    for site, where in root.storage.items():
+        by_tensor.setdefault(where.tensor, []).append((site, where))
+    factors: dict[Site, LowRank] = {}
+    skipped: dict[str, tuple[str, int]] = {}
+    first: dict[Site, str] = {}
+    for owner, pair in pairs.items():
+        scale = known.rules[owner].scale(store.headers[pair.a].shape[0])
+        if owner not in elsewhere:
+            tensor = at[names[owner]]
+            _fits(store, owner, pair, root.laid[tensor].shape, root.laid[tensor].transposed)
+            placed[owner] = by_tensor[tensor]
+        for site, where in placed[owner]:
+            if site not in root.storage or root.shape(site) != where.shape:
+                size = sum(_size(store, name) for name in (pair.a, pair.b))
+                skipped[owner] = ("changes a parameter that base does not have", size)
+                continue
+            # Two names can mean one parameter, with or without a wrapper's prefix: a sum would be a guess.
+            if first.setdefault(site, owner) != owner:
+                reason = f"names the same parameter as {first[site]!r} ({site})"
+                raise CheckpointError(store.name, reason, key=owner)
+            factors[site] = LowRank(store, pair, where, scale)
+    return factors, skipped
+
+
+def _fits(store: Store, owner: str, pair: Pair, stored: Shape, transposed: bool) -> None:
+    shape = stored[::-1] if transposed else stored
+    product = made(store, pair)
+    if product != shape:
+        raise CheckpointError(store.name, f"its factors make {product}, base has {shape}", key=owner)
+
+
+def _size(store: Store, name: str) -> int:
+    header: Header = store.headers[name]
+    return math.prod(header.shape)
+
+
 def _owner(tensor: str) -> str:
-    """The parameter that a tensor changes, or is; PEFT may save a trained embedding under `base_layer`."""
+    """Return the parameter that a tensor changes or is; PEFT may save a trained embedding as `base_layer`."""
     found = owner_of(tensor)
     return found if FACTOR.search(tensor) else found.replace(".base_layer.", ".")
 
 
 def _unnamed(owner: str, parents: frozenset[str]) -> str:
-    """PEFT nests the factors of several parameters of one module and writes down no name of theirs."""
+    """Name a bare parameter by its number: PEFT nests their factors in one module and saves no names."""
     module, nested = owner.removesuffix(".weight"), 0
     while module.endswith(".base_layer"):
         module, nested = module.removesuffix(".base_layer"), nested + 1
@@ -105,7 +214,7 @@ def _listed(names: object) -> str:
 
 
 def _shapes(owners: Mapping[str, str], headers: Mapping[str, Header]) -> dict[str, tuple[int, ...]]:
-    """The shapes of the parameters, from those of their factors: B is (out, rank), A is (rank, in)."""
+    """Return the shapes of parameters, from those of their factors: B is (out, rank), A is (rank, in)."""
     found: dict[str, tuple[int, ...]] = {}
     for tensor, owner in owners.items():
         match, shape = FACTOR.search(tensor), headers[tensor].shape
@@ -120,5 +229,5 @@ def _shapes(owners: Mapping[str, str], headers: Mapping[str, Header]) -> dict[st
 
 
 def _scale(known: Recipe) -> str:
-    found = Rule(known.alpha, known.rank, known.rooted).scale(known.rank) if known.rank else None
+    found = ScaleRule(known.alpha, known.rank, known.rooted).scale(known.rank) if known.rank else None
     return "unknown" if found is None else f"{found:g}"

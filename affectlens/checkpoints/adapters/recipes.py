@@ -1,79 +1,84 @@
-"""What a low-rank adapter's files do not say by themselves: alpha, and how it scales B·A.
+"""The scale of a low-rank adapter: alpha, and how it scales B·A.
 
-PEFT writes it into `adapter_config.json`. Checkpoints that hold bare trainables have it in the training
-code alone; for those known in the field there is a preset.
+PEFT writes alpha into `adapter_config.json`. For bare trainables only the training code has it, so the known
+models of the field have a preset.
 """
 
 import math
+import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from affectlens.checkpoints.adapters.matching import matched
-from affectlens.errors import CheckpointError, near, quoted
-from affectlens.html import plain
+import regex
 
-# Alpha and rank as hard-coded by the training code of each.
+from affectlens.errors import CheckpointError, near, quoted
+from affectlens.printable import plain
+
+# Alpha and rank, as hard-coded in the training code of each model.
 PRESETS: Mapping[str, tuple[float, int]] = {
     "affectgpt": (32, 16),
     "emotion-llama": (16, 64),
     "llava-lora": (256, 128),
     "salmonn": (32, 8),
 }
-# Known by name too: their files say all that is needed.
+# Accepted as presets too, though the files of these models say all that is needed.
 PLAIN_PRESETS = ("blsp-emo", "emotion-qwen", "humanomni", "omni-thinker")
 # Initialisations that move part of the base into the factors, so B·A is not the change.
 _RESIDUAL = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # Variants of LoRA whose change is not scale · B·A.
 _VARIANTS = ("kasa_config", "use_bdlora", "monteclora_config", "velora_config", "use_qalora", "arrow_config")
-_MOST = 1e9  # of any number in a config; beyond it lies a mistake, or malice
+_MOST = 1e9  # bound of any number in a config; a larger one is a mistake, or malicious
+_LONGEST = 1000  # characters of a pattern; PEFT makes patterns of module names, which have up to 200
+_SECONDS = 2.0  # to match all patterns; 500 patterns on 500 names take one second
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How factors become a change: scale · B·A, with scale alpha/r or alpha/√r."""
-
-    alpha: float | None = None
-    rank: int | None = None  # that the factors must have, where it is known
-    rooted: bool = False  # rank-stabilised: alpha/√r (arXiv 2312.03732)
-    alphas: Mapping[str, float] = field(default_factory=dict)  # by pattern of module names
-    ranks: Mapping[str, float] = field(default_factory=dict)  # the same
-    dora: bool | None = None  # weight-decomposed (arXiv 2402.09353); None where nothing says
-    targets: frozenset[str] = frozenset()  # the last parts of the names of modules, where these are listed
-    layers: frozenset[str] = frozenset()  # their numbers, where not all of them are adapted
-    notes: tuple[str, ...] = ()  # what the caller should hear
-    base: str = ""  # that the adapter names; it is compared, and never opened
-    bare: frozenset[str] = frozenset()  # modules whose parameters are adapted without a module of their own
-
-    def of(self, modules: Iterable[str], source: str) -> dict[str, "Rule"]:
-        """What holds for each module; raises `CheckpointError` for patterns that can't be matched."""
-        names = list(modules)
-        alphas = matched(self.alphas, names, source=source, what="alpha_pattern")
-        ranks = matched(self.ranks, names, source=source, what="rank_pattern")
-        return {
-            name: Rule(alphas.get(name, self.alpha), ranks.get(name, self.rank), self.rooted)
-            for name in names
-        }
-
-
-class Rule(NamedTuple):
-    """What holds for one module."""
+class ScaleRule(NamedTuple):
+    """Alpha, rank and kind of scaling of one module."""
 
     alpha: float | None
     rank: float | None
     rooted: bool
 
     def scale(self, rank: int) -> float | None:
-        """The scale of factors of this rank; None where alpha is known to nobody."""
+        """Return the scale of factors of this rank; None if alpha is unknown."""
         if self.alpha is None:
             return None
         return self.alpha / (math.sqrt(rank) if self.rooted else rank)
 
 
-def recipe(name: str, config: Mapping[str, Any], *, preset: str | None, alpha: float | None) -> Recipe:
-    """The recipe of an adapter: what its config says, and what that doesn't, the caller or the preset.
+@dataclass(frozen=True)
+class Recipe:
+    """How factors become a change, scale · B·A: the scale is alpha/r or alpha/√r."""
 
-    Raises `CheckpointError` for adapters that are no LoRA, and for settings that can't be trusted.
+    alpha: float | None = None
+    rank: int | None = None  # the factors must have it, if it is known
+    rooted: bool = False  # rank-stabilised: alpha/√r (arXiv 2312.03732)
+    alphas: Mapping[str, float] = field(default_factory=dict)  # by pattern of module names
+    ranks: Mapping[str, float] = field(default_factory=dict)  # the same
+    dora: bool | None = None  # weight-decomposed (arXiv 2402.09353); None if the config doesn't say
+    targets: frozenset[str] = frozenset()  # last parts of the listed module names
+    layers: frozenset[str] = frozenset()  # numbers of the adapted layers; empty for all
+    notes: tuple[str, ...] = ()  # for the user
+    base: str = ""  # as the adapter names it; only compared, never opened
+    bare: frozenset[str] = frozenset()  # modules whose own parameters are adapted, such as stacked experts
+
+    def of(self, modules: Iterable[str], source: str) -> dict[str, "ScaleRule"]:
+        """Return the scale rule of each module; raises `CheckpointError` for invalid or slow patterns."""
+        names = list(modules)
+        alphas = matched(self.alphas, names, source=source, what="alpha_pattern")
+        ranks = matched(self.ranks, names, source=source, what="rank_pattern")
+        return {
+            name: ScaleRule(alphas.get(name, self.alpha), ranks.get(name, self.rank), self.rooted)
+            for name in names
+        }
+
+
+def recipe(name: str, config: Mapping[str, Any], *, preset: str | None, alpha: float | None) -> Recipe:
+    """Return the recipe of an adapter: from its config first, then from `alpha` or the preset.
+
+    Raises `CheckpointError` for adapters that are not LoRA, and for invalid settings.
     """
     known = preset_of(name, preset)
     if alpha is not None:
@@ -98,8 +103,41 @@ def recipe(name: str, config: Mapping[str, Any], *, preset: str | None, alpha: f
     )
 
 
+def preset_of(name: str, preset: str | None) -> Recipe:
+    """Return the recipe of a preset; raises `CheckpointError` for an unknown one."""
+    if preset is None or preset in PLAIN_PRESETS:
+        return Recipe()
+    if preset not in PRESETS:
+        known = near(preset, sorted((*PRESETS, *PLAIN_PRESETS)))
+        raise CheckpointError(name, f"unknown preset {preset!r}. Presets: {known}")
+    alpha, rank = PRESETS[preset]
+    return Recipe(alpha=alpha, rank=rank)
+
+
+def matched(
+    patterns: Mapping[str, float], modules: Iterable[str], *, source: str, what: str
+) -> dict[str, float]:
+    """Map each module to the value of the first pattern that matches its name or the end of it, as in PEFT.
+
+    `what` is the setting that has the patterns. Raises `CheckpointError` if matching takes too long.
+    """
+    left, until = dict.fromkeys(modules), time.monotonic() + _SECONDS
+    found = {}
+    for pattern, value in patterns.items():
+        compiled = _compiled(pattern, source, what)
+        for module in list(left):
+            try:
+                if compiled.match(module, timeout=max(until - time.monotonic(), 0.001)):
+                    found[module] = value
+                    del left[module]
+            except TimeoutError:
+                reason = f"{what} {quoted(pattern)} takes too long to match"
+                raise CheckpointError(source, reason, fix="Write out the names of the modules") from None
+    return found
+
+
 def _plain(name: str, config: Mapping[str, Any]) -> None:
-    """Raise `CheckpointError` for an adapter whose change is not scale · B·A of the parameter it names."""
+    """Raise `CheckpointError` unless the adapter changes the parameters it names by scale · B·A."""
     kind = config.get("peft_type", "LORA")
     if not isinstance(kind, str) or kind.rpartition(".")[2] != "LORA":
         reason = f"a {quoted(kind)} adapter, not LoRA"
@@ -113,66 +151,70 @@ def _plain(name: str, config: Mapping[str, Any]) -> None:
     for variant in _VARIANTS:
         if config.get(variant):
             raise CheckpointError(
-                name, f"{variant}: its change is not that of LoRA", fix="Merge it with PEFT first"
+                name,
+                f"{variant}: it changes weights in another way than LoRA",
+                fix="Merge it with PEFT first",
             )
 
 
-def _bare(targets: Any) -> frozenset[str]:
+def _bare(targets: object) -> frozenset[str]:
     return frozenset(name.split(".")[-2] for name in _texts(targets) if "." in name)
 
 
-def _layers(stated: Any) -> frozenset[str]:
+def _layers(stated: object) -> frozenset[str]:
     numbers = stated if isinstance(stated, list | tuple | set) else [stated]
     return frozenset(str(number) for number in numbers if type(number) is int)
 
 
-def _texts(listed: Any) -> Iterator[str]:
-    """The names in a list; what is one text is a regular expression, or stands for all modules."""
+def _texts(listed: object) -> Iterator[str]:
+    """Yield the names in a list; a single string is skipped: a regular expression, or "all-linear"."""
     if isinstance(listed, list | tuple | set):
         yield from (name for name in listed if isinstance(name, str))
 
 
-def preset_of(name: str, preset: str | None) -> Recipe:
-    """What a preset says; raises `CheckpointError` for one that is not known."""
-    if preset is None or preset in PLAIN_PRESETS:
-        return Recipe()
-    if preset not in PRESETS:
-        known = near(preset, sorted((*PRESETS, *PLAIN_PRESETS)))
-        raise CheckpointError(name, f"no preset {preset!r}. Presets: {known}")
-    alpha, rank = PRESETS[preset]
-    return Recipe(alpha=alpha, rank=rank)
-
-
-def _finite(name: str, what: str, value: Any) -> float | None:
+def _finite(name: str, what: str, value: object) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _MOST:
-        raise CheckpointError(name, f"{what} is {_shown(value)}, not a number")
+        reason = f"{what} must be a number between -{_MOST:,.0f} and {_MOST:,.0f}, got {_shown(value)}"
+        raise CheckpointError(name, reason)
     return float(value)
 
 
 def _flag(name: str, what: str, config: Mapping[str, Any]) -> bool | None:
     value = config.get(what)
     if not isinstance(value, bool | None):
-        raise CheckpointError(name, f"{what} is {_shown(value)}, neither true nor false")
+        raise CheckpointError(name, f"{what} must be true or false, got {_shown(value)}")
     return value
 
 
-def _rank(name: str, stated: Any, known: int | None) -> int | None:
+def _rank(name: str, stated: object, known: int | None) -> int | None:
     if stated is None:
         return known
     if type(stated) is not int or not 0 < stated < _MOST:
-        raise CheckpointError(name, f"its config says r {_shown(stated)}, which is no rank")
+        raise CheckpointError(
+            name, f"r must be a whole number between 1 and {_MOST:,.0f}, got {_shown(stated)}"
+        )
     return stated
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return quoted(value) if isinstance(value, str) else plain(value, 40)
 
 
 def _patterns(name: str, what: str, config: Mapping[str, Any]) -> dict[str, float]:
     stated = config.get(what)
     if stated and not isinstance(stated, Mapping):
-        raise CheckpointError(name, f"{what} is a {type(stated).__name__}, not patterns and numbers")
+        raise CheckpointError(name, f"{what} must map patterns to numbers, got {type(stated).__name__}")
     found = {pattern: _finite(name, what, value) for pattern, value in (stated or {}).items()}
     return {pattern: value for pattern, value in found.items() if value is not None}
+
+
+def _compiled(pattern: str, source: str, what: str) -> regex.Pattern[str]:
+    try:
+        if len(pattern) > _LONGEST:
+            raise ValueError
+        re.compile(pattern)  # rejects what only `regex` knows, such as recursion: PEFT uses `re`
+        return regex.compile(rf"(.*\.)?({pattern})$")
+    except (re.error, regex.error, ValueError, OverflowError, RecursionError):
+        raise CheckpointError(source, f"{what} {quoted(pattern)} is not a valid pattern") from None

@@ -1,1 +1,5 @@
-"""Repositories on a hub: listed once, read by ranges where they lie, fetched whole where that must be."""
+"""Repositories on a hub: listed once, then read by ranges without a download, or downloaded if they must be.
+
+hub id ── listing ──▶ HubListing ─┬─ open_hub, remote ──▶ SafetensorsStore over ranges
+                                  └─ downloading ──▶ the hub's own cache     (errors: answers)
+"""

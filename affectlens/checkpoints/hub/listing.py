@@ -1,9 +1,9 @@
-"""A repository on a hub as a store: listed once, read by ranges, never downloaded.
+"""A repository on a hub as a store: listed once, then read by ranges without a download.
 
     owner/name@revision ── hub_files ──▶ HubListing (one commit) ── open_hub ──▶ SafetensorsStore
 
-The revision is turned into a commit once, and all that follows is asked of that commit: a push meanwhile
-can't mix two versions. What the hub's own cache holds whole is for `cached` to find.
+The revision is resolved to a commit once, and every later request names that commit, so a push in between
+can't mix two versions. `cached` finds a repository that is complete in the hub's own cache.
 """
 
 import re
@@ -14,23 +14,31 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from affectlens.checkpoints.bytes import Span
-from affectlens.checkpoints.hub.asking import ask
-from affectlens.checkpoints.hub.remote import RemoteFile
-from affectlens.checkpoints.indexes import weight_map
-from affectlens.checkpoints.parsing import JSON_LIMIT, Document, parse, read_json
+from affectlens.checkpoints.documents import JSON_LIMIT, Document, parse, read_json, weight_map
+from affectlens.checkpoints.hub.answers import (
+    BUSY,
+    DOWNLOAD,
+    Busy,
+    Response,
+    failures,
+    offline,
+    refusal,
+    said,
+)
+from affectlens.checkpoints.hub.remote import HOPS, Patience, RemoteFile, asked, origin, redirected
 from affectlens.checkpoints.safetensors import INDEX, SafetensorsStore
 from affectlens.errors import CheckpointError, quoted
 
 _SINGLE = "model.safetensors"
 _ADAPTER = "adapter_config.json"
 _HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
-_SHARDS = 5000  # no checkpoint has as many, and each costs a request
+_SHARDS = 5000  # no checkpoint has as many; each costs a request
 _TORCH = re.compile(r"pytorch_model[^/]*\.bin(\.index\.json)?")
 _AT_ONCE = 8  # shards whose headers are fetched together
 
 
 class HubFile(NamedTuple):
-    """What the hub tells of a file; the hash of its content only where git doesn't hold it itself."""
+    """A file as the hub lists it; `etag` is git's hash, `sha256` is there only for files outside git."""
 
     size: int
     sha256: str | None
@@ -46,7 +54,7 @@ class HubListing(NamedTuple):
 
     @property
     def source(self) -> str:
-        """What opens just this commit again, wherever the branch is by then."""
+        """The hub id that opens exactly this commit again, even after the branch moves on."""
         return f"{self.repository}@{self.commit}"
 
 
@@ -55,15 +63,15 @@ def hub_files(hub_id: str) -> HubListing:
     found = _asked(hub_id)
     commit, entries = found.get("sha"), found.get("siblings")
     if not isinstance(commit, str) or not _HASH.fullmatch(commit):
-        raise CheckpointError(hub_id, "the hub does not tell the commit")
+        raise CheckpointError(hub_id, "the hub's answer has no commit")
     files = map(_file, entries if isinstance(entries, list) else ())
     return HubListing(hub_id.partition("@")[0], commit, dict(filter(None, files)))
 
 
 def listed(hub_id: str) -> HubListing | Path:
-    """What a repository holds; where the hub can't be asked, the folder in its cache, if that is whole.
+    """Return the listing of a repository, or its folder in the cache if the hub fails and that is complete.
 
-    A branch is then what it was when it was last downloaded. Raises `CheckpointError`.
+    In the cache a branch is at the commit of its last download. Raises `CheckpointError`.
     """
     try:
         return hub_files(hub_id)
@@ -75,24 +83,26 @@ def listed(hub_id: str) -> HubListing | Path:
 
 
 def open_hub(hub_id: str, *, listing: HubListing | None = None) -> SafetensorsStore:
-    """Open a repository's safetensors files where they lie; their headers alone are read.
+    """Open the safetensors files of a repository without a download; only their headers are read.
 
-    `listing` is that of `hub_files` where it is at hand. The store's source names the commit, so whoever
-    opens it again reads the same. Raises `CheckpointError`.
+    Pass `listing` if `hub_files` was already called. The source of the store names the commit, so opening
+    it again reads the same weights. Raises `CheckpointError`.
     """
     listing = listing or hub_files(hub_id)
     config = _json(listing, "config.json") if "config.json" in listing.files else Document({})
     weights = _weight_map(listing)
     names = sorted(set(weights.values())) or [_single(hub_id, listing)]
     if len(names) > _SHARDS:
-        raise CheckpointError(f"{listing.source}/{INDEX}", f"names {len(names):,} shards")
+        raise CheckpointError(
+            f"{listing.source}/{INDEX}", f"names {len(names):,} shards (at most {_SHARDS:,})"
+        )
     files = [remote_file(listing, name) for name in names]
     _read_ahead(files)
     store = SafetensorsStore(
         listing.source, files, config=config.content, revision=listing.commit, weights=weights
     )
     store.notes = (*store.notes, *config.notes("config.json"))
-    store.name = hub_id  # the commit stands beside it, as the revision
+    store.name = hub_id  # as the user wrote it; facts have the commit
     for file in files:
         file.forget()
     for tensor in sorted(weights.keys() - store.headers.keys() - store.skipped.keys()):
@@ -101,7 +111,7 @@ def open_hub(hub_id: str, *, listing: HubListing | None = None) -> SafetensorsSt
 
 
 def weight_files(listing: HubListing) -> list[str]:
-    """The files of a repository's weights, as transformers takes them. Raises `CheckpointError`."""
+    """Return the weight files that transformers would load; raises `CheckpointError`."""
     shards = sorted(set(_weight_map(listing).values()))
     torch = [name for name in listing.files if _TORCH.fullmatch(name)]
     if shards or not torch or any(name.endswith(".safetensors") for name in listing.files):
@@ -110,7 +120,7 @@ def weight_files(listing: HubListing) -> list[str]:
 
 
 def remote_file(listing: HubListing, filename: str) -> RemoteFile:
-    """A file of the repository, to be read by ranges."""
+    """Return a file of the repository to read by ranges; raises `CheckpointError` if it is not listed."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers
 
@@ -123,9 +133,9 @@ def remote_file(listing: HubListing, filename: str) -> RemoteFile:
 
 
 def cached(hub_id: str) -> Path | None:
-    """Find a repository in the hub's own cache, if all that is needed of it is there; asks no one.
+    """Find a repository in the hub's own cache if its config and weights are complete; makes no request.
 
-    A branch is what it was when it was last downloaded; `HubListing.source` names a commit.
+    A branch is at the commit of its last download; `HubListing.source` names a commit.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -137,8 +147,27 @@ def cached(hub_id: str) -> Path | None:
     return None
 
 
+def ask(name: str, url: str, *, headers: dict[str, str]) -> dict[str, Any]:
+    """Return the JSON object at an address of a hub; errors call it `name`. Raises `CheckpointError`.
+
+    A failing hub is asked again for a while. The headers, which hold the token, are sent only to its host.
+    """
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    patience = Patience(name)
+    while True:
+        try:
+            return _parsed(name, _body(name, url, headers=headers, patience=patience), url)
+        except Busy as busy:
+            patience.retry(str(busy), after=busy.after)
+        except OfflineModeIsEnabled:
+            raise offline(name) from None
+        except failures() as error:
+            patience.retry(said(error))
+
+
 def _whole(snapshot: Path) -> bool:
-    # The cache links a file only when it has come as a whole, so to be there is enough.
+    # The cache links a file only when its download is complete, so existing is enough.
     there = {path.name for path in snapshot.iterdir() if path.is_file()}
     if {_ADAPTER, "adapter_model.safetensors"} <= there:
         return True
@@ -160,14 +189,15 @@ def _asked(hub_id: str) -> dict[str, Any]:
     try:
         validate_repo_id(repository)
     except HFValidationError:
-        raise CheckpointError(hub_id, "is no hub id", fix="Write owner/name@revision") from None
+        raise CheckpointError(hub_id, "is not a hub id", fix="Write owner/name@revision") from None
     url = f"{constants.ENDPOINT}/api/models/{repository}"
     url += f"/revision/{quote(revision, safe='')}" if revision else ""
+    # `blobs` adds sizes and hashes to the listing.
     return ask(hub_id, f"{url}?blobs=true", headers=build_hf_headers(library_name="affectlens"))
 
 
 def _file(entry: Any) -> tuple[str, HubFile] | None:
-    """One entry of a listing; None for what has no name or size, or lies outside the repository."""
+    """Parse an entry of a listing; None without valid name and size, or for a path out of the repository."""
     entry = entry if isinstance(entry, dict) else {}
     lfs = entry["lfs"] if isinstance(entry.get("lfs"), dict) else {}
     name, size, sha256 = entry.get("rfilename"), lfs.get("size", entry.get("size")), lfs.get("sha256")
@@ -180,8 +210,8 @@ def _file(entry: Any) -> tuple[str, HubFile] | None:
 
 
 def _weight_map(listing: HubListing) -> dict[str, str]:
-    """The file of each tensor, as the index has it; empty where no index counts."""
-    # Where both are there, transformers loads the single file; so the diff reads what the lens runs.
+    """Return the file of each tensor from the index; empty if the weights are in a single file."""
+    # If both exist, transformers loads the single file, so a diff must read that one too.
     if _SINGLE in listing.files or INDEX not in listing.files:
         return {}
     index = f"{listing.source}/{INDEX}"
@@ -202,7 +232,7 @@ def _single(hub_id: str, listing: HubListing) -> str:
     if len(others) == 1:
         return others[0]
     reason = f"no checkpoint here: neither {_SINGLE} nor {INDEX}"
-    fix = f"{_there(listing)}. Other formats are for `hf download {listing.repository}`, then open the folder"
+    fix = f"{_there(listing)}. For other formats run `hf download {listing.repository}` and open the folder"
     raise CheckpointError(hub_id, reason, fix=fix)
 
 
@@ -225,3 +255,40 @@ def _read_ahead(files: list[RemoteFile]) -> None:
 
 def _there(listing: HubListing) -> str:
     return f"In it: {', '.join(sorted(listing.files)[:6]) or 'nothing'}"
+
+
+def _body(name: str, url: str, *, headers: dict[str, str], patience: Patience) -> bytes:
+    address = url
+    for _ in range(HOPS):
+        sent = {"accept-encoding": "identity", **(headers if origin(address) == origin(url) else {})}
+        with asked(address, headers=sent, patience=patience) as response:
+            if response.has_redirect_location:  # a repository that was renamed
+                address = redirected(name, address, response=response)
+                patience.drain(response)
+                continue
+            if response.status_code in BUSY:
+                raise Busy(response)
+            if response.status_code != 200:
+                raise refusal(name, response)
+            return _read(name, response, patience=patience)
+    raise CheckpointError(name, f"more than {HOPS} redirects", fix=DOWNLOAD)
+
+
+def _read(name: str, response: Response, *, patience: Patience) -> bytes:
+    """Read an answer raw: decompressed, a short one could fill the memory."""
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise CheckpointError(name, "the answer is compressed", fix=DOWNLOAD)
+    found = bytearray()
+    for chunk in response.iter_raw():
+        patience.heard(len(chunk))
+        found += chunk
+        if len(found) > JSON_LIMIT:
+            raise CheckpointError(name, f"the hub's answer is larger than {JSON_LIMIT:,} bytes")
+    return bytes(found)
+
+
+def _parsed(name: str, body: bytes, url: str) -> dict[str, Any]:
+    try:
+        return parse(body, name).content
+    except CheckpointError:
+        raise CheckpointError(name, f"the answer of {origin(url)} is not that of a hub") from None

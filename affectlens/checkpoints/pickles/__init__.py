@@ -1,1 +1,4 @@
-"""Torch's own files, `.bin .pth .pt`: read as data, and nothing that they name is ever called."""
+"""Torch's own files, `.bin .pth .pt`, read as data: no function that they name is ever called.
+
+file ── archives ──▶ pickle ── unpickling, rebuilding ──▶ records ── envelopes ──▶ tensors ── torch_store
+"""

@@ -1,9 +1,9 @@
-"""Torch's files as they lie on disk: an archive, or what torch wrote before 1.6; and where each storage is.
+"""The two layouts of torch files, archives and the files of before torch 1.6, and where each storage is.
 
-    file ── open_torch_file ──▶ what was saved (see `unpickling`), and the bytes of each storage that it names
+    file ── open_torch_file ──▶ the saved object (see `unpickling`), and the bytes of each storage it names
 
-An archive is a zip whose members are not compressed, one of them the pickle and each other a storage. Before,
-a file was five pickles, the fourth of them what was saved, and then the storages one after the other.
+An archive is an uncompressed zip: one member is the pickle, each other a storage. Older files are five
+pickles, the fourth of them the saved object, and then the storages one after the other.
 """
 
 import io
@@ -12,18 +12,17 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from affectlens.checkpoints.bytes import LocalFile, Span
-from affectlens.checkpoints.impostors import AGAIN, FIRST, refuse_impostors
+from affectlens.checkpoints.bytes import DOWNLOAD_AGAIN, FIRST, LocalFile, Span, refuse_impostors
 from affectlens.checkpoints.pickles.rebuilding import CONSOLIDATE, CONVERT, WIDTHS
 from affectlens.checkpoints.pickles.unpickling import Unpickler
 from affectlens.errors import CheckpointError
-from affectlens.html import plain
+from affectlens.printable import plain
 
 _CUT = "the zip archive is cut short or broken"
 _BIG_ENDIAN = "was saved on a big-endian machine"
-# Bytes. 100,000 tensors, as the largest models have, need 14 MB and 9 MB.
+# Bytes. The 100,000 tensors of the largest models need 14 MB and 9 MB.
 _PICKLE, _DIRECTORY = 64_000_000, 12_000_000
-_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of files of before torch 1.6
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of files from before torch 1.6
 
 _IMPOSTORS = (
     (rb".{6}\0\0\{", "this is a safetensors file", "Rename it to .safetensors"),
@@ -32,19 +31,19 @@ _IMPOSTORS = (
 
 
 class Saved(NamedTuple):
-    """What was saved, and the bytes of each storage by its key."""
+    """The saved object, and the bytes of each storage by its key."""
 
-    value: Any
+    value: object
     storages: Mapping[str, Span]
 
 
 def open_torch_file(file: LocalFile) -> Saved:
-    """Read the structure of a torch file, and no value; raises `CheckpointError` for what is none."""
+    """Read the structure of a torch file, but no values; raises `CheckpointError` for any other file."""
     return _from_archive(file) if recognised(file) == "zip" else _from_before(file)
 
 
 def recognised(file: LocalFile) -> Literal["zip", "legacy"]:
-    """Say how a torch file is written; raises `CheckpointError` for what is none, saying what it is."""
+    """Return the layout of a torch file; raises `CheckpointError` for any other file, saying what it is."""
     first = bytes(Span(file, 0, min(FIRST, file.size)).read())
     if "zero_pp_rank_" in file.path.name:
         raise CheckpointError(file.name, "this is a shard of DeepSpeed ZeRO", fix=CONSOLIDATE)
@@ -54,12 +53,13 @@ def recognised(file: LocalFile) -> Literal["zip", "legacy"]:
         return "legacy"
     refuse_impostors(file.name, first, others=_IMPOSTORS)
     shown = f"begins with {first[:8]!r}" if first else "is empty"
-    raise CheckpointError(file.name, f"is no torch file: it {shown}", fix=AGAIN)
+    raise CheckpointError(file.name, f"is not a torch file: it {shown}", fix=DOWNLOAD_AGAIN)
 
 
 def _from_before(file: LocalFile) -> Saved:
     with _stream(Span(file, 0, file.size), _PICKLE) as stream:
         pickles = Unpickler(stream, file.name)
+        # Magic number, protocol, facts of the machine, the saved object, the keys of the storages in order.
         _, _, machine, value, keys = (pickles.load() for _ in range(5))
         start = stream.tell()
     if isinstance(machine, dict) and machine.get("little_endian") is False:
@@ -68,12 +68,15 @@ def _from_before(file: LocalFile) -> Saved:
     for key in keys if isinstance(keys, list) else ():
         known = pickles.storages.get(key) if isinstance(key, str) else None
         if known is None or key in storages or start + 8 > file.size:
-            raise CheckpointError(file.name, "is broken: its storages are not those it names", fix=AGAIN)
+            raise CheckpointError(
+                file.name, "is broken: its storages are not the ones that it names", fix=DOWNLOAD_AGAIN
+            )
+        # A storage begins with its number of elements.
         (count,) = struct.unpack("<q", Span(file, start, start + 8).read())
         start, stop = start + 8, start + 8 + count * WIDTHS[known.dtype]
         if not start <= stop <= file.size:
             reason = f"is cut short or broken: a storage ends at byte {stop:,} of {file.size:,}"
-            raise CheckpointError(file.name, reason, fix=AGAIN)
+            raise CheckpointError(file.name, reason, fix=DOWNLOAD_AGAIN)
         storages[key] = Span(file, start, stop)
         start = stop
     return Saved(value, storages)
@@ -86,8 +89,9 @@ def _from_archive(file: LocalFile) -> Saved:
     except CheckpointError:
         raise
     except Exception:  # zipfile raises errors of many kinds, some not its own
-        raise CheckpointError(file.name, _CUT, fix=AGAIN) from None
+        raise CheckpointError(file.name, _CUT, fix=DOWNLOAD_AGAIN) from None
     root = _root(file, members)
+    # Older archives have no note on the byte order, and count as little-endian.
     if _record(members, f"{root}/byteorder") not in (b"", b"little"):
         raise CheckpointError(file.name, _BIG_ENDIAN, fix="Convert it there")
     with _stream(members[f"{root}/data.pkl"], _PICKLE) as stream:
@@ -97,25 +101,25 @@ def _from_archive(file: LocalFile) -> Saved:
 
 
 def _record(members: Mapping[str, Span], name: str) -> bytes:
-    """One of torch's notes in an archive, a word long; empty where it is not there."""
+    """Return one of torch's short notes in an archive, such as the byte order; empty if there is none."""
     span = members.get(name)
     return bytes(span.part(0, min(16, span.stop - span.start)).read()) if span else b""
 
 
 def _members(file: LocalFile, listed: list[zipfile.ZipInfo]) -> dict[str, Span]:
-    """Where the bytes of each member are; no byte belongs to two.
+    """Return where the bytes of each member are; no two overlap.
 
-    Raises `CheckpointError` for compressed, encrypted, doubled, overlapping or missing members.
+    Raises `CheckpointError` for compressed, encrypted, repeated, overlapping or missing members.
     """
     found: dict[str, Span] = {}
     for info in listed:
         if info.flag_bits & 1:
-            raise CheckpointError(file.name, "encrypted members", fix="Unpack and save it again")
+            raise CheckpointError(file.name, "has encrypted members", fix="Unpack and save it again")
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-            reason = "compressed members; garbage values would be read"
+            reason = "has compressed members, so their bytes are not the values"
             raise CheckpointError(file.name, reason, fix="Load and save it again with torch.save")
         if info.filename in found:
-            raise CheckpointError(file.name, f"two members named {plain(info.filename)!r}")
+            raise CheckpointError(file.name, f"has two members named {plain(info.filename)!r}")
         found[info.filename] = _member(file, info)
     end = 0
     for name, span in sorted(found.items(), key=lambda item: (item[1].start, item[1].stop)):
@@ -126,32 +130,32 @@ def _members(file: LocalFile, listed: list[zipfile.ZipInfo]) -> dict[str, Span]:
 
 
 def _member(file: LocalFile, info: zipfile.ZipInfo) -> Span:
-    # The directory doesn't say where the bytes begin: that takes the lengths in the member's own header.
+    # The directory does not say where the bytes begin; the lengths in the member's own header do.
     header, data = info.header_offset, info.header_offset + 30
     if header < 0 or data > file.size:
-        raise CheckpointError(file.name, _CUT, fix=AGAIN)
+        raise CheckpointError(file.name, _CUT, fix=DOWNLOAD_AGAIN)
     magic, method, name, extra = struct.unpack("<4s4xH16xHH", Span(file, header, data).read())
     start = data + name + extra
     if magic != b"PK\x03\x04" or method or start + info.file_size > file.size:
-        raise CheckpointError(file.name, _CUT, fix=AGAIN)
+        raise CheckpointError(file.name, _CUT, fix=DOWNLOAD_AGAIN)
     return Span(file, start, start + info.file_size)
 
 
 def _root(file: LocalFile, members: Mapping[str, Span]) -> str:
-    """The folder that all is in, within the archive."""
+    """Return the folder inside the archive that holds everything."""
     roots = [name.removesuffix("/data.pkl") for name in members if name.endswith("/data.pkl")]
     roots = [root for root in roots if "/" not in root]
     if any(f"{root}/constants.pkl" in members for root in roots):
         raise CheckpointError(file.name, "this is a TorchScript program", fix="Save its state_dict instead")
     if len(roots) != 1:
         raise CheckpointError(
-            file.name, f"this is a zip archive with {len(roots) or 'no'} data.pkl, no torch file"
+            file.name, f"this is a zip archive with {len(roots) or 'no'} data.pkl, not a torch file"
         )
     return roots[0]
 
 
 class _Raw(io.RawIOBase):
-    """Some of a file's bytes as a stream, which ends in an error once too many were read."""
+    """A part of a file as a stream, which raises once more than `most` bytes were read."""
 
     def __init__(self, span: Span, most: int) -> None:
         self._span, self._at, self._most, self._read = span, 0, most, 0

@@ -1,6 +1,6 @@
-"""What the weights of a torch file are wrapped in: mappings within mappings.
+"""Find the weights in a torch file, which may be nested in mappings such as "state_dict".
 
-open_torch_file ──▶ mappings ── unwrap ──▶ tensors by their names, and a count of what lies beside them
+open_torch_file ──▶ mappings ── unwrap ──▶ tensors by name, and a count of what else was saved
 """
 
 from collections.abc import Mapping
@@ -8,24 +8,24 @@ from typing import Any, NamedTuple
 
 from affectlens.checkpoints.pickles.rebuilding import CONSOLIDATE, Settings, Stored
 from affectlens.errors import CheckpointError
-from affectlens.html import plain
+from affectlens.printable import plain
 
 _ENVELOPES = ("state_dict", "model", "module", "model_state_dict", "net", "params")
-_DEEPEST = 8  # envelopes; a mapping may hold itself
+_DEEPEST = 8  # envelopes; a mapping may contain itself
 
 
 class Contents(NamedTuple):
-    """The model's tensors, and what else there is."""
+    """The tensors of the model, and what else a file holds."""
 
     tensors: dict[str, Stored]
-    skipped: dict[str, tuple[str, int]]  # those whose bytes are not their values: why, and elements
+    skipped: dict[str, tuple[str, int]]  # tensors whose bytes are not their values: why, and elements
     ignored: dict[str, tuple[int, int]]  # key path → number of tensors, number of elements
 
 
 def unwrap(loaded: object, path: str) -> Contents:
-    """Find the model's tensors in what was saved with them; the rest is counted.
+    """Find the tensors of the model in a saved object, and count the rest.
 
-    Raises `CheckpointError` where there are none, saying what there is instead.
+    Raises `CheckpointError` if there are none, saying what there is instead.
     """
     ignored: dict[str, tuple[int, int]] = {}
     seen: set[int] = set()
@@ -39,7 +39,7 @@ def unwrap(loaded: object, path: str) -> Contents:
         above, loaded = _path(above, inner), loaded[inner]
     if not isinstance(loaded, dict):
         kind = "tensor" if isinstance(loaded, Stored) else type(loaded).__name__
-        raise CheckpointError(path, f"holds a {kind}, not tensors by their names")
+        raise CheckpointError(path, f"holds a {kind}, not named tensors")
     named = {
         key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, Stored)
     }
@@ -55,12 +55,12 @@ def unwrap(loaded: object, path: str) -> Contents:
 
 
 def _envelope(loaded: object) -> str | None:
-    """The key that the model is under; None where it is here, or nowhere."""
+    """Return the key whose value holds the model; None if the model is not nested, or not there."""
     if not isinstance(loaded, dict):
         return None
     here = sum(value.size for key, value in loaded.items() if isinstance(key, str) and _usable(value))
     for key in _ENVELOPES:
-        # A counter of steps may lie beside the model, but not the model beside a smaller one.
+        # A few tensors beside it, such as a step counter, are fine; if they outweigh it, it is not the model.
         if _holds_model(loaded.get(key)) and _count(loaded[key], set())[1] >= here:
             return key
     return None
@@ -81,7 +81,7 @@ def _holds_model(value: object) -> bool:
 
 
 def _count(value: object, seen: set[int]) -> tuple[int, int]:
-    """Tensors and elements within; each once, however often it is referred to, also from elsewhere."""
+    """Count the tensors and elements in a value; those in `seen` are not counted again."""
     todo, tensors, elements = [value], 0, 0
     while todo:
         item = todo.pop()
@@ -112,7 +112,7 @@ def _without_model(
 ) -> CheckpointError:
     if skipped:
         first, (kind, _) = next(iter(skipped.items()))
-        return CheckpointError(path, f"all {len(skipped)} tensors are {kind}, or the like", key=first)
+        return CheckpointError(path, f"all {len(skipped)} tensors are {kind} or similar", key=first)
     keys = [str(key) for key in loaded]
     if "ds_version" in keys or "optimizer_state_dict" in keys:
         reason = "holds no model weights: optimizer state only, as in a shard of DeepSpeed ZeRO"

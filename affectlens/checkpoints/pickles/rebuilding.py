@@ -1,6 +1,6 @@
-"""What the names in a torch file stand for, as plain records: storages, tensors, and the settings of a run.
+"""Plain records for the names in a torch file: storages, tensors, and the settings of a run.
 
-Each function has the name and the arguments of the one of torch's that it stands for, and computes nothing.
+Each function takes the arguments of the torch function that it replaces, and computes no values.
 """
 
 import math
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from affectlens.errors import CheckpointError
-from affectlens.html import plain
+from affectlens.printable import plain
 
 CONVERT = "Convert it to safetensors where you trust it"
 CONSOLIDATE = "Consolidate DeepSpeed's shards with zero_to_fp32.py"
@@ -35,8 +35,8 @@ _STORAGES: Mapping[str, str] = {
 _SCHEMES = ("per_tensor_affine", "per_tensor_symmetric", "per_channel_affine", "per_channel_symmetric")
 _DIMENSIONS = 64  # torch's own limit
 _ARGUMENTS = 16  # of a call; torch's have ten at most
-PLAIN = (str, int, float, bytes, type(None))  # what a key may be
-# What is known of objects that are refused, by their names.
+PLAIN = (str, int, float, bytes, type(None))  # types of keys that are kept
+# Objects that are refused, by a part of their name: why, and what to do.
 _KNOWN = (
     ("deepspeed.", "holds DeepSpeed's own objects", CONSOLIDATE),
     (
@@ -44,18 +44,18 @@ _KNOWN = (
         "holds no model weights: settings of the training only",
         "Name the file of the weights",
     ),
-    ("omegaconf.", "refused, since it holds an OmegaConf object, which would run code", CONVERT),
+    ("omegaconf.", "refused: it holds an OmegaConf object, which would run code", CONVERT),
 )
 
 
 class Named(NamedTuple):
-    """Something that a pickle names."""
+    """A class or function that a pickle names, as its full name."""
 
     name: str
 
 
 class Odd:
-    """A key that is neither text nor a number, such as a tuple."""
+    """A replacement for a key that is not text or a number, such as a tuple."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -65,13 +65,13 @@ class Odd:
 
 
 class Settings:
-    """An `argparse.Namespace`, which holds attributes and has no code of its own."""
+    """An `argparse.Namespace`: attributes, and no code of its own."""
 
     attributes: object = None
 
 
-class Storage(NamedTuple):
-    """Where a file keeps the elements of tensors: a name within the file, and the dtype of its class."""
+class TorchStorage(NamedTuple):
+    """A storage of tensor elements: its key within the file, and its dtype."""
 
     key: str
     dtype: str
@@ -80,12 +80,12 @@ class Storage(NamedTuple):
 class Stored(NamedTuple):
     """A tensor: its place in a storage, in elements."""
 
-    storage: Storage | None  # None for one that was saved without values
+    storage: TorchStorage | None  # None if it was saved without values
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: str
-    kind: str = ""  # what keeps its bytes from being its values; empty where they are
+    kind: str = ""  # why its bytes are not its values, e.g. "sparse"; empty if they are
 
     @property
     def size(self) -> int:
@@ -93,19 +93,22 @@ class Stored(NamedTuple):
         return math.prod(self.shape)
 
 
-def storage(identity: object) -> Storage:
-    """What a persistent id names: `("storage", class, key, device, elements)`; raises `ValueError`."""
-    # The last, of before torch 1.6, is of views of storages, which went with torch 0.2.
+def storage(identity: object) -> TorchStorage:
+    """Return the storage that a persistent id names: `("storage", class, key, device, elements)`.
+
+    Raises `ValueError` for any other id.
+    """
+    # Before torch 1.6 a sixth part described a view of a storage; views ended with torch 0.2, so it is None.
     match identity:
         case ("storage", Named(name=name), str(key), _, int()) if name in _STORAGES:
-            return Storage(key, _STORAGES[name])
+            return TorchStorage(key, _STORAGES[name])
         case ("storage", Named(name=name), str(key), _, int(), None) if name in _STORAGES:
-            return Storage(key, _STORAGES[name])
-    raise ValueError("no storage of torch's")
+            return TorchStorage(key, _STORAGES[name])
+    raise ValueError("not a torch storage")
 
 
 def refused(path: str, name: str) -> CheckpointError:
-    """The error for a pickle that names what could run code, or has instructions that torch's have not."""
+    """Return the error for a pickle that could run code, or has instructions that torch never writes."""
     shown = plain(name)
     for known, reason, fix in _KNOWN:
         if known in name:
@@ -116,33 +119,38 @@ def refused(path: str, name: str) -> CheckpointError:
 
 
 def called(function: Named, arguments: tuple[Any, ...]) -> Any:
-    """What a call in a pickle comes to; raises `LookupError` for a name that stands for no record."""
+    """Return the record for a call in a pickle; raises `LookupError` for a name without one."""
     if len(arguments) > _ARGUMENTS:
         raise ValueError("too many arguments")
     return _CALLS[function.name](*arguments)
 
 
-def _tensor(held: Storage, offset: Any, shape: Any, strides: Any, *rest: Any) -> Stored:
-    """`_rebuild_tensor`, and `_rebuild_tensor_v2`, which adds `requires_grad, hooks, metadata`."""
+def _tensor(held: TorchStorage, offset: Any, shape: Any, strides: Any, *rest: Any) -> Stored:
+    """Stand for `_rebuild_tensor` and `_rebuild_tensor_v2`, which adds `requires_grad, hooks, metadata`."""
     return _stored(held, offset, shape, strides, held.dtype, _kind(rest[2:]))
 
 
-def _of_dtype(held: Storage, offset: Any, shape: Any, strides: Any, *rest: Any) -> Stored:
-    """`_rebuild_tensor_v3`, of a storage of bytes: `requires_grad, hooks, dtype, metadata`."""
+def _of_dtype(held: TorchStorage, offset: Any, shape: Any, strides: Any, *rest: Any) -> Stored:
+    """Stand for `_rebuild_tensor_v3`, over a storage of bytes: `requires_grad, hooks, dtype, metadata`."""
     return _stored(held, offset, shape, strides, _dtype(rest[2]), _kind(rest[3:]))
 
 
 def _stored(
-    held: Storage | None, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, kind: str
+    held: TorchStorage | None,
+    offset: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    dtype: str,
+    kind: str,
 ) -> Stored:
-    if not len(shape) == len(strides) <= _DIMENSIONS or not isinstance(held, Storage | None):
-        raise ValueError("no tensor")
+    if not len(shape) == len(strides) <= _DIMENSIONS or not isinstance(held, TorchStorage | None):
+        raise ValueError("not a tensor")
     numbers = (offset, *shape, *strides)
     if not all(type(n) is int and abs(n) < 2**63 for n in numbers) or min(shape, default=0) < 0:
-        raise ValueError("no shape, offset and strides")
-    # Torch multiplies in the order of the dimensions, and so before it comes to a zero.
+        raise ValueError("invalid offset, shape or strides")
+    # Torch multiplies in the order of the dimensions, so it can overflow before it reaches a zero.
     if math.prod(filter(None, shape)) >= 2**63 or dtype not in WIDTHS:
-        raise ValueError("no size or dtype")
+        raise ValueError("invalid size or dtype")
     return Stored(held, offset, tuple(shape), tuple(strides), dtype, kind)
 
 
@@ -155,12 +163,12 @@ def _dtype(named: Named) -> str:
     return named.name.removeprefix("torch.")
 
 
-def _quantized(held: Storage, offset: Any, shape: Any, strides: Any, *rest: Any) -> Stored:
+def _quantized(held: TorchStorage, offset: Any, shape: Any, strides: Any, *rest: Any) -> Stored:
     return _stored(held, offset, shape, strides, held.dtype, f"quantized (torch.{held.dtype})")
 
 
 def _sparse(layout: Any, data: tuple[Any, ...]) -> Stored:
-    """Indices, values and the shape; then perhaps whether they are coalesced."""
+    """Stand for `_rebuild_sparse_tensor`: indices, values, shape, and in newer files `is_coalesced`."""
     shape = next(part for part in data[:4] if type(part) is tuple)
     values = next(part for part in data[:4] if type(part) is Stored)
     return _stored(values.storage, 0, shape, shape, values.dtype, "sparse")
@@ -175,7 +183,7 @@ def _nested(buffer: Stored, *rest: Any) -> Stored:
 
 
 def _typed(function: Named, kind: Named, arguments: tuple[Any, ...], state: Any) -> Stored:
-    """A tensor with attributes, or of a class of its own."""
+    """Stand for `_rebuild_from_type_v2`: a tensor with attributes, or of a subclass."""
     found: Stored = called(function, arguments)
     return found if kind.name in _CLASSES else found._replace(kind=kind.name)
 
@@ -185,7 +193,7 @@ def _mapping(pairs: Any = ()) -> dict[Any, Any]:
         return pairs
     found = {key: value for key, value in pairs if isinstance(key, PLAIN)}
     if pairs:
-        pairs.clear()  # as Python 2 wrote them; a short file could have a long list copied without end
+        pairs.clear()  # pairs are from Python 2; kept, a short file could copy a long list again and again
     return found
 
 
@@ -210,7 +218,7 @@ _CALLS: Mapping[str, Callable[..., Any]] = {
     "collections.OrderedDict": _mapping,
     "collections.Counter": _mapping,
     "argparse.Namespace": Settings,
-    # Of these no value is needed, but a set may hold tensors.
+    # The values of these are not needed, but a set may hold tensors.
     "builtins.set": _first,
     "builtins.bytearray": _first,
     "builtins.complex": _first,

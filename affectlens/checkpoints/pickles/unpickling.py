@@ -1,12 +1,11 @@
-"""Pickles read as data: their instructions are followed here, and nothing that they name is ever called.
+"""Read pickles as data: their instructions are followed here, but no function that they name is called.
 
-    bytes ── Unpickler ──▶ numbers, text, tuples, lists, dicts, and what `rebuilding` makes of torch's names
+    bytes ── Unpickler ──▶ numbers, text, tuples, lists, dicts, and the records of `rebuilding`
 
-A pickle is a program for a machine with a stack. Python's reader runs it, and torch's restricted one still
-calls what it allows: a hundred thousand letters to be encoded as punycode take it hours, a tuple nested
-a million deep kills the process, and an attribute named `items` stands for the method. Here a call to
-`torch._utils._rebuild_tensor_v2` becomes a record of its arguments, and any name without a record of its own
-is refused.
+A pickle is a program for a stack machine. Python's reader runs it, and torch's restricted reader still calls
+the functions on its list: encoding 100,000 letters as punycode takes hours, a tuple nested a million deep
+kills the process, and an attribute named `items` replaces the method. Here a call to
+`torch._utils._rebuild_tensor_v2` becomes a record of its arguments, and names without a record are refused.
 """
 
 import struct
@@ -20,30 +19,30 @@ from affectlens.checkpoints.pickles.rebuilding import (
     Named,
     Odd,
     Settings,
-    Storage,
+    TorchStorage,
     called,
     refused,
     storage,
 )
 from affectlens.errors import CheckpointError, quoted
 
-# A tensor takes 32 instructions, and the largest models have 100,000; this many take four seconds.
+# A tensor takes 32 instructions and the largest models have 100,000 tensors; the limit takes four seconds.
 _MOST = 5_000_000
 _BYTE, _SHORT, _WORD, _SIGNED, _DOUBLE = map(struct.Struct, ("B", "<H", "<I", "<i", ">d"))
-# What Python 2 called the modules that a torch file may name.
+# The names in Python 2 of the modules that a torch file may name.
 _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
 class Unpickler:
-    """Read pickles one after the other from a stream; `storages` are those that they named so far."""
+    """Read pickles one after the other from a stream; `storages` are those named so far."""
 
     def __init__(self, stream: BufferedIOBase, path: str) -> None:
-        self.path, self.storages = path, dict[str, Storage]()
+        self.path, self.storages = path, dict[str, TorchStorage]()
         self._read, self._line = stream.read, stream.readline
         self._left = _MOST
 
     def load(self) -> Any:
-        """The next object; raises `CheckpointError` for what is broken, refused or takes too long."""
+        """Return the next object; raises `CheckpointError` if it is broken, refused or too long."""
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []  # the stacks under the marks
         self._memo: dict[int, Any] = {}
@@ -51,8 +50,8 @@ class Unpickler:
             return self._followed()
         except CheckpointError:
             raise
-        except Exception as error:  # broken instructions can fail anywhere, and change nothing outside
-            reason = f"is broken, or no torch file ({type(error).__name__})"
+        except Exception as error:  # broken instructions can fail anywhere, but touch nothing outside
+            reason = f"is broken, or not a torch file ({type(error).__name__})"
             raise CheckpointError(self.path, reason, fix="Download it again") from None
 
     def _followed(self) -> Any:
@@ -81,7 +80,7 @@ class Unpickler:
         return kind.unpack(self._read(kind.size))[0]
 
     def _text(self, kind: struct.Struct) -> str:
-        # What is no text must not become a name that can't be printed.
+        # Invalid UTF-8 must not become a name that can't be printed.
         return self._bytes(self._number(kind)).decode("utf-8", "backslashreplace")
 
     def _global(self) -> Named:
@@ -96,7 +95,7 @@ class Unpickler:
         self._stack = []
 
     def _marked(self) -> list[Any]:
-        """What lies above the last mark."""
+        """Pop and return everything above the last mark."""
         found, self._stack = self._stack, self._below.pop()
         return found
 
@@ -107,7 +106,7 @@ class Unpickler:
         del self._stack[-count:]
         return found
 
-    def _stored(self) -> Storage:
+    def _stored(self) -> TorchStorage:
         found = storage(self._stack.pop())
         if self.storages.setdefault(found.key, found).dtype != found.dtype:
             raise ValueError("one storage of two dtypes")
@@ -141,14 +140,14 @@ class Unpickler:
             raise TypeError
         for key, value in zip(items[::2], items[1::2], strict=True):
             if isinstance(key, str) and key in target:
-                raise CheckpointError(self.path, f"is broken: {quoted(key)} stands twice in a dict")
-            # To hash a tuple that is nested very deep is fatal.
+                raise CheckpointError(self.path, f"is broken: a dict has the key {quoted(key)} twice")
+            # Hashing a very deeply nested tuple would kill the process.
             target[key if isinstance(key, PLAIN) else Odd(type(key).__name__)] = value
 
 
 def _pushing(value: Callable[[Unpickler], object]) -> Callable[[Unpickler], None]:
     def step(self: Unpickler) -> None:
-        found = value(self)  # which may go back to the stack below a mark
+        found = value(self)  # may replace self._stack by the one below a mark
         self._stack.append(found)
 
     return step

@@ -1,1 +1,1 @@
-"""Doors to the neighbours: the model of a lens in the hands of another library, with our interventions."""
+"""Doors to other libraries: the model of a lens in nnsight or TransformerLens, with our interventions."""

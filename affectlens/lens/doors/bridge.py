@@ -1,58 +1,48 @@
-"""The door to TransformerLens: a bridge over a copy of the lens's model, with interventions in it for good.
+"""The door to TransformerLens: a bridge over a copy of the lens's model, with interventions applied for good.
 
     lens.model ──▶ deep copy ── weights, by pointer ──▶ booted ── activations, at its own hooks ──▶ bridge
 
-The copy is the bridge's: it wraps and changes its modules, forces eager attention, and processes weights if
-asked to. The lens and its model stay as they are. So what is compiled here lasts as long as the bridge.
+The bridge owns the copy: it wraps and changes its modules, forces eager attention, and processes weights if
+asked to. The lens and its model stay unchanged; the interventions last as long as the bridge.
 """
 
 import copy
-import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from affectlens.errors import LensError, Remark
-from affectlens.lens.doors.attaching import attach
+from affectlens.errors import LensError
 from affectlens.lens.doors.booting import adapter_of, boot
-from affectlens.lens.hooks.hooking import Hook, Rewrite
-from affectlens.lens.hooks.moments import Moments
-from affectlens.lens.intervening import ActivationIntervention, Intervention, Remarking, hooks_of
-from affectlens.lens.refusing import refuse_compiled, refuse_whole
-from affectlens.lens.running import inner
-from affectlens.lens.weights.swapping import swapped
-from affectlens.sites import Point
+from affectlens.lens.doors.hook_points import attach
+from affectlens.lens.intervening import ActivationIntervention, Intervening, Intervention
+from affectlens.lens.live import Live, inner, over, refuse_compiled, refuse_whole
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from affectlens.lens.lens import Lens
-
 
 def bridge(
-    lens: "Lens",
+    lens: Live,
     *interventions: Intervention | ActivationIntervention,
     dtype: torch.dtype | str | None = None,
 ) -> "TransformerBridge":
-    """Build a `TransformerBridge` over a copy of a lens's model; takes the memory of a second model.
+    """Build a `TransformerBridge` over a copy of a lens's model; it needs the memory of a second model.
 
     Interventions are applied to the copy in order and for good: to its weights before it is booted, to its
-    activations as permanent hooks, which `run_with_hooks`, `run_with_cache` and `reset_hooks()` leave alone.
-    Attention is eager, as TransformerLens needs it to show patterns: only a lens whose model attends eagerly
-    too can have the same logits to the bit. `dtype` is the copy's, the model's own if None. An adapter of
-    PEFT is merged into the copy.
+    activations as permanent hooks, which `run_with_hooks`, `run_with_cache` and `reset_hooks()` keep.
+    Attention is eager, which TransformerLens needs to show patterns: logits equal those of the lens to the
+    bit only if its model is eager too. `dtype` is that of the copy (None: the model's own). A PEFT adapter is
+    merged into the copy.
 
-    Run it on a lens's batch, media and all: `bridge(**bridge_input(bridge, lens.prepare(example)))`; let it
-    answer by `bridge.original_model.generate`. TransformerLens's own patching utilities take token ids alone,
-    and drop pictures and sounds in silence.
+    Run it on a batch of the lens, media included: `bridge(**bridge_input(bridge, lens.prepare(example)))`.
+    Generate with `bridge.original_model.generate`. TransformerLens's own patching utilities take token ids
+    only and silently drop pictures and sounds.
 
-    Raises `LensError` for a model that has no adapter, has hooks on it, or is offloaded or compiled, and for
-    a point that the bridge passes by; `MissingExtra` where an adapter needs a package. Nothing is downloaded,
-    and nothing installed.
+    Nothing is downloaded or installed. Raises `LensError` for a model that has no adapter, has hooks on it,
+    or is offloaded or compiled, and for a point that the bridge bypasses; `MissingExtra` where an adapter
+    needs a package.
     """
     refuse_whole(lens.model)
     model = inner(lens.model)
@@ -60,16 +50,20 @@ def bridge(
     _refuse_uncopyable(lens.model)
     with torch.no_grad():
         copied = _copied(lens, _dtype(dtype))
-        hooks = _applied(lens, copied, interventions)
+        with Intervening(copied, interventions) as block:
+            pass
+        for owner, name, value in block.swaps:
+            # The value may be the donor's own tensor, which the bridge must not change.
+            setattr(owner, name, value.clone() if isinstance(value, Tensor) else value)
     built = boot(copied.model, adapt, processor=copied.processor)
-    attach(built, hooks, live=copied.checkpoint)
+    attach(built, block.hooks, live=copied.checkpoint)
     return built
 
 
 def bridge_input(bridge: "TransformerBridge", batch: Mapping[str, Tensor]) -> dict[str, Any]:
-    """A prepared batch as a bridge takes it, so that it does what the lens does with it.
+    """Turn a prepared batch into the input of a bridge, so that both compute the same.
 
-    A bridge calls `input_ids` its `input`, and would count the positions of padded rows in its own way.
+    A bridge names `input_ids` `input`, and by default counts the positions of padded rows differently.
     """
     found: dict[str, Any] = {"use_cache": False}
     for name, tensor in batch.items():
@@ -82,80 +76,43 @@ def bridge_input(bridge: "TransformerBridge", batch: Mapping[str, Tensor]) -> di
 
 
 def _refuse_uncopyable(model: nn.Module) -> None:
-    """Raise `LensError` for a model of which no copy would be a model of its own."""
+    """Raise `LensError` for a model whose copy would share state with it."""
     refuse_compiled(model)
     for name, module in model.named_modules():
         where = name or type(module).__name__
         if hasattr(module, "_hf_hook"):
             raise LensError(
-                f"{where} is placed or offloaded by accelerate; load the model onto one device to bridge it"
+                f"{where} is dispatched by accelerate; load the model onto one device to bridge it"
             )
         hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-        # transformers itself collects hidden states by hooks that it leaves in place, and that share nothing.
+        # Hooks that transformers leaves in place to collect hidden states share no state: they may be copied.
         if not all(str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks):
             raise LensError(
-                f"{where} has hooks on it, which a copy would share; call bridge(...) outside of any block, "
-                f"and give it the interventions"
+                f"{where} has hooks, which a copy would share; call bridge(...) outside any block, and pass "
+                f"the interventions to it"
             )
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
-            raise LensError(f"{name} is on the meta device, so it can't be copied; load the weights")
+            raise LensError(f"{name} is on the meta device, so it can't be copied; load its weights first")
 
 
 def _dtype(asked: torch.dtype | str | None) -> torch.dtype | None:
     found = getattr(torch, asked, None) if isinstance(asked, str) else asked
     if asked is not None and not isinstance(found, torch.dtype):
-        raise LensError(f"{asked!r} is no dtype of torch; try 'float32' or 'bfloat16'")
+        raise LensError(f"{asked!r} is not a torch dtype; try 'float32' or 'bfloat16'")
     return found
 
 
-def _copied(lens: "Lens", dtype: torch.dtype | None) -> "Lens":
-    """A lens over a copy of another's model, without an adapter around it."""
-    from affectlens.lens.lens import Lens
-
+def _copied(lens: Live, dtype: torch.dtype | None) -> Live:
+    """Copy the model of a lens, with its adapter merged, and return a lens over the copy."""
     model = copy.deepcopy(lens.model)
     if hasattr(model, "peft_config"):
         model = model.merge_and_unload()  # type: ignore[operator]
     for name, parameter in model.named_parameters() if dtype is not None else ():
         if not parameter.is_floating_point():
             raise LensError(
-                f"{name} is quantised ({parameter.dtype}), so it can't become {dtype}; leave dtype out"
+                f"{name} is quantised ({parameter.dtype}), so it can't be cast to {dtype}; leave dtype out"
             )
         # Buffers stay in float32, as they do when a model is loaded in another dtype.
         parameter.data = parameter.data.to(dtype)
-    return Lens(model, copy.deepcopy(lens.processor))
-
-
-def _applied(
-    lens: "Lens", copied: "Lens", interventions: Sequence[Intervention | ActivationIntervention]
-) -> list[Hook]:
-    """Change the copy's weights and make the hooks of its activations, each after those before it."""
-    moments, hooks = Moments(copied.model), list[Hook]()
-    with ExitStack() as before:
-        for one in interventions:
-            if not isinstance(one, Intervention | ActivationIntervention):
-                raise LensError(f"{type(one).__name__} is no intervention: it has neither edits nor rewrites")
-            for words in one.remarks(copied) if isinstance(one, Remarking) else ():
-                if words not in lens.told:
-                    lens.told.add(words)
-                    warnings.warn(words, Remark, stacklevel=4)
-            if isinstance(one, Intervention):
-                for owner, name, value in swapped(copied, one.edits(copied.checkpoint)):
-                    # A copy once more: the donor's own tensors are not the bridge's to change.
-                    setattr(owner, name, value.clone() if isinstance(value, Tensor) else value)
-            if isinstance(one, ActivationIntervention):
-                known = one.rewrites(copied)
-                hooks += hooks_of(copied, known, moments=moments)
-                before.enter_context(copied.intervene(_Known(known)))
-    return hooks
-
-
-@dataclass(frozen=True)
-class _Known:
-    """Rewrites that were worked out before."""
-
-    found: Mapping[Point, Rewrite]
-
-    def rewrites(self, lens: "Lens") -> Mapping[Point, Rewrite]:
-        """The rewrites as they are."""
-        return self.found
+    return over(lens, model, processor=copy.deepcopy(lens.processor))

@@ -1,16 +1,15 @@
 """Edits of nnsight that call the hooks of a lens; importing this imports nnsight.
 
-A `with` block of nnsight is not run where it stands: its source is read, and run beside the model in each
-trace, waiting in turn for each value that it asks for. So such a block is kept to what nnsight can read back:
-it starts on a line of its own, and not with `try`.
+nnsight does not run a `with` block in place: it reads the block's source and runs it beside the model in each
+trace, waiting for each value that the block asks for. So these blocks keep to what nnsight can parse: they
+start on their own line, and not with `try`.
 """
 
 import gc
-import warnings
 import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nnsight import NNsight
 from nnsight.intervention.envoy import traceable
@@ -18,27 +17,24 @@ from nnsight.intervention.interleaver import Interleaver, OutOfOrderError
 from nnsight.intervention.source import STATE
 from torch import nn
 
-from affectlens.errors import Remark
 from affectlens.lens.hooks.hooking import Hook
-from affectlens.lens.hooks.moments import Moments
-from affectlens.lens.intervening import ActivationIntervention, Intervention
+from affectlens.lens.hooks.positions import Moments
+from affectlens.lens.intervening import ActivationIntervention, Intervening, Intervention, warn_of_idle
+from affectlens.lens.live import Live
 from affectlens.lens.restoring import Swaps, atomic, raise_waiting
 
-if TYPE_CHECKING:
-    from affectlens.lens.lens import Lens
-
-# What stood in a module's `forward` before nnsight took the place; None for that of its class.
+# A module's `forward` before nnsight replaced it; None for that of its class.
 _BEFORE: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 
-# Here weights are set back after an error; a second interrupt must not come between.
+# Weights are put back here after an error; a second interrupt must not break into it.
 atomic(Interleaver.cancel)
 
 
 class Wrapped(NNsight):  # type: ignore[misc]
-    """An `NNsight` that leaves its modules as they were, when it is gone or its `with` block is left."""
+    """An `NNsight` that restores its modules when it is deleted or its `with` block ends."""
 
     def __init__(self, model: nn.Module) -> None:
-        # An earlier wrapper that is collected now would be taken out of modules that are being wrapped.
+        # If an earlier wrapper were collected now, it would unwrap modules that are being wrapped.
         collecting = gc.isenabled()
         gc.disable()
         try:
@@ -68,10 +64,10 @@ class Wrapped(NNsight):  # type: ignore[misc]
 
 
 def _unwrap(modules: Iterable[nn.Module], interleaver: Any = None) -> None:
-    """Take nnsight out of modules that no other `NNsight` is around."""
+    """Remove nnsight from modules that no other `NNsight` wraps."""
     for module in modules:
         state = module.__dict__.get(STATE)
-        if state is None or module not in _BEFORE:  # someone else's
+        if state is None or module not in _BEFORE:  # wrapped by other code
             continue
         state.routes = [route for route in state.routes if route[0]() not in (None, interleaver)]
         if state.routes:
@@ -85,23 +81,23 @@ def _unwrap(modules: Iterable[nn.Module], interleaver: Any = None) -> None:
 
 
 class Run:
-    """What holds from the start of a run to its end: other weights, and following where in the text it is."""
+    """Block around one run: swaps weights in, and tracks positions for the hooks."""
 
     def __init__(
         self,
-        lens: "Lens",
+        lens: Live,
         weights: Sequence[Intervention | ActivationIntervention],
         *,
         moments: Moments,
         hooks: Sequence[Hook],
     ) -> None:
         self._lens, self._weights, self._moments, self.hooks = lens, weights, moments, hooks
-        self._changes = lens.intervene(*weights)
+        self._changes = Intervening(lens, weights)
         self._following = Swaps()
         self.whole = False
 
     def module(self, hook: Hook) -> nn.Module:
-        """The module at which a hook is called."""
+        """Return the module at which a hook is called."""
         return self._lens.model.get_submodule(hook.place.module)
 
     @atomic
@@ -122,11 +118,9 @@ class Run:
     @atomic
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
         self._leave()
-        for hook in self.hooks if self.whole else ():
-            if not hook.reached:
-                passes = self._moments.passes
-                _warn(f"{hook.point!r} chose nothing in {passes} forward passes: nothing was changed")
-        # So a block of nnsight ends that waits for what does not come any more.
+        if self.whole:
+            warn_of_idle(self.hooks, passes=self._moments.passes)
+        # Ends nnsight blocks that wait for values which never come.
         return kind is not None and issubclass(kind, OutOfOrderError)
 
     @atomic
@@ -139,8 +133,8 @@ class Run:
 
 def edit(wrapped: Wrapped, run: Run) -> None:
     """Store the edits of a run: its own comes before all others, and ends when everything else has."""
-    # A block keeps what its function can see, and the wrapper keeps the block: a true reference in there
-    # would keep the wrapper, and the model, until Python looks for circles.
+    # A block keeps the variables of its function, and the wrapper keeps the block: a strong reference would
+    # keep wrapper and model alive until the garbage collector runs.
     unowned = weakref.proxy(wrapped)
     _edit_run(unowned, run)
     envoys = {id(envoy._module): envoy for envoy in wrapped.modules()}
@@ -149,10 +143,10 @@ def edit(wrapped: Wrapped, run: Run) -> None:
 
 
 def _edit_run(wrapped: Any, run: Run) -> None:
-    # Two blocks: the outer header is entered now, what is in it at each run.
+    # Two blocks: the outer one is entered now, the inner one at each run.
     with wrapped.edit(inplace=True) as tracer:  # noqa: SIM117
         with run:
-            # The result comes once; the second is waited for until the run is over.
+            # The result comes once; waiting for a second one lasts until the run is over.
             for _ in tracer.iter[:]:
                 tracer.result  # noqa: B018
                 run.whole = True
@@ -176,7 +170,3 @@ def _passed(envoy: Any, hook: Hook) -> None:
         new = hook(envoy._module, args, kwargs)
         if new is not None:
             envoy.inputs = new
-
-
-def _warn(words: str) -> None:
-    warnings.warn(words, Remark, stacklevel=4)

@@ -1,1 +1,5 @@
-"""What passes in a forward pass: where, at which positions, seen and rewritten."""
+"""Record and rewrite what passes in a forward pass.
+
+point ── places ──▶ module, features ┐
+call of the model ── positions ──────┴─▶ hooking: rewrite the values ──▶ recording ──▶ activations
+"""

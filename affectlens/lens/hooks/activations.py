@@ -1,4 +1,4 @@
-"""What passed a point: kept as it was, or as running sums over all positions."""
+"""Activations of a point: the values themselves, or running sums over all positions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +10,16 @@ from torch import Tensor
 
 from affectlens.errors import LensError
 
+_EMPTY = "nothing passed this point, so it has no mean"
+
 
 @dataclass(eq=False)
 class Activations:
-    """The values that passed a point, and which of them count.
+    """The values that passed a point, and which of them are not padding.
 
-    `values` is (batch, position, feature), the feature last in any case: a tower without positions of text
-    keeps its own shape. Of a point with a span the positions are those of the span, padded on the left where
-    rows have more or fewer; `chosen`, (batch, position), is false for padding. `gradients` is like `values`.
+    `values` is (batch, position, feature). A tower without text positions keeps its own shape, with the
+    feature last. A point with a span has the positions of the span alone, padded on the left to the longest
+    row. `chosen`, (batch, position), is false for padding. `gradients` has the shape of `values`.
     """
 
     values: Float[Tensor, "... feature"]
@@ -26,20 +28,20 @@ class Activations:
 
     @property
     def rows(self) -> Float[Tensor, "row feature"]:
-        """The values that count, one row a position."""
+        """The values without padding, one row per position."""
         return _rows(self.values, self.chosen)
 
     @property
     def mean(self) -> Float[Tensor, " feature"]:
-        """Their mean, in float64. Raises `LensError` where nothing passed."""
+        """The mean over all rows, in float64. Raises `LensError` where there are none."""
         if not len(self.rows):
-            raise LensError("nothing passed, so there is no mean")
+            raise LensError(_EMPTY)
         return self.rows.double().mean(0)
 
 
 @dataclass(eq=False)
 class Statistics:
-    """Sums over all positions that passed, in float64: a mean and a second moment without the values."""
+    """Sums over all positions that passed, in float64: they give moments without keeping the values."""
 
     count: int = 0
     total: Float[Tensor, " feature"] | None = None
@@ -49,7 +51,7 @@ class Statistics:
     def mean(self) -> Float[Tensor, " feature"]:
         """The mean activation, in float64. Raises `LensError` where nothing passed."""
         if self.total is None or not self.count:
-            raise LensError("nothing passed, so there is no mean")
+            raise LensError(_EMPTY)
         return self.total / self.count
 
     @property
@@ -65,7 +67,7 @@ class Statistics:
         return self.second - torch.outer(self.mean, self.mean)
 
     def add(self, rows: Float[Tensor, "row feature"], *, products: bool) -> None:
-        """Add some rows."""
+        """Add rows to the sums; `products` keeps the second moment too."""
         self.count += len(rows)
         total = rows.double().sum(0)
         self.total = total if self.total is None else self.total + total
@@ -74,35 +76,19 @@ class Statistics:
             self.products = more if self.products is None else self.products + more
 
 
-def spread(chosen: Bool[Tensor, "batch position"], values: Tensor) -> Tensor:
-    """A mask of positions as one that fits values, which may have several dimensions a position."""
-    return chosen.to(values.device).reshape(*chosen.shape, *(1,) * (values.ndim - chosen.ndim))
-
-
-def of_span(
-    values: Float[Tensor, "batch position feature"], chosen: Bool[Tensor, "batch position"]
-) -> Activations:
-    """The chosen positions alone, in order, padded on the left to the longest row."""
-    most = int(chosen.sum(1).max())
-    # Stable: what is not chosen comes first, so that the padding is on the left as in the batch.
-    order = torch.sort(chosen.byte(), dim=1, stable=True).indices[:, chosen.shape[1] - most :]
-    row = torch.arange(len(chosen), device=chosen.device)[:, None]
-    return Activations(values[row, order], chosen[row, order])
-
-
 def joined(batches: Sequence[Sequence[Activations]]) -> Activations:
-    """Steps put after each other, and batches below each other, padded on the left.
+    """Join the steps of each batch along positions, and the batches along rows, padded on the left.
 
-    Raises `LensError` where nothing passed, or shapes without positions differ.
+    Raises `LensError` where nothing passed, or where shapes without positions differ.
     """
     if not batches:
-        raise LensError("nothing passed: no forward pass reached this point")
+        raise LensError("nothing passed this point: no forward pass reached it")
     whole = [_after(steps) for steps in batches]
     if len(whole) == 1:
         return whole[0]
     if any(one.chosen is None for one in whole):
         if len({one.values.shape[1:] for one in whole}) > 1:
-            raise LensError("what passed has another shape in each batch; record them one by one")
+            raise LensError("the activations differ in shape between batches; record them one by one")
         return Activations(
             torch.cat([one.values for one in whole]), None, _all([one.gradients for one in whole])
         )
@@ -112,6 +98,26 @@ def joined(batches: Sequence[Sequence[Activations]]) -> Activations:
     return Activations(
         torch.cat([one.values for one in padded]), chosen, _all([one.gradients for one in padded])
     )
+
+
+def of_span(
+    values: Float[Tensor, "batch position feature"], chosen: Bool[Tensor, "batch position"]
+) -> Activations:
+    """Return the chosen positions alone, in order, padded on the left to the longest row."""
+    most = int(chosen.sum(1).max())
+    # A stable sort by 'chosen' moves the other positions to the front: padding on the left, as in a batch.
+    order = torch.sort(chosen.byte(), dim=1, stable=True).indices[:, chosen.shape[1] - most :]
+    row = torch.arange(len(chosen), device=chosen.device)[:, None]
+    return Activations(values[row, order], chosen[row, order])
+
+
+def spread(chosen: Bool[Tensor, "batch position"], values: Tensor) -> Tensor:
+    """Reshape a mask of positions so that it broadcasts over values with more dimensions.
+
+    >>> spread(torch.tensor([[True, False]]), torch.zeros(1, 2, 4)).shape
+    torch.Size([1, 2, 1])
+    """
+    return chosen.to(values.device).reshape(*chosen.shape, *(1,) * (values.ndim - chosen.ndim))
 
 
 def _after(steps: Sequence[Activations]) -> Activations:
@@ -130,6 +136,7 @@ def _padded(one: Activations, most: int) -> Activations:
 
 
 def _all(tensors: Sequence[Tensor | None], *, dim: int = 0) -> Tensor | None:
+    """Concatenate tensors; None where one is missing, as gradients are."""
     there = [tensor for tensor in tensors if tensor is not None]
     return torch.cat(there, dim=dim) if len(there) == len(tensors) else None
 

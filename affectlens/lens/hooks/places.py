@@ -1,60 +1,59 @@
-"""Places: where in a live model the activations of a point pass by.
+"""Find the place of a point in a live model: which module, its input or output, and which features.
 
-    Point (site, kind) ──▶ the module, its input or output, and which features of the last dimension
+    Point (site, kind) ──▶ its row in `_KINDS` ──▶ Place (module, side, features of the last dimension)
 
-A site knows its place in storage: the slice of a fused matrix that it is has the same slice of the outputs.
+A site knows which slice of a stored matrix it is. The same slice of the module's output belongs to it.
 """
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
+from itertools import takewhile
 from typing import NamedTuple
 
 from torch import nn
 
 from affectlens.checkpoints import Checkpoint
-from affectlens.errors import LensError
-from affectlens.lens.running import config_of
+from affectlens.errors import LensError, NoSuchSite, near
+from affectlens.lens.live import config_of
 from affectlens.sites import ATTENTION, MLP, Point, Site, Storage
+from affectlens.sites.points import KINDS
 
-_PLAIN_MLP = ("fc1", "fc2")
-_ACROSS = re.compile(r"(?i)cross|encoder_attn|encdec")
+_CROSS_ATTENTION = re.compile(r"(?i)cross|encoder_attn|encdec")
 _WRAPPED = (".base_layer", ".original_module")
 
 
 class Place(NamedTuple):
-    """The input, output or attention mask of a module, wholly or some features of it."""
+    """The input, output or attention mask of a module: all features of it, or some."""
 
     module: str
     side: str  # "input", "output" or "mask"
     features: range | tuple[int, ...] | None  # indices of the last dimension; None for all
-    positional: bool  # whether it has the positions of the text
-    stack: str | None
+    positional: bool  # whether the second dimension is the positions of the text
+    stack: str | None  # "encoder", "decoder", or None in a model with one stack
 
 
 def place_of(point: Point, *, model: nn.Module, live: Checkpoint) -> Place:
-    """Find where a point is. Raises `NoSuchSite` and `LensError` for what can't be seen there."""
-    site, kind = point.site, point.kind
-    live.at(site)  # an unknown site is told before anything of it is looked for
-    if kind == "residual":
-        return _place(site, _block(site, model, live), "output", None)
-    if kind == "attention":
-        return _place(site, _attention(site, model, live), "mask", None)
-    if kind == "heads":
-        site = _relative(site, ("o_proj",), of=ATTENTION, live=live, point=point)
-    elif kind == "gated":
-        site = _relative(site, ("down_proj", "fc2"), of=(*MLP, *_PLAIN_MLP), live=live, point=point)
-    elif kind == "pre_activation":
-        site = _relative(site, ("gate_proj", "fc1"), of=(*MLP, *_PLAIN_MLP), live=live, point=point)
-    side = "input" if kind in ("heads", "gated", "input") else "output"
-    where = live.at(site)
+    """Find the place of a point.
+
+    Raises `NoSuchSite` for an unknown site or kind, and `LensError` where no hook can see the point.
+    """
+    if point.kind not in _KINDS:
+        raise NoSuchSite(f"no point {point.kind!r}. Points: {near(point.kind, KINDS)}")
+    kind, site = _KINDS[point.kind], point.site
+    where = live.at(site)  # raises for an unknown site, before the search for its neighbours
+    if kind.module is not None:
+        return _place(site, kind.module(site, model, live), kind.side, None)
+    if kind.roles:
+        site = _beside(point, kind, live)
+        where = live.at(site)
     module = module_name(where)
     _refuse_hidden(point, where, model.get_submodule(module))
-    return _place(site, module, side, _features(point, where, live, side=side))
+    return _place(site, module, kind.side, _features(point, where, live, side=kind.side))
 
 
 def refuse_unheard(point: Point, place: Place, *, model: nn.Module) -> None:
-    """Raise `LensError` for an output that nobody reads, so that a new one would do nothing."""
+    """Raise `LensError` for an output that no module reads: a new value there would have no effect."""
     module = model.get_submodule(place.module)
     if (
         point.site.role == "router"
@@ -63,19 +62,16 @@ def refuse_unheard(point: Point, place: Place, *, model: nn.Module) -> None:
         and not isinstance(module, nn.Linear)
     ):
         raise LensError(
-            f"{point!r}: {type(module).__name__} chooses the experts inside itself, and nobody reads its "
-            f"scores; change what goes in, or its weights"
+            f"{point!r}: {type(module).__name__} chooses the experts inside itself, and no module reads its "
+            f"scores. Change its input or its weights"
         )
 
 
-def _place(site: Site, module: str, side: str, features: range | tuple[int, ...] | None) -> Place:
-    # Keys and values of attention across stacks are made of what the encoder said.
-    across = site.role in ("k_proj", "v_proj") and _ACROSS.search(site.label)
-    return Place(module, side, features, site.tower == "language", "encoder" if across else site.stack)
-
-
 def module_name(where: Storage) -> str:
-    """The module whose parameter a tensor is; around an adapted one, what computes with the adapter too."""
+    """Return the name of the module that owns a parameter; for an adapted one, the adapter's wrapper.
+
+    The wrapper computes with the matrix and the adapter together, so this is where activations pass.
+    """
     name = parameter_name(where).rpartition(".")[0]
     name = name.partition(".modules_to_save.")[0]
     for wrapped in _WRAPPED:
@@ -84,19 +80,26 @@ def module_name(where: Storage) -> str:
 
 
 def parameter_name(where: Storage) -> str:
-    """The name of the live parameter that a site lies in."""
-    # What an adapter saved whole is kept under the name of its store, a colon, and its own.
+    """Return the name of the live parameter that contains a site."""
+    # A tensor that an adapter saved whole is named 'store:tensor'.
     return where.tensor.rpartition(":")[2]
 
 
-def _relative(
-    site: Site, roles: tuple[str, ...], *, of: Iterable[str], live: Checkpoint, point: Point
-) -> Site:
-    """The site beside this one that has one of the roles; the same head or neuron of it."""
+def _place(site: Site, module: str, side: str, features: range | tuple[int, ...] | None) -> Place:
+    # In cross-attention the decoder computes keys and values from the encoder's output, so their positions
+    # are those of the encoder.
+    across = site.role in ("k_proj", "v_proj") and _CROSS_ATTENTION.search(site.label)
+    return Place(module, side, features, site.tower == "language", "encoder" if across else site.stack)
+
+
+def _beside(point: Point, kind: "_Kind", live: Checkpoint) -> Site:
+    """Return the nearest site with a role of this kind, for the same head or neuron."""
+    site, roles = point.site, kind.roles
     if site.role in roles:
         return site
-    if site.role not in of:
-        raise LensError(f"{point!r}: {site.role} has no {point.kind}; it is asked of {', '.join(of)}")
+    if site.role not in kind.asked_of:
+        asked = ", ".join(kind.asked_of)
+        raise LensError(f"{point!r}: {site.role} has no {point.kind}. Sites that have it: {asked}")
     path = module_name(live.at(site.at())).split(".")
     beside = [
         one
@@ -106,66 +109,25 @@ def _relative(
         == (site.tower, site.stack, site.layer, site.expert, "weight")
     ]
     if not beside:
-        raise LensError(f"{point!r}: there is no {' or '.join(roles)} beside {site}")
+        raise LensError(f"{point!r}: the module around {site} has no {' or '.join(roles)}")
     shared = live.units(site)
     if site.head is not None and shared and shared.shared > 1:
-        raise LensError(f"{point!r}: {shared.shared} heads share it; ask the heads of o_proj")
-    nearest = max(beside, key=lambda one: _shared(path, module_name(live.at(one)).split(".")))
+        raise LensError(
+            f"{point!r}: {shared.shared} query heads share this head, so it has no place of its own. "
+            f"Choose heads of o_proj"
+        )
+
+    def shared_path(one: Site) -> int:
+        # In a layer with self- and cross-attention, the neighbour is in the same one as the site.
+        pairs = zip(path, module_name(live.at(one)).split("."), strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    nearest = max(beside, key=shared_path)
     return nearest.at(head=site.head, neuron=site.neuron)
 
 
-def _shared(one: list[str], other: list[str]) -> int:
-    count = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
-
-
-def _refuse_hidden(point: Point, where: Storage, module: nn.Module) -> None:
-    """Raise `LensError` for what a module computes inside and shows nobody."""
-    leaf = parameter_name(where).rpartition(".")[2]
-    if where.expert is not None:
-        raise LensError(
-            f"{point!r}: the experts of this model are one module, so no hook sees one of them; "
-            f"their weights can be changed"
-        )
-    if leaf not in ("weight", "bias"):
-        raise LensError(
-            f"{point!r}: {leaf} is a parameter inside {type(module).__name__}, no module of its own"
-        )
-
-
-def _features(point: Point, where: Storage, live: Checkpoint, *, side: str) -> range | tuple[int, ...] | None:
-    shape = live.store.headers[where.tensor].shape
-    if len(shape) == 1 and side == "input":
-        if where.unit is not None:
-            raise LensError(f"{point!r}: a bias adds to the output, and has no features of the input")
-        return None
-    cut, unit = where.cut, where.unit
-    turned = where.transposed and len(shape) == 2
-    # The dimension of the stored tensor that counts features on this side.
-    dim = 0 if (side == "output") != turned else len(shape) - 1
-    width = shape[dim] if len(shape) == 1 or side == "output" or len(shape) == 2 else shape[1]
-    found = list(range(width))
-    if cut is not None and (cut.dim == dim or len(shape) == 1):
-        found = [n for n in found if cut.start <= n % (cut.period or width) < cut.stop]
-    if unit is not None:
-        if unit.dim != (0 if side == "output" else 1) and len(where.shape) > 1:
-            raise LensError(f"{point!r}: its features are not those of the {side}; ask the whole site")
-        found = found[unit.start : unit.stop]
-    return None if len(found) == width else _compact(found)
-
-
-def _compact(numbers: list[int]) -> range | tuple[int, ...]:
-    step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
-    run = range(numbers[0], numbers[-1] + 1, step)
-    return run if list(run) == numbers else tuple(numbers)
-
-
 def _block(site: Site, model: nn.Module, live: Checkpoint) -> str:
-    """The layer that a site is in."""
+    """Return the name of the layer that contains a site."""
     parts = parameter_name(live.at(site)).split(".")
     found = [
         ".".join(parts[: at + 1])
@@ -174,25 +136,96 @@ def _block(site: Site, model: nn.Module, live: Checkpoint) -> str:
     ]
     own = [name for name in found if name.endswith(f".{site.layer}")]
     if found:
-        # Experts are numbered too, below the layer; towers in stages have layers below each stage.
+        # The outermost number is the layer in a language model: below it, experts are numbered too. A
+        # vision tower with stages numbers the stages first, so there the innermost match counts.
         return found[0] if site.tower == "language" or not own else own[-1]
-    raise LensError(f"{site} is in no layer, so no residual stream leaves it")
+    raise LensError(f"{site} is outside the layers, so it has no residual stream")
 
 
 def _attention(site: Site, model: nn.Module, live: Checkpoint) -> str:
-    """The attention that a site is in, which has to take a mask."""
+    """Return the name of the attention that contains a site; it must take a mask of queries and keys."""
     if site.role not in ATTENTION:
-        raise LensError(f"{site} is no part of an attention; choose one of {', '.join(ATTENTION)}")
+        raise LensError(f"{site} does not belong to an attention. Roles that do: {', '.join(ATTENTION)}")
     name = module_name(live.at(site)).rpartition(".")[0]
     kinds = getattr(config_of(model), "get_text_config", lambda: None)()
     kinds = getattr(kinds, "layer_types", None) if site.tower == "language" else None
     if kinds and site.layer is not None and site.layer < len(kinds):
         kind = str(kinds[site.layer])
         if kind.startswith("linear") or "attention" not in kind:
-            raise LensError(f"{site}: this layer is of kind {kind!r}, in which no query looks at keys")
+            raise LensError(f"{site}: a layer of kind {kind!r} has no scores of queries and keys to mask")
     module = model.get_submodule(name)
     if "attention_mask" not in inspect.signature(module.forward).parameters:
         raise LensError(
-            f"{site}: {type(module).__name__} takes no attention_mask, so nothing can be kept from it"
+            f"{site}: {type(module).__name__} takes no attention_mask, so a knockout is not possible here"
         )
     return name
+
+
+def _refuse_hidden(point: Point, where: Storage, module: nn.Module) -> None:
+    """Raise `LensError` for activations that stay inside a module, where no hook sees them."""
+    leaf = parameter_name(where).rpartition(".")[2]
+    if where.expert is not None:
+        raise LensError(
+            f"{point!r}: one module computes all experts of this layer, so no hook sees a single expert. "
+            f"Change its weights instead"
+        )
+    if leaf not in ("weight", "bias"):
+        raise LensError(
+            f"{point!r}: {leaf} is a bare parameter of {type(module).__name__} without a module of its own, "
+            f"so no hook sees its input or output"
+        )
+
+
+def _features(point: Point, where: Storage, live: Checkpoint, *, side: str) -> range | tuple[int, ...] | None:
+    """Return which features of a module's input or output belong to a point; None for all of them."""
+    shape = live.store.headers[where.tensor].shape
+    if len(shape) == 1 and side == "input":
+        if where.unit is not None:
+            raise LensError(f"{point!r}: a bias is added to the output, so no input features belong to it")
+        return None
+    cut, unit = where.cut, where.unit
+    turned = where.transposed and len(shape) == 2
+    # Which dimension of the stored tensor runs over the features on this side: (out, in), or transposed.
+    dim = 0 if (side == "output") != turned else len(shape) - 1
+    width = shape[dim] if len(shape) == 1 or side == "output" or len(shape) == 2 else shape[1]
+    found = list(range(width))
+    if cut is not None and (cut.dim == dim or len(shape) == 1):
+        found = [n for n in found if cut.start <= n % (cut.period or width) < cut.stop]
+    if unit is not None:
+        if unit.dim != (0 if side == "output" else 1) and len(where.shape) > 1:
+            raise LensError(
+                f"{point!r}: a head or neuron of {point.site.role} is not a part of its {side}. "
+                f"Choose the whole site"
+            )
+        found = found[unit.start : unit.stop]
+    return None if len(found) == width else _compact(found)
+
+
+def _compact(numbers: list[int]) -> range | tuple[int, ...]:
+    """Return the numbers as a range where they are one: slicing is a view, an index list a copy."""
+    step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
+    run = range(numbers[0], numbers[-1] + 1, step)
+    return run if list(run) == numbers else tuple(numbers)
+
+
+class _Kind(NamedTuple):
+    """A rule for the place of a kind of point: the module of the site, unless the rule names another one."""
+
+    side: str  # "input", "output" or "mask" of the module
+    roles: tuple[str, ...] = ()  # use the module of the nearest site with one of these roles
+    asked_of: tuple[str, ...] = ()  # roles of the sites for which that makes sense
+    module: Callable[[Site, nn.Module, Checkpoint], str] | None = None  # or find the module with this
+
+
+_MLPS = (*MLP, "fc1", "fc2")  # with a gate, and without one
+# One row for each kind in `KINDS` (sites/points.py), and "attention" for knockouts alone: a mask passes
+# there, and a mask set to zero or steered would not mean what it seems to.
+_KINDS: Mapping[str, _Kind] = {
+    "output": _Kind("output"),
+    "input": _Kind("input"),
+    "pre_activation": _Kind("output", roles=("gate_proj", "fc1"), asked_of=_MLPS),
+    "gated": _Kind("input", roles=("down_proj", "fc2"), asked_of=_MLPS),
+    "heads": _Kind("input", roles=("o_proj",), asked_of=ATTENTION),
+    "residual": _Kind("output", module=_block),
+    "attention": _Kind("mask", module=_attention),
+}

@@ -1,4 +1,4 @@
-"""Record what passes some points: as named tensors, with gradients, or as running moments.
+"""Record the activations at some points: the values, with gradients if asked, or running moments.
 
 points ──▶ hooks that keep what passes ──▶ Recording: point → Activations | Statistics
 """
@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -16,39 +15,35 @@ from torch import Tensor, nn
 from affectlens.errors import LensError, NoSuchSite, near
 from affectlens.lens.hooks.activations import Activations, Statistics, joined, of_span
 from affectlens.lens.hooks.hooking import Hook
-from affectlens.lens.hooks.moments import Moment, Moments
 from affectlens.lens.hooks.places import place_of
-from affectlens.lens.refusing import refuse_compiled
+from affectlens.lens.hooks.positions import Moment, Moments
+from affectlens.lens.live import Live, refuse_compiled
 from affectlens.lens.restoring import Swaps, atomic, raise_waiting
 from affectlens.lens.running import forward
 from affectlens.sites import Point, Points
 from affectlens.tasks import Example
-
-if TYPE_CHECKING:
-    from affectlens.lens.lens import Lens
 
 KEPT = ("values", "mean", "second")
 Metric = Callable[[Float[Tensor, "batch vocabulary"]], Tensor]
 
 
 class Recording:
-    """What passed each point, by point; made by `lens.record`, and filled there or in a `with` block.
+    """The activations of each point, by point: a mapping from `Point` to `Activations` or `Statistics`.
 
-    Raises `LensError` for a point that can't be seen, and for another thing to keep.
+    `lens.record` makes it and fills it with examples; without examples, a `with` block fills it. Raises
+    `LensError` for a point that no hook can see, and for an unknown `keep`.
     """
 
-    def __init__(
-        self, lens: "Lens", points: Points, *, keep: str = "values", gradients: bool = False
-    ) -> None:
+    def __init__(self, lens: Live, points: Points, *, keep: str = "values", gradients: bool = False) -> None:
         if keep not in KEPT:
-            raise LensError(f"can't keep {keep!r} of activations. What can be kept: {near(keep, KEPT)}")
+            raise LensError(f"can't record with keep={keep!r}. Known: {near(keep, KEPT)}")
         if not points:
-            raise NoSuchSite("there is no point to record; select some sites")
+            raise NoSuchSite("the selection has no points to record; select some sites")
         if gradients and keep != "values":
-            raise LensError("gradients are kept beside values: keep='values'")
+            raise LensError(f"gradients need the values: use keep='values', not {keep!r}")
         self.points = points
         self._keep, self._gradients = keep, gradients
-        # Kept until the block is over, and then let go of: what was recorded needs no model.
+        # Dropped at the end of the block, so that a recording does not keep the model in memory.
         self._model: nn.Module | None = lens.model
         self._known = weakref.ref(lens.model)
         self._passed: dict[Point, list[list[Activations]]] = {point: [] for point in points}
@@ -63,7 +58,7 @@ class Recording:
         try:
             model = self._known()
             if model is None:
-                raise LensError("the model that this recording was made for is gone; make another one")
+                raise LensError("the model of this recording is gone; make a new recording with lens.record")
             refuse_compiled(model)
             moments = Moments(model)
             moments.follow(self._swaps)
@@ -82,9 +77,9 @@ class Recording:
         self._model = None
 
     def differentiate(self, metric: Tensor) -> None:
-        """Fill in the gradients of a metric (its sum) at what passed since the last time."""
+        """Compute the gradients of a metric's sum at the activations since the last call."""
         if not isinstance(metric, Tensor) or not metric.requires_grad:
-            raise LensError("the metric does not depend on the logits, so it has no gradient")
+            raise LensError("the metric does not depend on the logits, so its gradient is undefined")
         found = torch.autograd.grad(metric.sum(), [kept for _, kept, _ in self._waiting], allow_unused=True)
         for (passed, kept, chosen), gradient in zip(self._waiting, found, strict=True):
             whole = torch.zeros_like(kept) if gradient is None else gradient
@@ -102,10 +97,11 @@ class Recording:
         batches[-1].append(passed)
         if not self._gradients:
             return values
-        # A copy on the way: the gradient is that of what goes on from here, not of all that read the tensor.
+        # The copy that goes on belongs to this point alone. Other modules may read the original too, and
+        # their gradient would be added.
         kept = values.clone() if values.requires_grad else values.detach().clone().requires_grad_()
         self._waiting.append((passed, kept, chosen))
-        return kept.clone()  # a model may write into it
+        return kept.clone()  # a model may write into it in place
 
     def _add(self, point: Point, values: Tensor, moment: Moment | None) -> Tensor:
         passed, _ = _seen(point, values.detach(), moment)
@@ -118,7 +114,7 @@ class Recording:
         return joined(self._passed[point]) if self._keep == "values" else self._statistics[point]
 
     def keys(self) -> Points:
-        """The points, so that `dict(recording)` is all that passed."""
+        """Return the points; with them `dict(recording)` works."""
         return self.points
 
     def __iter__(self) -> Iterator[Point]:
@@ -128,54 +124,43 @@ class Recording:
         return len(self.points)
 
     def __getstate__(self) -> dict[str, object]:
-        # What passed is all that travels; a copy can't be entered again.
+        # Only the recorded values are pickled; the copy has no model, so it can't be entered again.
         return {**vars(self), "_model": None, "_known": _gone, "_places": {}, "_swaps": Swaps()}
 
     def __repr__(self) -> str:
         return f"Recording({self.points!r}, {self._keep})"
 
 
-def _gone() -> None:
-    """What a copy knows of the model."""
-
-
-def _seen(point: Point, values: Tensor, moment: Moment | None) -> tuple[Activations, Tensor | None]:
-    """What counts of some values, and the positions where those of a span are apart from the rest."""
-    if moment is None or values.shape[:2] != (len(moment.own), moment.length):
-        return Activations(values.clone()), None
-    chosen = moment.chosen(point.span).to(values.device)
-    if point.span is None:
-        return Activations(values.clone(), chosen), None
-    return of_span(values, chosen), chosen
-
-
-def recorded(
-    lens: "Lens",
+def record(
     recording: Recording,
+    lens: Live,
     *,
     examples: Sequence[Example | Mapping[str, Tensor]],
-    prompt: str,
-    metric: Metric | None,
-    batch_size: int,
+    prompt: str = "{text}",
+    metric: Metric | None = None,
+    batch_size: int = 32,
 ) -> Recording:
-    """Run examples in batches, and prepared batches as they are, and record what passes."""
+    """Fill a recording: run examples in batches, and prepared batches as they are."""
     for one in examples:
         if not isinstance(one, Example | Mapping):
-            raise LensError(f"a {type(one).__name__} is neither an example nor a prepared batch")
-    # Where logits are recorded, all of them are asked for.
+            raise LensError(
+                f"a {type(one).__name__} is neither an example nor a prepared batch: record takes "
+                f"al.Example(…), or a batch from lens.prepare(…)"
+            )
+    # The model computes only the last logits unless asked for all (0).
     last = 0 if any(point.site.role == "lm_head" for point in recording.points) else 1
     for batch in _batches(lens, examples, prompt=prompt, size=batch_size):
-        # What was made in inference mode, e.g. by the caller, has no gradient.
+        # A tensor made in inference mode, e.g. by the caller, can't take part in autograd.
         batch = {name: tensor.clone() if tensor.is_inference() else tensor for name, tensor in batch.items()}
         with recording, torch.inference_mode(False), torch.set_grad_enabled(metric is not None):
-            logits = forward(lens, batch, last=last)
+            logits = forward(lens.model, batch, last=last)
             if metric is not None:
                 recording.differentiate(metric(logits[:, -1]))
     return recording
 
 
 def _batches(
-    lens: "Lens", examples: Sequence[Example | Mapping[str, Tensor]], *, prompt: str, size: int
+    lens: Live, examples: Sequence[Example | Mapping[str, Tensor]], *, prompt: str, size: int
 ) -> Iterator[Mapping[str, Tensor]]:
     for shown, group in groupby(examples, key=lambda one: isinstance(one, Example)):
         some = list(group)
@@ -185,3 +170,17 @@ def _batches(
         for start in range(0, len(some), size):
             part = (one for one in some[start : start + size] if isinstance(one, Example))
             yield lens.prepare(*part, prompt=prompt)
+
+
+def _seen(point: Point, values: Tensor, moment: Moment | None) -> tuple[Activations, Tensor | None]:
+    """Return a copy of the values that belong to a point, and the mask of its span if it has one."""
+    if moment is None or values.shape[:2] != (len(moment.own), moment.length):
+        return Activations(values.clone()), None
+    chosen = moment.chosen(point.span).to(values.device)
+    if point.span is None:
+        return Activations(values.clone(), chosen), None
+    return of_span(values, chosen), chosen
+
+
+def _gone() -> None:
+    """Stand in for the weak reference to the model in an unpickled copy."""

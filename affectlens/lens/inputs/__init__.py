@@ -1,1 +1,5 @@
-"""From examples to what a model takes: its chat template, its processor, pictures, sounds and films."""
+"""Turn examples into model input with the model's own chat template and processor.
+
+files ── processors ──▶ processor
+example ── rendering ──▶ text ── preparing (with pictures, sounds, films) ──▶ batch
+"""

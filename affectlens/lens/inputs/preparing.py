@@ -1,40 +1,43 @@
-"""From examples to model input: text, pictures, sounds and films through the model's own processor.
+"""Turn examples into one batch of model input: text, pictures, sounds and films.
 
-example ── rendered ──▶ text with a place for each medium ─┐
-    └── opened ──▶ pictures, sounds at its rate, frames ───┴─▶ processor ──▶ batch, held to what was given
+example ── rendered ──▶ text with a placeholder for each medium ─┐
+    └── opened ──▶ pictures, sounds at its rate, frames ─────────┴─▶ processor ──▶ checked batch
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from affectlens.errors import LensError, quoted
-from affectlens.lens.inputs.hearing import hear
-from affectlens.lens.inputs.rendering import rendered
-from affectlens.lens.inputs.spans import MEDIA, spans
-from affectlens.lens.inputs.watching import clocked, watch
-from affectlens.lens.telling import told
+from affectlens.lens.inputs.rendering import MEDIA, rendered, spans
+from affectlens.lens.running import told
 from affectlens.tasks import Example
-from affectlens.tasks.pictures import open_picture
+from affectlens.tasks.films import open_film
+from affectlens.tasks.media import open_picture, open_sound
 
 _WORDS = {
     "image": ("a picture", "pictures"),
     "audio": ("a sound", "sounds"),
     "video": ("a film", "films"),
 }
-# These put their pictures in front of a text by themselves.
-_BY_THEMSELVES = ("Blip2Processor", "InstructBlipProcessor", "Florence2Processor", "GitProcessor")
+# These processors put the placeholders in front of the text themselves.
+_ADDS_PLACEHOLDERS = ("Blip2Processor", "InstructBlipProcessor", "Florence2Processor", "GitProcessor")
 _PARTS = {"image": "image_processor", "audio": "feature_extractor", "video": "video_processor"}
+# These processors cut a sound silently after `n_samples`. Others split it into windows.
+_CUTS_SOUNDS = ("Qwen2AudioProcessor", "Qwen2_5OmniProcessor", "Qwen3OmniMoeProcessor", "WhisperProcessor")
+_FPS = 2.0  # for frames without a clock; Qwen's models assume two frames per second
 
 
 def prepare(
     processor: Any, examples: Sequence[Example], *, prompt: str, config: Any = None, why: str = ""
 ) -> dict[str, Tensor]:
-    """Render and tokenize examples as one batch, padded so that the last position answers.
+    """Render and tokenize examples as one batch, padded on the left; for an encoder, on the right.
 
-    That is on the left; for an encoder, whose last position answers nothing, on the right. `why` says why
-    there is only a tokenizer where there should be a processor. Raises `LensError`.
+    With padding on the left, the last position of every row is the one that answers. `why` is the reason if
+    only a tokenizer could be loaded instead of a processor; errors about media repeat it. Raises `LensError`.
     """
     texts = [_render(processor, example, prompt) for example in examples]
     _check_media(processor, examples, texts, why=why)
@@ -44,28 +47,32 @@ def prepare(
     with told("the processor can't read these examples"):
         if not media:
             batch = getattr(processor, "tokenizer", processor)(texts, **settings, return_tensors="pt")
-        elif _hears_alone(processor):
+        elif _takes_audio_only(processor):
             batch = processor(**media, return_tensors="pt")
         elif type(processor).__module__.startswith("transformers."):
-            # Settings of the text alone: sounds have a padding of their own.
+            # For the text alone, because the padding of sounds has settings of its own.
             batch = processor(text=texts, **media, text_kwargs=settings, return_tensors="pt")
         else:
             batch = processor(text=texts, **media, **settings, return_tensors="pt")
-    # Some give labels to train by, which a model would make a loss of.
+    # Some processors add training labels; a model given those would compute a loss.
     found = {name: t for name, t in batch.items() if isinstance(t, Tensor) and name != "labels"}
     _check_reached(found, examples, config=config)
-    return clocked(found, media, processor=processor)
+    return _with_clocks(found, media, processor=processor)
 
 
 def refuse_longer(batch: Mapping[str, Tensor], examples: Sequence[Example], *, config: Any) -> None:
-    """Raise `LensError` for an example with more tokens than positions that the config gives its model.
+    """Raise `LensError` for an example with more tokens than the config gives the model positions.
 
-    Where positions are stretched, or those of a picture shared, a config's number is not the limit.
+    Does nothing where the config's number is no limit: with scaled rotary positions, and with multimodal ones
+    (mrope), where the tokens of a picture share a position.
     """
     text = config.get_text_config() if config is not None else None
     most = getattr(text, "max_position_embeddings", None)
     rope = getattr(text, "rope_parameters", None) or {}
-    ropes = [rope, *(part for part in rope.values() if isinstance(part, Mapping))]  # one a kind of layer
+    ropes = [
+        rope,
+        *(part for part in rope.values() if isinstance(part, Mapping)),
+    ]  # some models have one entry per kind of layer
     if any(one.get("rope_type", "default") != "default" or "mrope_section" in one for one in ropes):
         return
     if type(most) is not int or most <= 0 or "attention_mask" not in batch:
@@ -74,83 +81,119 @@ def refuse_longer(batch: Mapping[str, Tensor], examples: Sequence[Example], *, c
     for example, length in zip(examples, lengths, strict=True):
         if length > most:
             raise LensError(
-                f"example {quoted(example.id)} has {length:,} tokens, and config.json gives the model "
-                f"{most:,} positions (max_position_embeddings)"
+                f"example {quoted(example.id)} has {length:,} tokens, but config.json gives the model "
+                f"{most:,} positions (max_position_embeddings); shorten the text"
             )
 
 
-def _settings(processor: Any, texts: Sequence[str], *, side: str) -> dict[str, Any]:
-    tokenizer = getattr(processor, "tokenizer", processor)
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise LensError("the tokenizer has neither a padding nor an end token; set tokenizer.pad_token")
-        tokenizer.pad_token = tokenizer.eos_token
-    # Where a chat template wrote the beginning-of-sequence token, a second one would shift the model.
-    begun = bool(tokenizer.bos_token) and all(text.startswith(tokenizer.bos_token) for text in texts)
-    return {"padding": True, "padding_side": side, "add_special_tokens": not begun}
-
-
-def _media(processor: Any, examples: Sequence[Example]) -> dict[str, Any]:
-    """What a processor takes beside texts, as it names it."""
-    media: dict[str, Any] = {}
-    if any(example.images for example in examples):
-        media["images"] = [[open_picture(image) for image in example.images] for example in examples]
-    if any(example.audio for example in examples):
-        media |= hear(processor, examples)
-    if any(example.video for example in examples):
-        media |= watch(examples)
-    return media
-
-
-def _template(processor: Any) -> bool:
-    return bool(getattr(processor, "chat_template", None))
-
-
-def _hears_alone(processor: Any) -> bool:
-    """Whether a processor is one of sounds, that has no place for a text beside them."""
-    return (
-        _placeholder(processor, "audio") is None
-        and not getattr(processor, "image_processor", None)
-        and (getattr(processor, "feature_extractor", None) is not None)
-    )
-
-
-def _placeholder(processor: Any, medium: str) -> str | None:
-    """What stands in a text for a medium; None where the processor takes no such medium."""
-    found = getattr(processor, f"{medium}_token", None)
-    # A tokenizer may know the placeholder too, and has nothing that could read the medium.
-    reads = getattr(processor, _PARTS[medium], None) or getattr(processor, f"{medium}_processor", None)
-    return str(found) if found is not None and reads is not None else None
-
-
 def _render(processor: Any, example: Example, prompt: str) -> str:
+    """Return the text of an example, with a placeholder for each of its media."""
     messages = example.chat(prompt)
-    if _template(processor):
-        if not hasattr(processor, "tokenizer"):  # a tokenizer's template takes strings for content
+    if getattr(processor, "chat_template", None):
+        if not hasattr(processor, "tokenizer"):  # a tokenizer's own template takes content as strings alone
             messages = [{**m, "content": _words(m["content"])} for m in messages]
         with told(f"example {quoted(example.id)}: its chat can't be rendered"):
             return rendered(processor, messages)
     body = "\n".join(_words(message["content"]) for message in messages)
-    if type(processor).__name__ in _BY_THEMSELVES:
+    if type(processor).__name__ in _ADDS_PLACEHOLDERS:
         return body
     places = [[_placeholder(processor, medium) or ""] * count for medium, count in example.media.items()]
     return "\n".join([*(token for tokens in places for token in tokens if token), body])
 
 
-def _words(content: Any) -> str:
+def _words(content: str | Sequence[Mapping[str, Any]]) -> str:
+    """Return the text of a message, which is a string or a list of parts."""
     if isinstance(content, str):
         return content
     return " ".join(str(part.get("text", "")) for part in content if part.get("type") == "text")
 
 
+def _settings(processor: Any, texts: Sequence[str], *, side: str) -> dict[str, bool | str]:
+    """Return the settings of the tokenizer; set its padding token if it has none."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise LensError("the tokenizer has no padding token and no end token; set tokenizer.pad_token")
+        tokenizer.pad_token = tokenizer.eos_token
+    # If the chat template wrote the beginning-of-sequence token, a second one would change the logits.
+    begun = bool(tokenizer.bos_token) and all(text.startswith(tokenizer.bos_token) for text in texts)
+    return {"padding": True, "padding_side": side, "add_special_tokens": not begun}
+
+
+def _media(processor: Any, examples: Sequence[Example]) -> dict[str, Any]:
+    """Open the media of examples; return the arguments that a processor takes beside the texts."""
+    media: dict[str, Any] = {}
+    if any(example.images for example in examples):
+        media["images"] = [[open_picture(image) for image in example.images] for example in examples]
+    if any(example.audio for example in examples):
+        media |= _sounds(processor, examples)
+    if any(example.video for example in examples):
+        media |= _films(examples)
+    return media
+
+
+def _sounds(processor: Any, examples: Sequence[Example]) -> dict[str, Any]:
+    """Open the sounds of all examples, in order, at the processor's rate.
+
+    Raises `TaskError` for a sound that can't be read, `LensError` for one that the processor would cut.
+    """
+    extractor = getattr(processor, "audio_processor", None) or processor.feature_extractor
+    rate = int(extractor.sampling_rate)
+    most = extractor.n_samples if type(processor).__name__ in _CUTS_SOUNDS else None
+    sounds = []
+    for example in examples:
+        for source in example.audio:
+            sounds.append(open_sound(source, rate))
+            if most is not None and len(sounds[-1]) > most:
+                raise LensError(
+                    f"example {quoted(example.id)}: a sound of {len(sounds[-1]) / rate:.1f} s, but the model "
+                    f"takes {most / rate:g} s at most; cut it"
+                )
+    return {"audio": sounds, "sampling_rate": rate}
+
+
+def _films(examples: Sequence[Example]) -> dict[str, Any]:
+    """Open the films of all examples, in order, with the time of each frame. Raises `TaskError`."""
+    from transformers.video_utils import VideoMetadata
+
+    films = [open_film(source) for example in examples for source in example.video]
+    times = [
+        VideoMetadata(
+            total_num_frames=len(film.frames),
+            fps=film.fps or _FPS,
+            duration=len(film.frames) / (film.fps or _FPS),
+            frames_indices=list(range(len(film.frames))),
+        )
+        for film in films
+    ]
+    # The frames are sampled already; by default a processor would sample them a second time.
+    settings = {"do_sample_frames": False, "video_metadata": times}
+    return {
+        "videos": [np.stack([np.asarray(frame) for frame in film.frames]) for film in films],
+        "videos_kwargs": settings,
+    }
+
+
+def _with_clocks(
+    batch: Mapping[str, Tensor], media: Mapping[str, Any], *, processor: Any
+) -> dict[str, Tensor]:
+    """Return the batch with each film's own seconds per step: some processors use one for all films."""
+    found = dict(batch)
+    if "video_second_per_grid" in found:
+        steps = processor.video_processor.temporal_patch_size
+        times = media["videos_kwargs"]["video_metadata"]
+        found["video_second_per_grid"] = torch.tensor([steps / time.fps for time in times])
+    return found
+
+
 def _check_media(processor: Any, examples: Sequence[Example], texts: Sequence[str], *, why: str) -> None:
-    """Raise `LensError` unless each text has as many places for each medium as there are media."""
+    """Raise `LensError` unless each text has one placeholder for each of its media."""
     kind = type(processor).__name__
     for example, text in zip(examples, texts, strict=True):
-        if example.audio and _hears_alone(processor):
+        if example.audio and _takes_audio_only(processor):
             if text.strip():
                 raise LensError(
-                    f"example {quoted(example.id)}: {kind} hears sounds alone, and has no place for the text "
+                    f"example {quoted(example.id)}: {kind} takes sounds without text, but the text is "
                     f"{quoted(text)}; leave prompt and text empty"
                 )
             continue
@@ -162,20 +205,20 @@ def _check_media(processor: Any, examples: Sequence[Example], texts: Sequence[st
                 more = f" ({why})" if why else ""
                 raise LensError(
                     f"example {quoted(example.id)} has {one}, but {kind} takes "
-                    f"{' and '.join(['text', *takes]) if takes else 'text alone'}{more}"
+                    f"{' and '.join(['text', *takes]) if takes else 'text only'}{more}"
                 )
             places = text.count(token) if token else 0
-            if places != (0 if kind in _BY_THEMSELVES else count):
+            if places != (0 if kind in _ADDS_PLACEHOLDERS else count):
                 raise LensError(
-                    f"example {quoted(example.id)}: the prompt has {places} places for {many} ({token}), "
-                    f"and there are {count} {many}"
+                    f"example {quoted(example.id)}: the prompt has {places} placeholders for {many} "
+                    f"({token}), but the example has {count} {many}"
                 )
 
 
 def _check_reached(batch: Mapping[str, Tensor], examples: Sequence[Example], *, config: Any) -> None:
-    """Raise `LensError` for media that left no position in the input, and positions of media that are none.
+    """Raise `LensError` for media without a position in the input, and for positions without a medium.
 
-    The frames of a film may stand at the positions of pictures.
+    Some processors put the frames of a film at the positions of pictures.
     """
     if "input_ids" not in batch:
         return
@@ -188,7 +231,8 @@ def _check_reached(batch: Mapping[str, Tensor], examples: Sequence[Example], *, 
             frames = medium == "image" and bool(example.video)
             if medium in seen and not count and not frames:
                 raise LensError(
-                    f"example {quoted(example.id)}: its input has places for {many}, and there are no {many}"
+                    f"example {quoted(example.id)}: its text has placeholders for {many}, but the example "
+                    f"has no {many}"
                 )
             if (
                 count
@@ -197,5 +241,23 @@ def _check_reached(batch: Mapping[str, Tensor], examples: Sequence[Example], *, 
                 and not (medium == "video" and "image" in seen)
             ):
                 raise LensError(
-                    f"example {quoted(example.id)}: {one} left no trace in the input of the model"
+                    f"example {quoted(example.id)}: the model's input has no position for {one}. Does "
+                    f"config.json name the right placeholder token?"
                 )
+
+
+def _takes_audio_only(processor: Any) -> bool:
+    """Return whether a processor takes sounds without a text, as Whisper's does."""
+    return (
+        _placeholder(processor, "audio") is None
+        and not getattr(processor, "image_processor", None)
+        and (getattr(processor, "feature_extractor", None) is not None)
+    )
+
+
+def _placeholder(processor: Any, medium: str) -> str | None:
+    """Return the placeholder of a medium in a text; None where the processor does not take the medium."""
+    found = getattr(processor, f"{medium}_token", None)
+    # A tokenizer may know the placeholder too, although it can't read the medium.
+    reads = getattr(processor, _PARTS[medium], None) or getattr(processor, f"{medium}_processor", None)
+    return str(found) if found is not None and reads is not None else None

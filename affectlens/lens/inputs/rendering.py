@@ -1,10 +1,12 @@
-"""Render a chat template within bounds: it is a program of whoever made the checkpoint.
+"""Render the chat template of a model within limits, and find media in the tokens.
 
-Jinja's sandbox keeps it from files and from Python; nothing keeps it from going round for ever. So while it
-runs, the clock and the memory are looked at before each of its lines. One line may ask for any amount of
-memory at once: where the system has a limit on that, it is lowered meanwhile.
+A chat template is a program by whoever made the checkpoint. Jinja's sandbox keeps it from files and from
+Python, but not from endless loops. So a trace function checks time and memory before each line that runs. A
+single line can allocate any amount of memory, so the process's memory limit is lowered meanwhile, where the
+system has one.
 """
 
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,65 +16,84 @@ from threading import Lock
 from types import FrameType
 from typing import Any
 
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
 from affectlens.errors import LensError
 
-SECONDS = 10.0
-_MEMORY = 1_000_000_000  # bytes on top of what was in use
+SECONDS = 10.0  # of processor time
+_MEMORY = 1_000_000_000  # bytes on top of those in use before
 _LONGEST = 20_000_000  # characters
-_ONE_AT_A_TIME = Lock()  # the limit is the whole process's: two that set and reset it would leave it low
+_ONE_AT_A_TIME = Lock()  # the memory limit is per process: two threads that reset it could leave it low
+MEDIA = ("image", "audio", "video")
+_PLACEHOLDER = re.compile(
+    rf"({'|'.join(MEDIA)})_(?:token_(?:id|index)|patch_id|delay_token_id|latent_token_id)"
+)
+_DEEPEST = 5  # levels of nested configs; an omni model has three
 
 
 def rendered(processor: Any, messages: Sequence[Mapping[str, Any]]) -> str:
-    """The text of a chat, by the template of a processor or tokenizer. Raises `LensError`."""
+    """Render a chat with the template of a processor or tokenizer. Raises `LensError`."""
     _refuse_powers(processor.chat_template)
     with _limited(), _watched():
         text: str = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     if len(text) > _LONGEST:
-        raise LensError(f"the chat template makes {len(text):,} characters of an example")
+        raise LensError(f"the chat template rendered {len(text):,} characters; at most {_LONGEST:,} are read")
     return text
 
 
-def _refuse_powers(templates: Any) -> None:
-    """Raise `LensError` for `**`: one such line can take years, and no one can break in."""
+def spans(
+    input_ids: Int[Tensor, "batch position"],
+    attention_mask: Int[Tensor, "batch position"] | Bool[Tensor, "batch position"] | None = None,
+    *,
+    config: Any,
+) -> dict[str, Bool[Tensor, "batch position"]]:
+    """Return the positions of each medium that the model takes, and as `text` those of no medium.
+
+    Padding, where the mask is 0, belongs to none. Where a processor turns a film into pictures, its positions
+    are those of `image`.
+
+    >>> found = spans(torch.tensor([[7, 99, 99, 8]]), config={"image_token_id": 99})
+    >>> {name: mask.int().tolist() for name, mask in found.items()}
+    {'image': [[0, 1, 1, 0]], 'text': [[1, 0, 0, 1]]}
+    """
+    there = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    found = {
+        medium: there & torch.isin(input_ids, torch.tensor(sorted(tokens), device=input_ids.device))
+        for medium, tokens in _media_tokens(config).items()
+    }
+    text = there.clone()
+    for mask in found.values():
+        text &= ~mask
+    return {**found, "text": text}
+
+
+def _refuse_powers(templates: str | Mapping[str, str]) -> None:
+    """Raise `LensError` for `**`: such an expression can take years, and nothing can interrupt it."""
     from jinja2 import Environment
 
     for template in templates.values() if isinstance(templates, Mapping) else (templates,):
         if "**" in template and any(part[1:] == ("operator", "**") for part in Environment().lex(template)):
-            raise LensError("the chat template raises numbers to powers, which no chat needs; it is not run")
-
-
-@contextmanager
-def _watched() -> Iterator[None]:
-    end, most = time.monotonic() + SECONDS, _in_use() + _MEMORY
-
-    def _watch(frame: FrameType, event: str, argument: Any) -> Any:
-        if time.monotonic() > end:
-            raise LensError(f"the chat template is not done after {SECONDS:g} s")
-        if _in_use() > most:
-            raise _too_much()
-        return _watch
-
-    before = sys.gettrace()
-    sys.settrace(_watch)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
+            raise LensError(
+                "the chat template uses the operator **, which can run without end; it is not run"
+            )
 
 
 @contextmanager
 def _limited() -> Iterator[None]:
+    """Limit the memory of the block; one block at a time."""
     with _ONE_AT_A_TIME:
         try:
-            with _less_to_have(_MEMORY):
+            with _memory_limit(_MEMORY):
                 yield
         except MemoryError:
             raise _too_much() from None
 
 
 @contextmanager
-def _less_to_have(more: int) -> Iterator[None]:
-    """Let what takes more than so many further bytes get a `MemoryError`, where the system can tell."""
+def _memory_limit(more: int) -> Iterator[None]:
+    """Raise `MemoryError` for an allocation beyond `more` bytes, where the system has such a limit."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         import resource
@@ -89,15 +110,60 @@ def _less_to_have(more: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def _too_much() -> LensError:
-    return LensError(f"the chat template takes more than {_MEMORY:,} bytes of memory")
+@contextmanager
+def _watched() -> Iterator[None]:
+    """Check time and memory before every line of Python that runs in the block."""
+    # Processor time: on a busy machine the wall clock would stop a harmless template.
+    end, most = time.thread_time() + SECONDS, _in_use() + _MEMORY
+
+    def _watch(frame: FrameType, event: str, argument: Any) -> Any:
+        if time.thread_time() > end:
+            raise LensError(f"the chat template took more than {SECONDS:g} s")
+        if _in_use() > most:
+            raise _too_much()
+        return _watch
+
+    before = sys.gettrace()
+    sys.settrace(_watch)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def _in_use() -> int:
-    """The most memory that this process has had so far, in bytes; 0 where the system does not tell."""
+    """Return the peak memory of this process so far, in bytes; 0 where the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _too_much() -> LensError:
+    return LensError(f"the chat template needs more than {_MEMORY:,} bytes of memory")
+
+
+def _media_tokens(config: Any) -> Mapping[str, frozenset[int]]:
+    """Return the token ids of each medium's placeholders, from a model's config and the configs in it.
+
+    Media without a placeholder in the config are left out; `None` as config has no media.
+    """
+    found: dict[str, set[int]] = {}
+    for medium, token in _placeholders(config, 0):
+        found.setdefault(medium, set()).add(token)
+    return {medium: frozenset(found[medium]) for medium in MEDIA if medium in found}
+
+
+def _placeholders(config: Any, depth: int) -> Iterator[tuple[str, int]]:
+    """Yield each medium and the id of a placeholder of it."""
+    settings = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
+    for name, value in settings.items():
+        match = _PLACEHOLDER.fullmatch(name) if isinstance(name, str) else None
+        if match and type(value) is int and value >= 0:
+            yield match[1], value
+        elif name == "vocabulary_map" and isinstance(value, Mapping):  # of Chameleon and Emu3
+            yield from (("image", value["<image>"]),) if "<image>" in value else ()
+        elif depth < _DEEPEST and hasattr(value, "to_dict"):
+            yield from _placeholders(value, depth + 1)

@@ -1,4 +1,4 @@
-"""The corpus: one module a family of inputs."""
+"""The corpus: one module for each family of inputs."""
 
 from tests.hostile.case import Case
 from tests.hostile.corpus import (

@@ -28,7 +28,7 @@ CONFIG: dict[str, object] = {
 
 
 def factors() -> Tensors:
-    """Of the gate of one layer and the up of another."""
+    """Return factors of one layer's gate and another layer's up."""
     draw = torch.Generator().manual_seed(0)
     found = {}
     for module in (_GATE, _UP):
@@ -40,7 +40,7 @@ def factors() -> Tensors:
 def _written(
     root: Path, *, config: object = CONFIG, change: Change | None = None, verb: str = "diff"
 ) -> list[str]:
-    """An adapter with this config, or text in place of one, and its factors changed."""
+    """Write an adapter with this config, or a text in its place, and changed factors."""
     found, folder = factors(), root / "input"
     if change is not None:
         change(found)
@@ -82,7 +82,7 @@ def _renamed(old: str, new: str) -> Change:
 
 
 def _dora(found: Tensors, *, only: bool = False, value: float = 1.0) -> None:
-    """Magnitudes for both pairs, or in the place of one."""
+    """Add magnitudes for both pairs, or instead of one."""
     found.update({f"{module}.lora_magnitude_vector": torch.full((16,), value) for module in (_GATE, _UP)})
     if only:
         del found[_A], found[_B]
@@ -105,7 +105,7 @@ def _more(found: Tensors) -> None:
 
 
 def _claimed(found: Tensors) -> None:
-    """A second pair for the gate, under the name that it has without PEFT's prefix."""
+    """Add a second pair for the gate, without PEFT's prefix in its name."""
     found.update({name.removeprefix("base_model.model."): 2 * found[name] for name in (_A, _B)})
 
 
@@ -125,17 +125,17 @@ _FACTORS: tuple[tuple[str, Change, str], ...] = (
     ("B without A", _gone(_A), "gate_proj.weight': lora_B without lora_A"),
     ("magnitudes alone", partial(_dora, only=True), "lora_magnitude_vector without lora_A"),
     ("too few magnitudes", _set(_MAGNITUDE, torch.ones(3)), "magnitudes of shape (3,) for 16 rows"),
-    ("no rank at all", _rankless, "make no product"),
-    ("a rank of 100,000", _endless, "rank 100,000 is no low one"),
-    ("ranks that differ", _set(_A, torch.ones(3, 8)), "factors of shapes (16, 2) and (3, 8) make no product"),
-    ("vectors", _set(_A, torch.ones(8)), "factors of shapes (16, 2) and (8,) make no product"),
-    ("A for B", _turned, "factors of shapes (2, 8) and (16, 2) make no product"),
+    ("no rank at all", _rankless, "can't be multiplied"),
+    ("a rank of 100,000", _endless, "rank 100,000 is too high"),
+    ("ranks that differ", _set(_A, torch.ones(3, 8)), "shapes (16, 2) and (3, 8) can't be multiplied"),
+    ("vectors", _set(_A, torch.ones(8)), "factors of shapes (16, 2) and (8,) can't be multiplied"),
+    ("A for B", _turned, "factors of shapes (2, 8) and (16, 2) can't be multiplied"),
     ("two adapters", _set(f"{_GATE}.lora_A.other.weight", torch.ones(2, 8)), "holds several adapters"),
     ("two pairs for one parameter", _claimed, f"names the same parameter as '{_GATE}.weight'"),
     ("A twice", _set(f"{_GATE}.lora_A", torch.ones(2, 8)), f"names the same factor as '{_GATE}.lora_A'"),
     ("A twice, once of an embedding", _set(f"{_GATE}.lora_embedding_A", torch.ones(2, 8)), "the same factor"),
-    ("a variant's tensors", _set(f"{_GATE}.lora_C.weight", torch.ones(2, 2)), "a variant of LoRA unknown"),
-    ("an unknown tensor", _set(f"{_GATE}.lora_evil.weight", torch.ones(2, 2)), "a variant of LoRA unknown"),
+    ("a variant's tensors", _set(f"{_GATE}.lora_C.weight", torch.ones(2, 2)), "an unknown variant of LoRA"),
+    ("an unknown tensor", _set(f"{_GATE}.lora_evil.weight", torch.ones(2, 2)), "an unknown variant of LoRA"),
     ("A of whole numbers", _typed(torch.int32, _A), f"'{_A}': a factor of int32"),
     ("B of bytes", _typed(torch.uint8, _B), f"'{_B}': a factor of uint8"),
     ("B of truths", _typed(torch.bool, _B), f"'{_B}': a factor of bool"),
@@ -164,9 +164,9 @@ _NOTED: tuple[tuple[str, dict[str, object], Change | None, str], ...] = (
     ("layers without factors", {"layers_to_transform": [99]}, None, f"2 modules with factors are {_LAYERS}"),
     ("one layer without factors", {"layers_to_transform": 99}, None, _LAYERS),
     ("layers by an evil pattern", {"layers_to_transform": [99], "layers_pattern": "(a+)+$"}, None, _LAYERS),
-    ("alpha is negative", {"lora_alpha": -4}, None, "alpha is -4, a negative one"),
-    ("a pattern's alpha is negative", {"alpha_pattern": {"up_proj": -3}}, None, "alpha is -3, a negative"),
-    ("magnitudes without DoRA", {"use_dora": False}, _dora, "its config says no use_dora"),
+    ("alpha is negative", {"lora_alpha": -4}, None, "alpha is negative (-4)"),
+    ("a pattern's alpha is negative", {"alpha_pattern": {"up_proj": -3}}, None, "alpha is negative (-3)"),
+    ("magnitudes without DoRA", {"use_dora": False}, _dora, "its config does not set use_dora"),
 )  # fmt: skip
 # name, settings, change, what must be said
 _TOLD: tuple[tuple[str, dict[str, object], Change | None, str], ...] = (
@@ -191,14 +191,14 @@ _TOLD: tuple[tuple[str, dict[str, object], Change | None, str], ...] = (
 
 
 def _beside(root: Path) -> list[str]:
-    """An adapter and a whole model in one folder."""
+    """Write an adapter and a whole model into one folder."""
     argv = _written(root)
     save_file(tensors(seed=1), root / "input" / "model.safetensors")
     return argv
 
 
 def _evil(root: Path, *, name: str) -> list[str]:
-    """A pickle that would run a command, as the factors or beside them."""
+    """Write a pickle that would run a command, as the factors or beside them."""
     argv = _written(root)
     if name == "adapter_model.bin":
         (root / "input" / _FILE).unlink()
@@ -207,7 +207,7 @@ def _evil(root: Path, *, name: str) -> list[str]:
 
 
 def _nothing(root: Path) -> list[str]:
-    """A config, and no factors."""
+    """Write a config without factors."""
     argv = _written(root, verb="inspect")
     (root / "input" / _FILE).unlink()
     return argv
@@ -217,7 +217,7 @@ def _case(name: str, build: partial[list[str]], *says: str, told: bool = False) 
     return Case(f"adapter: {name}", "adapters", build, "told" if told else "refused", says)
 
 
-_LONE = (("diff", "No file says LoRA's alpha"), ("inspect", "alpha in no file"))
+_LONE = (("diff", "No file gives LoRA's alpha"), ("inspect", "alpha in no file"))
 CASES: tuple[Case, ...] = (
     *(
         _case(name, partial(_configured, settings=settings), "input", words)
@@ -273,12 +273,12 @@ CASES: tuple[Case, ...] = (
     _case(
         "beside a model",
         partial(_beside),
-        "an adapter lies in the same folder, and was not applied",
+        "an adapter in the same folder was not applied",
         told=True,
     ),
     *(
         _case(f"{name} would run code", partial(_evil, name=name), f"{name}: refused", "posix.system")
         for name in ("adapter_model.bin", "non_lora_trainables.bin")
     ),
-    _case("no factors", partial(_nothing), "an adapter without adapter_model.safetensors"),
+    _case("no factors", partial(_nothing), "this adapter has no adapter_model.safetensors"),
 )

@@ -30,18 +30,18 @@ _WIDE = 1 << 40
 def _written(
     root: Path, *, value: bytes, write: Callable[..., Path] = zipped, verb: str = "inspect", **how: object
 ) -> list[str]:
-    """A torch file in which `value` was saved."""
+    """Write a torch file in which `value` was saved."""
     return [verb, str(write(root / "input" / _FILE, program(value), **how))]
 
 
 def _against(root: Path, *, value: bytes) -> list[str]:
-    """A torch file as the tuned side of a diff."""
+    """Use a torch file as the tuned side of a diff."""
     file = zipped(root / "input" / _FILE, program(value))
     return ["diff", str(base(root / "base")), str(file)]
 
 
 def _sharded(root: Path, *, named: str | None) -> list[str]:
-    """Two shards that both hold the gate, and an index that says which counts, or names it nowhere."""
+    """Write two shards that both hold the gate; the index says which to read, or names it nowhere."""
     folder, weights = root / "input", {GATE: named} if named else {}
     for shard in (1, 2):
         file = f"pytorch_model-0000{shard}-of-00002.bin"
@@ -52,7 +52,7 @@ def _sharded(root: Path, *, named: str | None) -> list[str]:
 
 
 def _changed(root: Path, *, change: Callable[[bytearray], object]) -> list[str]:
-    """An archive of two matrices, whose bytes are then changed."""
+    """Write an archive of two matrices and change its bytes."""
     both = mapping({GATE: tensor(), "model.norm.weight": tensor((8,), key="1")})
     file = zipped(root / "input" / _FILE, program(both), storages={"0": bytes(512), "1": bytes(512)})
     content = bytearray(file.read_bytes())
@@ -62,7 +62,7 @@ def _changed(root: Path, *, change: Callable[[bytearray], object]) -> list[str]:
 
 
 def _other(root: Path, *, members: dict[str, bytes], how: int = zipfile.ZIP_STORED) -> list[str]:
-    """An archive of other members."""
+    """Write an archive of other members."""
     file = root / "input" / _FILE
     file.parent.mkdir()
     with zipfile.ZipFile(file, "w", how) as archive:
@@ -72,7 +72,7 @@ def _other(root: Path, *, members: dict[str, bytes], how: int = zipfile.ZIP_STOR
 
 
 def _entry(content: bytearray, number: int) -> int:
-    """Where the directory has its entry of this number."""
+    """Return where the directory has its entry of this number."""
     at = -1
     for _ in range(number + 1):
         at = content.index(b"PK\x01\x02", at + 1)
@@ -88,7 +88,7 @@ def _end(content: bytearray) -> int:
 
 
 def _overlap(content: bytearray) -> None:
-    """The second storage begins where the first does."""
+    """Let the second storage begin where the first does."""
     first, second = _entry(content, 3), _entry(content, 4)
     _put(content, second + 42, bytes(content[first + 42 : first + 46]))
 
@@ -122,8 +122,8 @@ _MEMBERS: tuple[tuple[str, dict[str, bytes], str], ...] = (
         {_NAME: _PICKLE, "a/constants.pkl": b"", "a/code/x.py": b"import os"},
         "TorchScript program",
     ),
-    ("no storages", {_NAME: _PICKLE}, f"'{GATE}': is broken: its bytes, '0', are not in the file"),
-    ("storages elsewhere", {_NAME: _PICKLE, "a/../data/0": bytes(512)}, "are not in the file"),
+    ("no storages", {_NAME: _PICKLE}, f"'{GATE}': is broken: its storage '0' is not in the file"),
+    ("storages elsewhere", {_NAME: _PICKLE, "a/../data/0": bytes(512)}, "its storage '0' is not in the file"),
     (
         "big-endian values",
         {_NAME: _PICKLE, "a/byteorder": b"big", "a/data/0": bytes(512)},
@@ -149,8 +149,8 @@ _TENSORS: tuple[tuple[str, bytes, str], ...] = (
     ("65 dimensions", tensor((1,) * 65), "is broken"),
     ("other strides than lengths", tensor((4, 4), (1,)), "is broken"),
     ("a larger dtype", tensor((16, 8), kind="torch.DoubleStorage"), f"'{GATE}': claims more elements"),
-    ("a storage that is not there", tensor(key="7"), f"'{GATE}': is broken: its bytes, '7'"),
-    ("a storage with a path", tensor(key="../../etc/passwd"), "'../../etc/passwd', are not in the file"),
+    ("a storage that is not there", tensor(key="7"), f"'{GATE}': is broken: its storage '7'"),
+    ("a storage with a path", tensor(key="../../etc/passwd"), "'../../etc/passwd' is not in the file"),
     ("no values", call("torch._utils._rebuild_meta_tensor_no_storage", named("torch.float32"), numbers((4,)),
                        numbers((1,)), b"\x89"), f"'{GATE}': was saved without values"),
     ("no dtype", call("torch._utils._rebuild_meta_tensor_no_storage", text("float32"), numbers((4,)),
@@ -216,7 +216,7 @@ def _old(name: str, *says: str, value: bytes | None = None, **how: object) -> Ca
 
 _SECOND, _COPY = (
     "pytorch_model-00002-of-00002.bin",
-    "a second copy, in a file where the index does not place it",
+    "a second copy, in another file than the index says",
 )
 _LENGTH = "is cut short or broken: a storage ends at byte"
 CASES: tuple[Case, ...] = (
@@ -260,10 +260,10 @@ CASES: tuple[Case, ...] = (
     ),
     _old("2^60 elements in a storage", _LENGTH, storages=struct.pack("<q", 1 << 60) + bytes(64)),
     _old("a negative length of a storage", _LENGTH, storages=struct.pack("<q", -(1 << 40)) + bytes(64)),
-    _old("no storages", "its storages are not those it names", storages=b""),
-    _old("a storage twice", "its storages are not those it names", keys=("0", "0")),
-    _old("a storage unknown", "its storages are not those it names", keys=("9",)),
-    _old("storages that are no list", "'0', are not in the file", keys={"0": 1}),
+    _old("no storages", "its storages are not the ones that it names", storages=b""),
+    _old("a storage twice", "its storages are not the ones that it names", keys=("0", "0")),
+    _old("a storage unknown", "its storages are not the ones that it names", keys=("9",)),
+    _old("storages that are no list", "its storage '0' is not in the file", keys={"0": 1}),
     _old("big-endian values", "big-endian machine", little=False),
     _old(
         "an endless stride", f"'{GATE}': reaches beyond", value=mapping({GATE: tensor((2, 2), (1 << 62, 1))})

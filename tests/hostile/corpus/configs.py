@@ -1,4 +1,4 @@
-"""Configs that no model could have: wrong types, absurd numbers, types of models that nobody knows."""
+"""Configs that no model could have: wrong types, absurd numbers, unknown model types."""
 
 import json
 from functools import partial
@@ -19,17 +19,17 @@ _TEXTS: tuple[tuple[str, str, str], ...] = (
     ("a web page", "<!DOCTYPE html><html></html>", "is not valid JSON"),
     ("bytes", "\udc80\udcff", "is not UTF-8 text"),
     ("UTF-16", "\udcff\udcfe" + "\0".join('{"a":1}'), "is not UTF-8 text"),
-    ("a hundred sections deep", '{"a":' * 100 + "1" + "}" * 100, "nested more than 64 deep"),
-    ("a thousand sections deep", '{"a":' * 960 + "1" + "}" * 960, "nested more than 64 deep"),
+    ("a hundred sections deep", '{"a":' * 100 + "1" + "}" * 100, "nested more than 64 levels deep"),
+    ("a thousand sections deep", '{"a":' * 960 + "1" + "}" * 960, "nested more than 64 levels deep"),
     (
         "a million lists deep",
         '{"a":' + "[" * 1_000_000 + "]" * 1_000_000 + "}",
-        "is not valid JSON that can be read",
+        "is not valid JSON (a number is too long, or brackets",
     ),
     (
         "a number of 5,000 digits",
         '{"num_hidden_layers":' + "9" * 5000 + "}",
-        "is not valid JSON that can be read",
+        "is not valid JSON (a number is too long, or brackets",
     ),
     ("five million numbers", '{"x":[' + "0," * 5_000_000 + "0]}", "more than 2,000,000 values"),
     ("70 MB", '{"x":"' + "x" * 70_000_000 + '"}', "larger than 64,000,000 bytes"),
@@ -45,17 +45,17 @@ _READ = (
     "new_decoder_architecture", "kv_lora_rank", "num_hidden_layers", "hidden_size", "_name_or_path",
 )  # fmt: skip
 
-_UNKNOWN = "names and shapes alone say what its parameters are"
+_UNKNOWN = "parameters are recognised by names and shapes alone"
 _REMOTE = {"AutoModel": "modeling_evil.Model", "AutoConfig": "other/repository--configuration.Config"}
 _GROUPS = {"a": {"weights": {"block_structure": {}}}, "b": {"weights": [1]}, "c": 3}
 # name, settings, what must be said on looking and on comparing
 _TOLD: tuple[tuple[str, dict[str, object], str], ...] = (
-    ("a type that nobody knows", {"model_type": "brand_new"}, f"'brand_new', is unknown: {_UNKNOWN}"),
-    ("a type of 100 kB", {"model_type": "x" * 100_000}, f"its model_type is none: {_UNKNOWN}"),
-    ("a list for a type", {"model_type": ["llama"]}, f"its model_type is none: {_UNKNOWN}"),
-    ("a section for a type", {"model_type": {"a": 1}}, f"its model_type is none: {_UNKNOWN}"),
+    ("a type that nobody knows", {"model_type": "brand_new"}, f"'brand_new' is unknown: {_UNKNOWN}"),
+    ("a type of 100 kB", {"model_type": "x" * 100_000}, f"its model_type is not a name: {_UNKNOWN}"),
+    ("a list for a type", {"model_type": ["llama"]}, f"its model_type is not a name: {_UNKNOWN}"),
+    ("a section for a type", {"model_type": {"a": 1}}, f"its model_type is not a name: {_UNKNOWN}"),
     ("a type with colours", {"model_type": "\x1b[31mllama\x1b[0m"}, "is unknown"),
-    ("a type in markup", {"model_type": "<script>alert(1)</script>"}, "alert(1)</script>', is unknown"),
+    ("a type in markup", {"model_type": "<script>alert(1)</script>"}, "alert(1)</script>' is unknown"),
     ("a type with half a pair", {"model_type": "ll\ud800ma"}, "is unknown"),
     ("code of its own", {"auto_map": _REMOTE}, "remote code, which is not executed here"),
     ("code of its own, oddly", {"auto_map": [1]}, "remote code, which is not executed here"),
@@ -72,7 +72,7 @@ _TOLD: tuple[tuple[str, dict[str, object], str], ...] = (
 
 
 def _written(root: Path, *, whole: str, verb: str = "inspect") -> list[str]:
-    """A model with this config; for a diff, on the tuned side."""
+    """Write a model with this config; for a diff, on the tuned side."""
     folder = model(root / "input", seed=1)
     (folder / "config.json").write_bytes(whole.encode("utf-8", "surrogateescape"))
     if verb == "inspect":
@@ -85,7 +85,7 @@ def _set(root: Path, *, settings: dict[str, object], verb: str) -> list[str]:
 
 
 def _replaced(root: Path, *, odd: object, verb: str) -> list[str]:
-    """The same in the place of every setting that is read, at the top and in the section of each tower."""
+    """Replace every setting that is read, at the top and in the section of each tower."""
     inner = dict.fromkeys(_READ, odd)
     sections = {"text_config": inner, "vision_config": inner} if odd == 10**30 else {}
     return _set(root, settings={**inner, **sections}, verb=verb)

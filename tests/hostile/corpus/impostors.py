@@ -1,4 +1,4 @@
-"""What lies under the name of a checkpoint and is none: it is said what it is, and what to do."""
+"""Files of other formats under the name of a checkpoint: the error names the format and says what to do."""
 
 import gzip
 import io

@@ -26,17 +26,17 @@ _SHARDS: tuple[tuple[str, str, str], ...] = (
     ("dot", ".", "outside the folder"),
     ("two dots", "..", "outside the folder"),
     ("nothing", "", "outside the folder"),
-    ("NUL", "model\0.safetensors", "can't be"),
-    ("half a surrogate pair", "model\ud800.safetensors", "can't be"),
+    ("NUL", "model\0.safetensors", "an invalid name"),
+    ("half a surrogate pair", "model\ud800.safetensors", "an invalid name"),
     ("100 kB", "m" * 100_000 + ".safetensors", "mmm.safetensors: the index names this shard"),
     ("colours and lines", "\x1b[31m\n\u202emodel.safetensors", "model.safetensors"),
     ("missing", "other.safetensors", "other.safetensors: the index names this shard, but it is missing"),
     ("home", "~.safetensors", "missing"),
     ("variable", "$HOME.safetensors", "missing"),
     ("pattern", "*.safetensors", "missing"),
-    ("pickle", "pytorch_model.bin", "no .safetensors file"),
-    ("config", "config.json", "no .safetensors file"),
-    ("itself", _INDEX, "no .safetensors file"),
+    ("pickle", "pytorch_model.bin", "not a .safetensors file"),
+    ("config", "config.json", "not a .safetensors file"),
+    ("itself", _INDEX, "not a .safetensors file"),
 )
 
 # text of the index → what must be said
@@ -54,7 +54,7 @@ _TEXTS: tuple[tuple[str, str, str], ...] = (
     ("map is a list", '{"weight_map":["a"]}', "no weight_map"),
     ("map to numbers", '{"weight_map":{"a":1}}', "no weight_map"),
     ("map to null", '{"weight_map":{"a":null}}', "no weight_map"),
-    ("empty map", '{"weight_map":{}}', "places no tensor"),
+    ("empty map", '{"weight_map":{}}', "lists no tensor"),
     ("web page", "<!DOCTYPE html><html></html>", "not valid JSON"),
     ("pointer", "version https://git-lfs.github.com/spec/v1\n", "not valid JSON"),
     ("too many values", '{"weight_map":{},"x":[' + "0," * 2_100_000 + "0]}",
@@ -77,7 +77,7 @@ def _written(root: Path, *, text: str) -> list[str]:
 
 
 def _altered(root: Path, *, change: Callable[[Path, Path], object]) -> list[str]:
-    """A folder whose shards, or what leads to them, were changed; `change` gets it and the one outside."""
+    """Change a folder's shards or what leads to them; `change` gets this folder and the one outside."""
     folder = root / "input"
     sharded(folder)
     change(folder, root / "outside")
@@ -100,7 +100,7 @@ def _directory(folder: Path, name: str) -> None:
 
 
 def _large(folder: Path, outside: Path) -> None:
-    """An index of a terabyte that takes no room."""
+    """Make the index a sparse file of a terabyte."""
     os.truncate(folder / _INDEX, 2**40)
 
 
@@ -156,7 +156,7 @@ _CHANGES: tuple[tuple[str, Callable[[Path, Path], object], str], ...] = (
 
 
 def _twice(root: Path, *, verb: str, named: str) -> list[str]:
-    """A tensor in both shards, which the index places in `named`."""
+    """Write a tensor into both shards; the index places it in `named`."""
     for side in ("base", "tuned"):
         folder, found = root / side, values(seed=int(side == "tuned"))
         weights = sharded(folder, seed=int(side == "tuned"))
@@ -168,7 +168,7 @@ def _twice(root: Path, *, verb: str, named: str) -> list[str]:
 
 
 def _swapped(root: Path) -> list[str]:
-    """An index that has each tensor in the other file."""
+    """Write an index that has each tensor in the other file."""
     folder = root / "input"
     weights = sharded(folder)
     index(folder, {name: _SECOND if file == _FIRST else _FIRST for name, file in weights.items()})
@@ -176,7 +176,7 @@ def _swapped(root: Path) -> list[str]:
 
 
 def _one_file_twice(root: Path) -> list[str]:
-    """Two shards of which one links to the other, within the folder."""
+    """Link one shard to the other, within the folder."""
     folder = root / "input"
     weights = sharded(folder)
     _replace(folder, _SECOND, _FIRST)
@@ -238,7 +238,7 @@ CASES: tuple[Case, ...] = (
         "shards",
         _swapped,
         "told",
-        ("16 tensors lie in other files than the index says",),
+        ("16 tensors are in other files than the index says",),
     ),
     Case(
         "shards: one file twice", "shards", _one_file_twice, "told", ("8 tensors are skipped", "second copy")
@@ -248,7 +248,7 @@ CASES: tuple[Case, ...] = (
         "index",
         _pickles_index,
         "refused",
-        ("pytorch_model.bin.index.json", "which is no .bin"),
+        ("pytorch_model.bin.index.json", "which is not a .bin"),
     ),
     Case("folder: a whole file beside shards", "shards", _beside_a_whole, "told", ("index.json", "not read")),
 )

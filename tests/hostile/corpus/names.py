@@ -1,4 +1,4 @@
-"""Tensors whose names are text for a terminal, a page or a spreadsheet, or claim what no model has."""
+"""Tensor names that are code for a terminal, a page or a spreadsheet, or claim what no model has."""
 
 from functools import partial
 from pathlib import Path
@@ -58,7 +58,7 @@ def _beside(root: Path, *, name: str) -> list[str]:
 
 
 def _compared(root: Path, *, name: str, verb: str) -> list[str]:
-    """The name on both sides, so that it has a row of the table."""
+    """Use the name on both sides, so that it has a row of the table."""
     extra = {name: np.ones((16, 8), np.float32)}
     base = model(root / "base", {**values(), **extra})
     if verb == "inspect":
@@ -75,7 +75,7 @@ def _twins(root: Path, *, names: tuple[str, ...]) -> list[str]:
 
 
 def _wrapped(root: Path) -> list[str]:
-    """Two names that a wrapper's prefix tells apart, and nothing else."""
+    """Use two names that differ only in a wrapper's prefix."""
     tensors = values()
     return ["inspect", str(model(root / "input", {**tensors, f"module.{GATE}": tensors[GATE]}))]
 

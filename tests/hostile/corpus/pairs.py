@@ -1,4 +1,4 @@
-"""Two checkpoints that each open, and do not fit each other, or hold what can't be compared."""
+"""Two checkpoints that open but don't fit each other, or hold values that can't be compared."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +25,7 @@ _EMBED, _NORM, _DOWN = "model.embed_tokens.weight", "model.norm.weight", "model.
 
 
 def tensors(*, seed: int = 0) -> Tensors:
-    """The tiny model of the corpus; those of another seed are near."""
+    """Return the tiny model of the corpus; with another seed, a model near to it."""
     return {name: torch.from_numpy(value) for name, value in values(seed=seed).items()}
 
 
@@ -38,7 +38,7 @@ def save(folder: Path, found: Tensors, **settings: object) -> Path:
 
 
 def _pair(root: Path, *, base: Change | None, tuned: Change | None, more: tuple[str, ...] = ()) -> list[str]:
-    """Two saves of nearly the same model, of which either may be changed."""
+    """Save nearly the same model twice; either may be changed."""
     folders = []
     for name, change, seed in (("base", base, 0), ("tuned", tuned, 1)):
         found = tensors(seed=seed)
@@ -49,7 +49,7 @@ def _pair(root: Path, *, base: Change | None, tuned: Change | None, more: tuple[
 
 
 def _put(name: str, value: float, *, at: object = (0, 0)) -> Change:
-    """One element becomes this."""
+    """Set one element."""
 
     def change(found: Tensors) -> None:
         found[name][at] = value  # type: ignore[index]
@@ -77,7 +77,7 @@ def _same(found: Tensors) -> None:
 
 
 def _bits(found: Tensors) -> None:
-    """NaN of other bits at the same place."""
+    """Use NaN of other bits at the same place."""
     found.update(tensors())
     found[GATE].view(torch.int32)[0, 0] = 0x7FC00001
 
@@ -88,13 +88,13 @@ def _renamed(found: Tensors) -> None:
 
 
 def _moved(found: Tensors) -> None:
-    """A layer further."""
+    """Move a layer one further."""
     for name in list(found):
         found[name.replace("layers.1", "layers.7")] = found.pop(name)
 
 
 def _more(found: Tensors) -> None:
-    """A third layer."""
+    """Add a third layer."""
     second = {name: value for name, value in found.items() if "layers.1" in name}
     found.update({name.replace("layers.1", "layers.2"): value.clone() for name, value in second.items()})
 
@@ -108,7 +108,7 @@ def _rounded(found: Tensors) -> None:
 
 
 def _drawn(seed: int) -> Change:
-    """Weights of another model altogether."""
+    """Draw the weights of another model."""
     draw = torch.Generator().manual_seed(seed)
     return _every(lambda value: torch.randn(value.shape, generator=draw.manual_seed(seed)))
 
@@ -117,7 +117,7 @@ def _set(name: str, value: Tensor) -> Change:
     return lambda found: found.update({name: value})
 
 
-_LEFT_OUT = "values are NaN or infinite and were left out of every other measure"
+_LEFT_OUT = "values are NaN or infinite and are left out of every other measure"
 _ZERO, _COMPLEX = _every(torch.zeros_like), _every(lambda value: value + 1j)
 _INTEGERS, _TRUTHS = _every(lambda value: (9 * value).long()), _every(lambda value: value > 0)
 _EMPTY, _FLAT = _every(lambda value: value[:0], only=GATE), _every(lambda value: value.reshape(-1))
@@ -135,8 +135,8 @@ _TOLD: tuple[tuple[str, Change | None, Change | None, tuple[str, ...]], ...] = (
     ("a matrix of NaN", None, _every(lambda value: value * np.nan, only=GATE), (f"128 {_LEFT_OUT}",)),
     ("the largest numbers", _put(GATE, 3e38), _put(GATE, -3e38), ("paired",)),
     ("the smallest numbers", _every(lambda v: v * 1e-40), _every(lambda v: v * 1e-40), ("paired",)),
-    ("tuned is zero", None, _ZERO, ("15 weights of tuned are zero in every value",)),
-    ("base is zero", _ZERO, None, ("15 weights of base are zero in every value",)),
+    ("tuned is zero", None, _ZERO, ("15 weights of tuned are all zeros",)),
+    ("base is zero", _ZERO, None, ("15 weights of base are all zeros",)),
     ("both are zero", _ZERO, _ZERO, (_STILL, "identical")),
     ("negative zero", _ZERO, _every(lambda value: -torch.zeros_like(value)), (_STILL,)),
     ("nothing moved", None, _same, (_STILL, "identical")),
@@ -145,7 +145,7 @@ _TOLD: tuple[tuple[str, Change | None, Change | None, tuple[str, ...]], ...] = (
         "only rounding",
         None,
         _rounded,
-        ("16 of 16 parameters that moved did so by rounding to another", _CAST),
+        ("16 of 16 parameters that moved changed only by rounding to another", _CAST),
     ),
     ("float64", _every(Tensor.double), _every(Tensor.double), ("float64",)),
     ("whole numbers", _INTEGERS, _INTEGERS, ("int64",)),

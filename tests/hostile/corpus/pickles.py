@@ -1,4 +1,4 @@
-"""Pickles that would run code, crash their reader, or take it for ever."""
+"""Pickles that would run code, crash their reader, or keep it busy for ever."""
 
 import pickle
 from functools import partial
@@ -21,7 +21,7 @@ _FILE = "pytorch_model.bin"
 
 
 def _mark(root: Path) -> bytes:
-    """A command that leaves a trace."""
+    """Return a command that leaves a trace."""
     return text(f"touch {root}/ran")
 
 
@@ -43,7 +43,7 @@ _CALLS = (
 
 
 def _calling(root: Path, *, name: str) -> list[str]:
-    """Called with one argument, beside a matrix."""
+    """Call a name with one argument, beside a matrix."""
     return ["inspect", str(zipped(root / "input" / _FILE, model(x=call(name, _mark(root)))))]
 
 
@@ -52,7 +52,7 @@ def _earlier(root: Path, *, name: str) -> list[str]:
 
 
 def _within(root: Path) -> list[str]:
-    """A pickle in a pickle."""
+    """Put a pickle into a pickle."""
     inner = pickle.dumps(b"cposix\nsystem\n", 2)
     inside = call("_codecs.encode", text(inner.decode("latin1")), text("latin1"))
     return [
@@ -96,7 +96,7 @@ _REFUSED: tuple[tuple[str, bytes, str], ...] = (
     ("an entry for a list", b"]" + text("a") + text("b") + b"s", "is broken"),
     ("half an entry", b"}(" + text("a") + b"u", "is broken"),
     ("items without a mark", b"]e", "is broken"),
-    ("a key twice", mapping({"a": b"N"})[:-1] + text("a") + b"Nu", "'a' stands twice"),
+    ("a key twice", mapping({"a": b"N"})[:-1] + text("a") + b"Nu", "the key 'a' twice"),
     ("a million arguments", named("collections.OrderedDict") + b"(" + b"N" * 1_000_000 + b"tR", "is broken"),
     ("five million instructions", _ENDLESS, "more than 5,000,000 instructions"),
     ("text of 70 MB", text("x" * 70_000_000), "larger than 64,000,000 bytes"),

@@ -1,4 +1,4 @@
-"""What stands where a file or folder should: pipes, devices, links, names of files that are no names."""
+"""Pipes, devices, links and odd names in the place of a file or folder."""
 
 import json
 import os
@@ -15,7 +15,7 @@ _FILE = "model.safetensors"
 
 
 def _made(root: Path, *, make: Callable[[Path, Path], Path | str]) -> list[str]:
-    """`make` gets the input folder and the one outside, and returns what is given to `inspect`."""
+    """Inspect the path that `make` returns, given the input folder and the one outside."""
     folder = root / "input"
     folder.mkdir()
     return ["inspect", str(make(folder, root / "outside"))]
@@ -85,7 +85,7 @@ def _adapter_pipe(folder: Path, outside: Path) -> Path:
 
 
 def _false_cache(folder: Path, outside: Path) -> Path:
-    """What looks like a snapshot of the hub's cache, and links into a folder beside."""
+    """Write what looks like a snapshot of the hub's cache, but links into a folder beside it."""
     snapshot, blobs = folder / "snapshots" / "main", folder / "blobs"
     snapshot.mkdir(parents=True)
     blobs.symlink_to(outside)
@@ -94,7 +94,7 @@ def _false_cache(folder: Path, outside: Path) -> Path:
 
 
 def _possible(name: str) -> bool:
-    """Whether this system lets files have such names: macOS refuses what is no text."""
+    """Return whether the system allows such file names: macOS refuses invalid Unicode."""
     return sys.platform == "linux" or "no text" not in name
 
 
@@ -140,7 +140,7 @@ _REFUSED: tuple[tuple[str, Callable[[Path, Path], Path | str], str], ...] = (
      "2 files of weights and no index"),
     ("a thousand files", partial(_files, names=tuple(f"{n}.bin" for n in range(1000))),
      "1000 files of weights"),
-    ("adapter without weights", _adapter_alone, "an adapter without adapter_model.safetensors"),
+    ("adapter without weights", _adapter_alone, "this adapter has no adapter_model.safetensors"),
     ("adapter's config outside", _adapter_links, "adapter_config.json: links to a file outside"),
     ("adapter's config is a pipe", _adapter_pipe, "adapter_config.json: this is not an ordinary file"),
     ("false cache", _false_cache, f"{_FILE}: links to a file outside"),
@@ -149,7 +149,7 @@ _REFUSED: tuple[tuple[str, Callable[[Path, Path], Path | str], str], ...] = (
 
 
 def _named(root: Path, *, folder: str, verb: str = "diff") -> list[str]:
-    """A whole checkpoint in a folder of this name."""
+    """Write a whole checkpoint into a folder of this name."""
     base, tuned = model(root / "base" / folder), model(root / "tuned" / folder, seed=1)
     return [verb, *map(str, (base, tuned)[: 1 + (verb == "diff")])]
 
@@ -162,7 +162,7 @@ def _both(root: Path) -> list[str]:
 
 
 def _through_a_link(root: Path) -> list[str]:
-    """A folder that the user reaches by a link is his own choice."""
+    """Name a folder by a link: the user chose it, so it opens."""
     model(root / "input" / "real")
     (root / "input" / "link").symlink_to("real")
     return ["inspect", str(root / "input" / "link")]
@@ -194,6 +194,6 @@ CASES: tuple[Case, ...] = (
         for name, folder, says in _TOLD
         if _possible(name)
     ),
-    Case("place: an adapter beside a model", "places", _both, "told", ("adapter lies in the same folder",)),
+    Case("place: an adapter beside a model", "places", _both, "told", ("an adapter in the same folder",)),
     Case("place: through a link", "places", _through_a_link, "told", ("1,544 in 16 tensors",)),
 )

@@ -1,4 +1,4 @@
-"""Quantised weights whose scales are missing, broken or of another shape: left out and told."""
+"""Quantised weights whose scales are missing, broken or of another shape: skipped with the reason."""
 
 import json
 from functools import partial
@@ -20,13 +20,13 @@ _EXPERTS = "model.layers.0.mlp.experts.gate_up_proj"
 
 
 def _state(**change: object) -> Tensor:
-    """What bitsandbytes writes about a weight of 16 × 8."""
+    """Return what bitsandbytes writes about a weight of 16 × 8."""
     known: dict[str, object] = {"quant_type": "nf4", "blocksize": 64, "shape": [16, 8], "dtype": "float32"}
     return torch.tensor(list(json.dumps({**known, **change}).encode()), dtype=torch.uint8)
 
 
 def _nf4(state: Tensor, **parts: Tensor) -> Tensors:
-    """A weight of bitsandbytes, with its state and what is changed beside it."""
+    """Return a weight of bitsandbytes with its state, and changes to the tensors beside it."""
     beside = {"absmax": torch.ones(2), "quant_map": _MAP, **parts}
     found = {f"{GATE}.{name}": value for name, value in beside.items()}
     return {GATE: _BYTES, f"{GATE}.quant_state.bitsandbytes__nf4": state, **found}
@@ -67,7 +67,7 @@ _SKIPPED: tuple[tuple[str, Tensors, str], ...] = (
     ("fp8 with a whole number", _fp8(_scale=torch.tensor(1)), "weight_scale of int64"),
     ("fp8 with two scales", _fp8(_scale=torch.ones(1), _scale_inv=torch.ones(1)), "beside weight_scale_inv"),
     ("fp8 with a zero point", _fp8(_zero_point=torch.ones(1)), "beside weight_zero_point"),
-    ("int8 without a scale", _int8(), "int8 numbers packed in a way that is not known"),
+    ("int8 without a scale", _int8(), "int8 numbers in an unknown packing"),
     ("int8 with two rows of scales", _int8(SCB=torch.ones(2)), "SCB (2,) of float32 doesn't fit it"),
     ("int8 with a NaN scale", _int8(SCB=_NAN.repeat(16)), "SCB is not finite"),
     ("int8 in another order", _int8(SCB=torch.ones(16), weight_format=_bytes(2, 1)), "not stored row by row"),
@@ -77,7 +77,7 @@ _SKIPPED: tuple[tuple[str, Tensors, str], ...] = (
     ("HQQ", _words("W_q", "scale", "zero"), "packed by HQQ"),
     ("AQLM", _words("codes", "codebooks", "scales"), "packed by AQLM"),
     ("NVFP4", _words("weight", "weight_scale", "weight_scale_2"), "packed by NVFP4"),
-    ("nf4 without a state", {GATE: _BYTES, f"{GATE}.absmax": torch.ones(2)}, "not one quantisation state"),
+    ("nf4 without a state", {GATE: _BYTES, f"{GATE}.absmax": torch.ones(2)}, "it has 0 quantisation states"),
     ("nf4 with a state that is no JSON", _nf4(_bytes(0, 9)), _SHAPELESS),
     ("nf4 with a state of brackets", _nf4(_bytes(91, 60_000)), _SHAPELESS),
     ("nf4 with a state of a megabyte", _nf4(_bytes(32, 1_000_000)), _SHAPELESS),
@@ -85,7 +85,7 @@ _SKIPPED: tuple[tuple[str, Tensors, str], ...] = (
     ("nf4 of a negative shape", _nf4(_state(shape=[-16, -8])), _SHAPELESS),
     ("nf4 of an endless shape", _nf4(_state(shape=[2**61] * 8)), "doesn't fit"),
     ("nf4 of blocks of nothing", _nf4(_state(blocksize=0)), _SHAPELESS),
-    ("nf4 that is fp4", _nf4(_state(quant_type="fp4")), "state is of another type"),
+    ("nf4 that is fp4", _nf4(_state(quant_type="fp4")), "state is not of type"),
     ("nf4 with a NaN", _nf4(_state(), absmax=_NAN.repeat(2)), "its absmax is not finite"),
     ("nf4 with a short absmax", _nf4(_state(), absmax=torch.ones(1)), "absmax is (1,) of float32, not (2,)"),
     ("nf4 with a long map", _nf4(_state(), quant_map=torch.ones(256)), "quant_map is (256,) of float32"),
@@ -93,7 +93,7 @@ _SKIPPED: tuple[tuple[str, Tensors, str], ...] = (
     ("nf4 nested with NaN", _nf4(_state(nested_offset=np.nan), nested_absmax=torch.ones(1)), _UNNESTED),
     ("MXFP4 with other scales", _mxfp4(_BLOCKS, _bytes(127, 2, 31, 1)), "don't fit blocks"),
     ("MXFP4 of other blocks", _mxfp4(_bytes(0, 2, 32, 1, 8), _SCALES), "don't fit blocks"),
-    ("MXFP4 with a NaN scale", _mxfp4(_BLOCKS, _bytes(255, 2, 32, 1)), "a scale is not a number"),
+    ("MXFP4 with a NaN scale", _mxfp4(_BLOCKS, _bytes(255, 2, 32, 1)), "a scale is NaN"),
     ("MXFP4 unpacked too", {**_mxfp4(_BLOCKS, _SCALES), _EXPERTS: torch.ones(2, 32, 32)}, "stored unpacked"),
 )
 
@@ -106,7 +106,7 @@ def _put(root: Path, *, parts: Tensors, verb: str) -> list[str]:
 
 
 def _all(root: Path) -> list[str]:
-    """Every weight of a checkpoint is packed, and none has its scale."""
+    """Pack every weight of a checkpoint without its scale."""
     packed = {name: value.to(torch.float8_e4m3fn) for name, value in tensors().items()}
     tuned = save(root / "tuned", packed, quantization_config={"quant_method": "fp8"})
     return ["diff", str(save(root / "base", tensors())), str(tuned)]

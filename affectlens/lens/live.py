@@ -1,0 +1,166 @@
+"""Live: a running model as hooks, swaps and interventions see it; `Lens` is one.
+
+The parts of the lens and every intervention name this class, so that none of them imports the lens.
+Below it: which part of a model answers, where its input goes, and which models can't be changed.
+"""
+
+import copy
+import sys
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from affectlens.checkpoints import Checkpoint
+from affectlens.errors import LensError, Remark
+from affectlens.sites import Site
+from affectlens.tasks import Example
+
+_OURS = ("affectlens", "contextlib")  # frames that a user did not write
+ANSWER: ContextVar[int] = ContextVar("ANSWER", default=0)  # how many last tokens of an input are its answer
+
+
+class Live(ABC):
+    """A model in memory with its processor, its parameters by name, and the same parameters by site."""
+
+    model: nn.Module
+    processor: Any
+    source: Checkpoint | None  # the checkpoint on disk that the model was loaded from
+    told: set[str]  # remarks made so far; each is made once
+
+    @property
+    @abstractmethod
+    def checkpoint(self) -> Checkpoint:
+        """The live parameters, seen as a checkpoint."""
+
+    @property
+    @abstractmethod
+    def parameters(self) -> Mapping[str, Tensor]:
+        """The live parameters and persistent buffers, by the model's own names; tied ones once."""
+
+    @abstractmethod
+    def prepare(self, *examples: Example, prompt: str = "{text}") -> dict[str, Tensor]:
+        """Turn examples into one batch of model input."""
+
+
+def over(live: Live, model: nn.Module, *, processor: Any) -> Live:
+    """Return `live` over another model, e.g. a copy of its own; the two share the remarks made so far."""
+    found = copy.copy(live)
+    found.model, found.processor, found.source = model, processor, None
+    forget(found)
+    return found
+
+
+def forget(live: Live) -> None:
+    """Drop what was looked up of the model, so that it is looked up again."""
+    for cached in ("parameters", "checkpoint"):
+        vars(live).pop(cached, None)
+
+
+def remark(live: Live, words: str) -> None:
+    """Warn with a `Remark`, once for each live model, at the user's line."""
+    if words not in live.told:
+        live.told.add(words)
+        warn(words)
+
+
+def warn(words: str) -> None:
+    """Warn with a `Remark` at the innermost line that is outside affectlens and `contextlib`."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _OURS:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(words, Remark, stacklevel=level)
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """Raise `LensError` where a part of the model is compiled: a compiled graph bypasses hooks."""
+    for name, module in model.named_modules():
+        if _compiled(module):
+            raise LensError(
+                f"{name or type(module).__name__} is compiled, and a compiled graph runs no hooks. Make the "
+                f"lens before compiling; pass disable_compile=True to `generate`"
+            )
+
+
+def refuse_whole(model: nn.Module) -> None:
+    """Raise `LensError` for an omni model: a door opens only its part that answers in text."""
+    if answering(model) is not model:
+        name = type(model).__name__
+        raise LensError(
+            f"{name} contains several models, and its thinker answers in text; make a lens of that one: "
+            f"al.Lens(lens.model.thinker, lens.processor)"
+        )
+
+
+def _compiled(module: nn.Module) -> bool:
+    """Return whether a module is compiled, in any of four ways; the last is that of `generate`."""
+    own = vars(module)
+    return (
+        type(module).__name__ == "OptimizedModule"
+        or own.get("_compiled_call_impl") is not None
+        or hasattr(own.get("forward"), "_torchdynamo_orig_callable")
+        or own.get("_compiled_call") is not None
+    )
+
+
+def refuse_unlike(site: Site, parameter: Tensor) -> None:
+    """Raise `LensError` for a parameter that can't be swapped by setting its `data`."""
+    data = parameter.data
+    if data.device.type == "meta":
+        raise LensError(f"{site} is offloaded, so its weights can't be swapped; load without offloading")
+    counts = isinstance(parameter, nn.Parameter)  # a buffer may hold integers
+    if data.itemsize < 2 or (counts and not data.is_floating_point()):
+        raise LensError(
+            f"{site} is quantised ({data.dtype}), so its weights can't be swapped; load the model unquantised"
+        )
+    if type(data) not in (Tensor, nn.Parameter):
+        kind = type(data).__name__
+        raise LensError(
+            f"{site} is a {kind}, which stores its values in other tensors; load the model without it"
+        )
+
+
+def inner(model: nn.Module) -> nn.Module:
+    """Unwrap PEFT's wrapper, where there is one."""
+    found: nn.Module = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
+    return found
+
+
+def answering(model: nn.Module) -> nn.Module:
+    """Return the part of a model that answers in text: the thinker of an omni model, else the model.
+
+    PEFT's wrapper is kept around it, since it adds the virtual tokens of prompt tuning.
+    """
+    thinker = getattr(inner(model), "thinker", None)
+    return thinker if isinstance(thinker, nn.Module) else model
+
+
+def config_of(model: nn.Module) -> Any:
+    """Return the config of the part that answers; None for a module without one."""
+    return getattr(inner(answering(model)), "config", None)
+
+
+def encodes(model: nn.Module) -> bool:
+    """Return whether an encoder reads the prompt and a decoder answers."""
+    return getattr(config_of(model), "is_encoder_decoder", False) is True
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the input embedding; if it is offloaded, the device it runs on."""
+    part = inner(answering(model))
+    try:
+        embedding = part.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        embedding = None
+    for module in (embedding, part):
+        runs = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if runs is not None:
+            return torch.device(runs)
+        here = next((p.device for p in module.parameters() if not p.is_meta), None) if module else None
+        if here is not None:
+            return here
+    return torch.device("cpu")

@@ -1,1 +1,0 @@
-"""Other weights by pointer: of some sites, or of a whole second model."""

@@ -1,0 +1,1 @@
+"""Figures: one file each, a function from a table to a Plotly figure; `style` gives all one look."""

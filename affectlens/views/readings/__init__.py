@@ -1,0 +1,1 @@
+"""Readings: the numbers of a table that both figures and sentences use, computed in one place."""

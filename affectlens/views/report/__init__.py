@@ -1,0 +1,1 @@
+"""The report: sentences, figures and tables of numbers on one self-contained HTML page."""

@@ -1,0 +1,1 @@
+"""Sentences: what a drift and effects show in words, each derived from the numbers of the readings."""

@@ -1,0 +1,68 @@
+"""Frames beside a result print all of their columns, whatever the width of the terminal."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import affectlens as al
+from affectlens.printable import NULL
+from affectlens.table_frames import WholeFrame
+
+NOTE = "stored on one side, tied to the input embedding on the other: not compared"
+ROW = {"state": "tied", "sites": 1, "base_parameters": 693_760, "tuned_parameters": None, "note": NOTE}
+FRAME = WholeFrame([ROW])
+
+
+@pytest.mark.parametrize("width", [20, 60, 80, 100, 300])
+def test_every_column_and_word_is_printed(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last column is wrapped, and its lines stay below each other."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    header, *lines = repr(FRAME).splitlines()
+    start = header.index("note")
+
+    assert ["state", "sites", "base_parameters", "tuned_parameters", "note"] == header.split()
+    assert ["tied", "1", "693,760", NULL] == lines[0][:start].split()
+    assert NOTE == " ".join(line[start:].strip() for line in lines)
+    assert max(map(len, lines)) <= max(width, start + 24)
+
+
+def test_the_ledger_of_a_diff_is_printed_whole(demo: al.Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal of 80 characters pandas would leave out columns and cut the notes."""
+    monkeypatch.setenv("COLUMNS", "80")
+    ledger = al.diff(demo.base, demo.tuned, progress=False).ledger
+    printed = repr(ledger)
+
+    assert "…" not in printed
+    assert "..." not in printed
+    for name in ledger.columns:
+        assert name in printed
+    words = printed.split()
+    for note in ledger["note"]:
+        assert set(note.split()) <= set(words)
+
+
+def test_it_is_a_pandas_frame() -> None:
+    """Selections and aggregations of it are ordinary frames."""
+    assert isinstance(FRAME, pd.DataFrame)
+    assert pd.DataFrame is type(FRAME.set_index("state"))
+    assert 1 == FRAME.set_index("state").loc["tied", "sites"]
+
+
+def test_long_frames_and_empty_ones() -> None:
+    """Sixty rows are shown, the others are counted; without rows the header is left."""
+    long = WholeFrame({"a": np.arange(100)})
+
+    assert "… 40 more rows" == repr(long).splitlines()[-1]
+    assert "60 of 100 rows" in long._repr_html_()
+    assert "a  b" == repr(WholeFrame(columns=["a", "b"]))
+    assert "" == repr(WholeFrame())
+
+
+def test_names_from_files_can_not_forge_a_line() -> None:
+    """Control characters are replaced in a print, tags are escaped in a notebook."""
+    evil = WholeFrame({"<b>": ["one\x1b[31m\r\ntwo"], "note": ["a\u2028b <i>"]})
+
+    assert 2 == len(repr(evil).splitlines())
+    assert "\x1b" not in repr(evil)
+    assert "<b>" not in evil._repr_html_()
+    assert "<i>" not in evil._repr_html_()
