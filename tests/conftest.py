@@ -1,5 +1,6 @@
 """Tiny models with random weights, saved and live, and the embedded pair; nothing is downloaded."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -101,6 +102,12 @@ def nudge(model: nn.Module, fragment: str, *, scale: float = 0.01, seed: int = 1
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the longest tests: side by side with others, one of them at the end would run alone."""
     items.sort(key=lambda item: not any(map(item.get_closest_marker, ("tutorials", "docs"))))
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector off modules and tests: they live until the end, and some tests call it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

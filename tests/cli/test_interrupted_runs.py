@@ -21,11 +21,11 @@ PAIR = (str(HOME / "base"), str(HOME / "tuned"))
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Return the arguments of a sweep of half a minute, without its output."""
+    """Return the arguments of a sweep of ten seconds, without its output."""
     lines = (HOME / "tasks" / "sentences.jsonl").read_text("utf-8").splitlines()
     few = tmp_path_factory.mktemp("task") / "few.jsonl"
-    few.write_text("\n".join(lines[::2]), "utf-8")
-    return ["sweep", *PAIR, "--task", f"labels={few}", "--n-random", "15", "--dtype", "float32"]
+    few.write_text("\n".join(lines[::4]), "utf-8")
+    return ["sweep", *PAIR, "--task", f"labels={few}", "--n-random", "8", "--dtype", "float32"]
 
 
 @pytest.fixture(scope="module")

@@ -193,7 +193,7 @@ def test_names_from_files_can_not_speak_to_the_terminal(affectlens: Run, tmp_pat
 def test_sweep_study_and_report(affectlens: Run, tmp_path: Path) -> None:
     """The verbs pass tables to each other, here on a small task."""
     home = Path(al.__file__).parent / "demo"
-    lines = (home / "tasks" / "sentences.jsonl").read_text("utf-8").splitlines()[::4]
+    lines = (home / "tasks" / "sentences.jsonl").read_text("utf-8").splitlines()[::12]
     (tmp_path / "few.jsonl").write_text("\n".join(lines), "utf-8")
     pair = (home / "base", home / "tuned")
     few = f"labels={tmp_path / 'few.jsonl'}"
