@@ -21,8 +21,11 @@ from torch import Tensor
 from affectlens.effects.journal import combined, fingerprint
 from affectlens.errors import LensError, TaskError, near
 from affectlens.lens import Lens, told
-from affectlens.lens.live import encodes
-from affectlens.lens.running import begins, continued, out_of_memory, rows
+from affectlens.lens.inputs.choices import Choices
+from affectlens.lens.inputs.prompt_format import PromptFormat
+from affectlens.lens.inputs.tokens import Ids
+from affectlens.lens.running import out_of_memory
+from affectlens.lens.scoring import label_logps as scored
 from affectlens.table import provenance
 from affectlens.tasks import METRICS, Scores, Task, read_answer
 
@@ -79,35 +82,56 @@ class PreparedTask:
     """A task as model input: prepared once, run under many interventions."""
 
     task: Task
-    batches: tuple[Mapping[str, Tensor], ...]
-    labels: tuple[tuple[int, ...], ...]  # token ids of each label
+    choices: tuple[Choices, ...]  # batch by batch
+    form: PromptFormat
+
+    @property
+    def batches(self) -> tuple[Mapping[str, Tensor], ...]:
+        """The prompts as model input."""
+        return tuple(one.batch for one in self.choices)
 
     @property
     def batch_size(self) -> int:
         """The number of examples in the largest batch."""
-        return max(map(rows, self.batches))
+        return max(len(one.labels) for one in self.choices)
+
+    @property
+    def labels(self) -> tuple[Ids, ...]:
+        """The token ids of each label behind the first prompt, which are mostly those behind all."""
+        return self.choices[0].labels[0]
+
+    @property
+    def by_row(self) -> tuple[tuple[Ids, ...], ...]:
+        """The token ids of each label behind each prompt: its end may merge with a label."""
+        return tuple(row for one in self.choices for row in one.labels)
 
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the model's inputs, the label tokens, the labels and the gold labels."""
         batches = [fingerprint(batch) for batch in self.batches]
         gold = [example.label for example in self.task.examples]
-        return combined(batches, self.labels, self.task.labels, gold)
+        # Labels that are the same in all rows are hashed once, as journals on disk have them.
+        labels = self.by_row if len(set(self.by_row)) > 1 else self.labels
+        return combined(batches, labels, self.task.labels, gold)
 
 
-def prepare_task(lens: Lens, task: Task, *, batch_size: int = 32) -> PreparedTask:
-    """Render and tokenize all examples of a task, and open their media.
+def prepare_task(
+    lens: Lens, task: Task, *, batch_size: int = 32, form: PromptFormat | None = None
+) -> PreparedTask:
+    """Render and tokenize all examples of a task with its labels, and open their media.
 
-    Raises `TaskError` for labels that the tokenizer can't tell apart.
+    Prompts are written as `form` writes them, by default as the lens's own template does. Raises `TaskError`
+    for labels that the tokenizer can't tell apart.
     """
-    batches = tuple(
-        lens.prepare(*task.examples[start : start + batch_size], prompt=task.prompt)
-        for start in range(0, len(task), batch_size)
-    )
-    with told(f"{_named(task)}: its labels can't be tokenized"):
-        labels = tuple(_label_ids(lens, label) for label in task.labels)
-    _check_labels(task, labels)
-    return PreparedTask(task, batches, labels)
+    form = form or lens.prompt_format
+    batches = []
+    for start in range(0, len(task), batch_size):
+        some = task.examples[start : start + batch_size]
+        with told(f"{_named(task)}"):
+            batches.append(lens.prepare_choices(*some, labels=task.labels, prompt=task.prompt, form=form))
+        for labels in dict.fromkeys(batches[-1].labels):
+            _check_labels(task, labels)
+    return PreparedTask(task, tuple(batches), form)
 
 
 def judge(lens: Lens, prepared: PreparedTask) -> tuple[Float[Tensor, "examples labels"], PreparedTask]:
@@ -115,7 +139,7 @@ def judge(lens: Lens, prepared: PreparedTask) -> tuple[Float[Tensor, "examples l
 
     def run(size: int) -> tuple[Float[Tensor, "examples labels"], PreparedTask]:
         whole = size == prepared.batch_size
-        one = prepared if whole else prepare_task(lens, prepared.task, batch_size=size)
+        one = prepared if whole else prepare_task(lens, prepared.task, batch_size=size, form=prepared.form)
         return label_logps(lens, one), one
 
     return fitting(run, prepared.batch_size, what=_named(prepared.task))[0]
@@ -126,7 +150,7 @@ def label_logps(lens: Lens, prepared: PreparedTask) -> Float[Tensor, "examples l
 
     Raises `LensError` where the logits hold NaN: the argmax would be the first label, which may be gold.
     """
-    found = torch.cat([_batch_logps(lens, batch, prepared.labels) for batch in prepared.batches])
+    found = torch.cat([scored(lens.model, one) for one in prepared.choices])
     if torch.isnan(found).any():
         raise LensError(
             f"task {prepared.task.name!r}: the model's logits hold NaN, so its answers can't be compared"
@@ -183,7 +207,7 @@ def _named(task: Task) -> str:
     return f"task {task.name!r}"
 
 
-def _check_labels(task: Task, labels: tuple[tuple[int, ...], ...]) -> None:
+def _check_labels(task: Task, labels: tuple[Ids, ...]) -> None:
     """Refuse a label whose tokens begin another label's: the shorter one would win every time."""
     for i, (label, ids) in enumerate(zip(task.labels, labels, strict=True)):
         for j, other in enumerate(labels):
@@ -192,44 +216,6 @@ def _check_labels(task: Task, labels: tuple[tuple[int, ...], ...]) -> None:
                     f"task {task.name!r}: the tokens of label {label!r} are the beginning of those of "
                     f"{task.labels[j]!r}, so the two can't be compared. Use other label words"
                 )
-
-
-def _label_ids(lens: Lens, label: str) -> tuple[int, ...]:
-    encode = lens.tokenizer.encode
-    if encodes(lens.model):
-        return _decoded(lens, encode(label))
-    if getattr(lens.processor, "chat_template", None):
-        # The chat template ends in the cue, so the answer begins without a space.
-        return tuple(encode(label, add_special_tokens=False))
-    # After bare text the label is a new word; some tokenizers encode it differently from the first word.
-    before, after = (encode(text, add_special_tokens=False) for text in ("a", f"a {label}"))
-    return tuple(after[len(before) :] if after[: len(before)] == before else encode(f" {label}"))
-
-
-def _decoded(lens: Lens, ids: list[int]) -> tuple[int, ...]:
-    """Strip the tokens that begin and end a text: a decoder is trained to write only what is between."""
-    if ids and ids[-1] == lens.tokenizer.eos_token_id:
-        ids = ids[:-1]
-    return tuple(ids[1:] if ids and ids[0] == begins(lens.model) else ids)
-
-
-def _batch_logps(
-    lens: Lens, batch: Mapping[str, Tensor], labels: tuple[tuple[int, ...], ...]
-) -> Float[Tensor, "batch labels"]:
-    # One pass gives the next token's probability for all labels; longer ones need a pass each.
-    if all(len(ids) == 1 for ids in labels):
-        logps = lens.run(batch)[:, -1].log_softmax(-1)
-        return logps[:, [ids[0] for ids in labels]].cpu()
-    return torch.stack([_sequence_logp(lens, batch, ids) for ids in labels], dim=1).cpu()
-
-
-def _sequence_logp(lens: Lens, batch: Mapping[str, Tensor], ids: tuple[int, ...]) -> Float[Tensor, " batch"]:
-    """Run prompt and label together; the k positions before the last predict the k label tokens."""
-    answer = torch.tensor(ids, device=lens.device)
-    longer = continued(batch, answer)
-    logps = lens.run(longer, last=len(ids) + 1, answer=len(ids))[:, :-1].log_softmax(-1)
-    tokens = answer.to(logps.device).expand(len(logps), -1).unsqueeze(-1)
-    return logps.gather(-1, tokens).squeeze(-1).sum(1)
 
 
 def _frame(task: Task, predictions: list[str | None] | list[str]) -> pd.DataFrame:

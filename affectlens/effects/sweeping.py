@@ -211,7 +211,7 @@ def _changed_sites(lens: Lens, donor: Checkpoint) -> Sites:
 
 def _unequal_labels(prepared: PreparedTask) -> str:
     """Return a sentence if the labels of a task differ in length: longer ones are less probable."""
-    lengths = sorted({len(ids) for ids in prepared.labels})
+    lengths = sorted({len(ids) for row in prepared.by_row for ids in row})
     if len(lengths) < 2:
         return ""
     return (

@@ -154,6 +154,9 @@ class Following:
         if moment.begins:
             self._cache = None
             self._reorder_with(kwargs.get("past_key_values"))
+        elif self._cache is not None and moment.start < self._cache.get_seq_length():
+            # The followed model went back to score another answer to the same prompt.
+            self._cache.crop(moment.start - self._cache.get_seq_length())
         own = {**kwargs, "past_key_values": self._cache} if "past_key_values" in kwargs else dict(kwargs)
         with torch.no_grad(), Recording(self._lens, self._places) as recording:
             out = inner(answering(self._lens.model))(**own)

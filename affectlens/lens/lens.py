@@ -1,7 +1,7 @@
 """Lens: a live model and its processor, addressed by the same sites as its files."""
 
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,11 +13,13 @@ from affectlens.checkpoints.memory import saved_tensors
 from affectlens.errors import LensError
 from affectlens.lens.hooks.places import module_name
 from affectlens.lens.hooks.recording import Metric, Recording, record
+from affectlens.lens.inputs.choices import Choices, choices
 from affectlens.lens.inputs.preparing import prepare, refuse_longer
+from affectlens.lens.inputs.prompt_format import PromptFormat
 from affectlens.lens.intervening import ActivationIntervention, Intervening, Intervention
-from affectlens.lens.live import Live, config_of, device_of
+from affectlens.lens.live import Live, config_of, device_of, encodes, remark
 from affectlens.lens.paired import Paired
-from affectlens.lens.running import forward, generated, started, typed
+from affectlens.lens.running import decoder_ids, forward, generated, started, typed
 from affectlens.probes.claims import Verification
 from affectlens.probes.verifying import verify
 from affectlens.sites import Points, Site, Sites, Span
@@ -57,6 +59,8 @@ class Lens(Live):
         source: Checkpoint | None = None,
         remote_code: Mapping[str, Any] | None = None,
         unread: str = "",
+        template_options: Mapping[str, Any] | None = None,
+        cue: str = "",
     ) -> None:
         if not isinstance(model, nn.Module):
             raise LensError(
@@ -67,6 +71,8 @@ class Lens(Live):
         self.source = source  # the checkpoint the model was loaded from, if it was
         self.remote_code = remote_code  # the revision and files of the model's own code, if it ran any
         self.told: set[str] = set()  # remarks made so far; each is made once
+        self.template_options = dict(template_options or {})  # passed to the chat template
+        self.cue = cue  # written behind each prompt
         self._unread = unread  # why the processor could not be read, where there are files of one
 
     @cached_property
@@ -185,16 +191,49 @@ class Lens(Live):
         processor, when the rendered text has more or fewer placeholders than there are media, when media
         would not reach the model, or when an example has more tokens than the model has positions.
         """
+        form = self._asking(examples)
+        texts = [form.prompt(example, prompt) for example in examples]
+        return self._ready(prepare(form, examples, texts, config=config_of(self.model)), examples)
+
+    def prepare_choices(
+        self,
+        *examples: Example,
+        labels: Sequence[str],
+        prompt: str = "{text}",
+        form: PromptFormat | None = None,
+    ) -> Choices:
+        """Turn examples into one batch, with the token ids of each label behind each prompt.
+
+        Prompt and label are what the chat template writes with and without an assistant turn; see
+        `affectlens.lens.inputs.choices`. `form` is by default the lens's own. Raises `LensError`.
+        """
+        form, config = self._asking(examples, form), config_of(self.model)
+        if encodes(self.model):
+            texts = [form.prompt(example, prompt) for example in examples]
+            ids = tuple(decoder_ids(self.model, form.tokenizer, label) for label in labels)
+            found = Choices(prepare(form, examples, texts, config=config), (ids,) * len(examples))
+        else:
+            found = choices(form, examples, labels, prompt=prompt, config=config)
+        return Choices(self._ready(found.batch, examples), found.labels)
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        """The way in which prompts are written for this model. Raises `LensError` without a processor."""
+        if self.processor is None:
+            why = self._unread or "this lens has no processor"
+            raise LensError(f"{why}, so examples can't be prepared; give one: Lens(model, processor)")
+        say = partial(remark, self)
+        return PromptFormat(self.processor, self.template_options, self.cue, unread=self._unread, say=say)
+
+    def _asking(self, examples: Sequence[Example], form: PromptFormat | None = None) -> PromptFormat:
         for one in examples or (None,):
             if not isinstance(one, Example):
                 shown = "nothing" if one is None else f"a {type(one).__name__}"
                 raise LensError(f"expected examples, got {shown}; make one: al.Example(id, label, text=…)")
-        if self.processor is None:
-            why = self._unread or "this lens has no processor"
-            raise LensError(f"{why}, so examples can't be prepared; give one: Lens(model, processor)")
-        config = config_of(self.model)
-        batch = prepare(self.processor, examples, prompt=prompt, config=config, why=self._unread)
-        refuse_longer(batch, examples, config=config)
+        return form or self.prompt_format
+
+    def _ready(self, batch: Mapping[str, Tensor], examples: Sequence[Example]) -> dict[str, Tensor]:
+        refuse_longer(batch, examples, config=config_of(self.model))
         return {name: tensor.to(self.device) for name, tensor in started(self.model, batch).items()}
 
     def logits(self, *examples: Example, prompt: str = "{text}") -> Float[Tensor, "batch vocabulary"]:

@@ -1,7 +1,8 @@
 """Run a model of any kind: causal, omni, encoder-decoder, with or without an adapter.
 
 model ── answering ──▶ the part whose forward pass gives logits of text
-batch ── started ──▶ with a decoder's first token ── continued ──▶ with an answer behind it
+batch ── started ──▶ with a decoder's first token ── called ──▶ logits
+      └── continued ──▶ with an answer behind it
 """
 
 import inspect
@@ -11,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from affectlens.errors import AffectlensError, LensError
@@ -69,23 +70,41 @@ def begins(model: nn.Module) -> int | None:
     return None
 
 
+def decoder_ids(model: nn.Module, tokenizer: Any, label: str) -> tuple[int, ...]:
+    """Return the tokens that a decoder is trained to write for a label, without start and end."""
+    with told(f"the label {label!r} can't be tokenized"):
+        ids = list(tokenizer.encode(label))
+    if ids and ids[-1] == tokenizer.eos_token_id:
+        ids = ids[:-1]
+    return tuple(ids[1:] if ids and ids[0] == begins(model) else ids)
+
+
 def rows(batch: Mapping[str, Tensor]) -> int:
     """Count the examples of a batch."""
     named = ("decoder_input_ids", "input_ids", "input_features", "input_values", "pixel_values")
     return len(next(batch[name] for name in named if name in batch))
 
 
-def continued(batch: Mapping[str, Tensor], answer: Int[Tensor, " token"]) -> dict[str, Tensor]:
-    """Append the same tokens to every example; of an encoder-decoder, to the decoder's input."""
+def continued(
+    batch: Mapping[str, Tensor],
+    answer: Int[Tensor, "batch token"],
+    *,
+    there: Bool[Tensor, "batch token"],
+) -> dict[str, Tensor]:
+    """Append an answer to every example; of an encoder-decoder, to the decoder's input.
+
+    Shorter answers are padded on the right, where `there` is false.
+    """
     longer = dict(batch)
     decodes = "decoder_input_ids" in batch
-    tokens = answer.expand(rows(batch), -1)
-    ids = "decoder_input_ids" if decodes else "input_ids"
-    longer[ids] = torch.cat([batch[ids], tokens.to(batch[ids].device)], dim=1)
-    for name in () if decodes else ("attention_mask", *_NOTES):
-        if name in batch:
-            fill = torch.full_like(tokens, 1 if name == "attention_mask" else 0)
-            longer[name] = torch.cat([batch[name], fill.to(batch[name])], dim=1)
+    name = "decoder_input_ids" if decodes else "input_ids"
+    longer[name] = torch.cat([batch[name], answer.to(batch[name])], dim=1)
+    if not decodes:
+        mask = batch.get("attention_mask", torch.ones_like(batch[name]))
+        longer["attention_mask"] = torch.cat([mask, there.to(mask)], dim=1)
+    for note in () if decodes else _NOTES:
+        if note in batch:
+            longer[note] = torch.cat([batch[note], torch.zeros_like(answer).to(batch[note])], dim=1)
     return longer
 
 
@@ -96,8 +115,25 @@ def forward(
 
     Interventions treat the last `answer` tokens as generated, not as part of the prompt.
     """
+    logits: Tensor = called(model, batch, last=last, answer=answer).logits
+    return logits[:, -last:].float()
+
+
+def called(
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    *,
+    last: int = 1,
+    answer: int = 0,
+    cache: Any = None,
+    use_cache: bool = False,
+) -> Any:
+    """Run a batch and return the model's output, with the logits of at least the last positions.
+
+    With a `cache`, the ids of the batch stand behind what it holds; the mask covers both.
+    """
     takes = _takes(model)
-    given = typed(model, started(model, batch))
+    given: dict[str, Any] = typed(model, batch if cache is not None else started(model, batch))
     # Saves the logits of all other positions, where the model supports it.
     settings: dict[str, Any] = {"logits_to_keep": last} if "logits_to_keep" in takes else {}
     if (
@@ -105,15 +141,18 @@ def forward(
         and {"position_ids", "attention_mask"} & given.keys() == {"attention_mask"}
         and _numbers(model)
     ):
-        given["position_ids"] = (given["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        numbers = (given["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        given["position_ids"] = numbers[:, -given["input_ids"].shape[1] :]
+    if cache is not None:
+        settings["past_key_values"] = cache
     asked = ANSWER.set(answer)
     try:
         with told("the model can't run these examples"):
-            out = answering(model)(**given, use_cache=False, **settings)
-            logits: Tensor = out.logits
+            out = answering(model)(**given, use_cache=use_cache or cache is not None, **settings)
+            assert isinstance(out.logits, Tensor)
     finally:
         ANSWER.reset(asked)
-    return logits[:, -last:].float()
+    return out
 
 
 def generated(

@@ -32,6 +32,7 @@ _JSON = {
 }
 _MEDIA = ("image", "audio", "video")
 _PARTS = ("text", *_MEDIA)  # the types of the parts of a message
+_ASSISTANT = ("assistant", "gpt", "model", "bot")  # names of the role that answers
 _TEXT = 1_000_000  # characters; more than models take, and a tokenizer would need minutes
 _MOST = {"image": 1000, "audio": 100, "video": 100_000}  # files of one example
 _CONTENT = "the content of a message must be a string or a list of objects with a type"
@@ -73,10 +74,21 @@ class Example:
         """What this example shares with others (a face, a speaker, a dialogue); by default its own id."""
         return str(self.meta.get("cluster", self.id))
 
+    @property
+    def closing(self) -> int:
+        """The number of assistant turns that end `messages`; they hold the answer and are never shown."""
+        shown = len(self.messages)
+        while shown and self.messages[shown - 1].get("role") in _ASSISTANT:
+            shown -= 1
+        return len(self.messages) - shown
+
     def chat(self, prompt: str = "{text}") -> list[dict[str, Any]]:
-        """Return chat messages: pictures, sounds, films, then `prompt` with `{text}` filled in."""
+        """Return chat messages: pictures, sounds, films, then `prompt` with `{text}` filled in.
+
+        Of ready `messages`, assistant turns at the end are left out: they hold the answer.
+        """
         if self.messages:
-            return [dict(message) for message in self.messages]
+            return [dict(message) for message in self.messages[: len(self.messages) - self.closing]]
         parts: list[dict[str, Any]] = [
             {"type": kind} for kind, count in self.media.items() for _ in range(count)
         ]

@@ -1,5 +1,7 @@
 """Evaluating: constrained scores are label probabilities, greedy ones are read from written answers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -40,7 +42,9 @@ def test_labels_of_several_tokens_get_the_probability_of_all(lens: al.Lens, task
     expected = (
         lens.run(batch)[:, -1].log_softmax(-1)[:, first] + lens.run(longer)[:, -1].log_softmax(-1)[:, second]
     )
-    double = type(prepared)(task, prepared.batches, ((first, second), *prepared.labels[1:]))
+    whole = prepared.choices[0]
+    doubled = replace(whole, labels=tuple(((first, second), *row[1:]) for row in whole.labels))
+    double = replace(prepared, choices=(doubled,))
 
     torch.testing.assert_close(expected, label_logps(lens, double)[:, 0], atol=1e-4, rtol=1e-4)
 

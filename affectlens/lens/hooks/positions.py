@@ -61,8 +61,10 @@ class Moment:
 
     def asked(self, answer: int) -> "Moment":
         """Return the moment with the last `answer` tokens counted as generated, not as prompt."""
-        if not answer or not self.begins:
+        if not answer:
             return self
+        if not self.begins:  # behind the prompt in the cache; several tokens, but all are known
+            return replace(self, blind="" if self.blind == _SEVERAL_TOKENS else self.blind)
         ids = None if self.ids is None else self.ids[:, :-answer]
         return replace(self, own=self.own[:, :-answer], ids=ids, _known={}, _some={})
 

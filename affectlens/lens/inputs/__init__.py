@@ -1,5 +1,6 @@
 """Turn examples into model input with the model's own chat template and processor.
 
 files ── processors ──▶ processor
-example ── rendering ──▶ text ── preparing (with pictures, sounds, films) ──▶ batch
+example ── prompt_format (with rendering) ──▶ text ── preparing (with media) ──▶ batch
+        ── choices ──▶ batch and the tokens of each label behind it
 """

@@ -1,6 +1,6 @@
 """Turn examples into one batch of model input: text, pictures, sounds and films.
 
-example ── rendered ──▶ text with a placeholder for each medium ─┐
+example ── prompt_format ──▶ text with a placeholder for each medium ─┐
     └── opened ──▶ pictures, sounds at its rate, frames ─────────┴─▶ processor ──▶ checked batch
 """
 
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from affectlens.errors import LensError, quoted
-from affectlens.lens.inputs.rendering import MEDIA, rendered, spans
+from affectlens.lens.inputs.prompt_format import ADDS_PLACEHOLDERS, PromptFormat
+from affectlens.lens.inputs.rendering import MEDIA, spans
+from affectlens.lens.inputs.tokens import shortened, special_tokens
 from affectlens.lens.running import told
 from affectlens.tasks import Example
 from affectlens.tasks.films import open_film
@@ -23,31 +25,28 @@ _WORDS = {
     "audio": ("a sound", "sounds"),
     "video": ("a film", "films"),
 }
-# These processors put the placeholders in front of the text themselves.
-_ADDS_PLACEHOLDERS = ("Blip2Processor", "InstructBlipProcessor", "Florence2Processor", "GitProcessor")
-_PARTS = {"image": "image_processor", "audio": "feature_extractor", "video": "video_processor"}
 # These processors cut a sound silently after `n_samples`. Others split it into windows.
 _CUTS_SOUNDS = ("Qwen2AudioProcessor", "Qwen2_5OmniProcessor", "Qwen3OmniMoeProcessor", "WhisperProcessor")
 _FPS = 2.0  # for frames without a clock; Qwen's models assume two frames per second
 
 
 def prepare(
-    processor: Any, examples: Sequence[Example], *, prompt: str, config: Any = None, why: str = ""
+    form: PromptFormat, examples: Sequence[Example], texts: Sequence[str], *, config: Any = None
 ) -> dict[str, Tensor]:
-    """Render and tokenize examples as one batch, padded on the left; for an encoder, on the right.
+    """Tokenize the texts of examples as one batch, padded on the left; for an encoder, on the right.
 
-    With padding on the left, the last position of every row is the one that answers. `why` is the reason if
-    only a tokenizer could be loaded instead of a processor; errors about media repeat it. Raises `LensError`.
+    With padding on the left, the last position of every row is the one that answers: special tokens that
+    the tokenizer adds behind a text are dropped there. Raises `LensError`.
     """
-    texts = [_render(processor, example, prompt) for example in examples]
-    _check_media(processor, examples, texts, why=why)
+    processor, texts = form.processor, list(texts)
+    _check_media(form, examples, texts)
     encoder = getattr(config, "is_encoder_decoder", False) is True
-    settings = _settings(processor, texts, side="right" if encoder else "left")
+    settings = _settings(form, texts, side="right" if encoder else "left")
     media = _media(processor, examples)
     with told("the processor can't read these examples"):
         if not media:
             batch = getattr(processor, "tokenizer", processor)(texts, **settings, return_tensors="pt")
-        elif _takes_audio_only(processor):
+        elif _takes_audio_only(form):
             batch = processor(**media, return_tensors="pt")
         elif type(processor).__module__.startswith("transformers."):
             # For the text alone, because the padding of sounds has settings of its own.
@@ -57,7 +56,16 @@ def prepare(
     # Some processors add training labels; a model given those would compute a loss.
     found = {name: t for name, t in batch.items() if isinstance(t, Tensor) and name != "labels"}
     _check_reached(found, examples, config=config)
+    if not encoder and settings["add_special_tokens"] and "input_ids" in found:
+        found = _unended(found, form.tokenizer)
     return _with_clocks(found, media, processor=processor)
+
+
+def _unended(batch: dict[str, Tensor], tokenizer: Any) -> dict[str, Tensor]:
+    """Drop the special tokens behind each row: an end token would end the turn that is to be continued."""
+    after = special_tokens(tokenizer)[1]
+    ends = (tuple(row[-len(after) :]) == after for row in batch["input_ids"].tolist()) if after else ()
+    return shortened(batch, [len(after) * end for end in ends])
 
 
 def refuse_longer(batch: Mapping[str, Tensor], examples: Sequence[Example], *, config: Any) -> None:
@@ -86,38 +94,14 @@ def refuse_longer(batch: Mapping[str, Tensor], examples: Sequence[Example], *, c
             )
 
 
-def _render(processor: Any, example: Example, prompt: str) -> str:
-    """Return the text of an example, with a placeholder for each of its media."""
-    messages = example.chat(prompt)
-    if getattr(processor, "chat_template", None):
-        if not hasattr(processor, "tokenizer"):  # a tokenizer's own template takes content as strings alone
-            messages = [{**m, "content": _words(m["content"])} for m in messages]
-        with told(f"example {quoted(example.id)}: its chat can't be rendered"):
-            return rendered(processor, messages)
-    body = "\n".join(_words(message["content"]) for message in messages)
-    if type(processor).__name__ in _ADDS_PLACEHOLDERS:
-        return body
-    places = [[_placeholder(processor, medium) or ""] * count for medium, count in example.media.items()]
-    return "\n".join([*(token for tokens in places for token in tokens if token), body])
-
-
-def _words(content: str | Sequence[Mapping[str, Any]]) -> str:
-    """Return the text of a message, which is a string or a list of parts."""
-    if isinstance(content, str):
-        return content
-    return " ".join(str(part.get("text", "")) for part in content if part.get("type") == "text")
-
-
-def _settings(processor: Any, texts: Sequence[str], *, side: str) -> dict[str, bool | str]:
+def _settings(form: PromptFormat, texts: Sequence[str], *, side: str) -> dict[str, bool | str]:
     """Return the settings of the tokenizer; set its padding token if it has none."""
-    tokenizer = getattr(processor, "tokenizer", processor)
+    tokenizer = form.tokenizer
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise LensError("the tokenizer has no padding token and no end token; set tokenizer.pad_token")
         tokenizer.pad_token = tokenizer.eos_token
-    # If the chat template wrote the beginning-of-sequence token, a second one would change the logits.
-    begun = bool(tokenizer.bos_token) and all(text.startswith(tokenizer.bos_token) for text in texts)
-    return {"padding": True, "padding_side": side, "add_special_tokens": not begun}
+    return {"padding": True, "padding_side": side, "add_special_tokens": form.adds_special_tokens(texts)}
 
 
 def _media(processor: Any, examples: Sequence[Example]) -> dict[str, Any]:
@@ -186,11 +170,11 @@ def _with_clocks(
     return found
 
 
-def _check_media(processor: Any, examples: Sequence[Example], texts: Sequence[str], *, why: str) -> None:
+def _check_media(form: PromptFormat, examples: Sequence[Example], texts: Sequence[str]) -> None:
     """Raise `LensError` unless each text has one placeholder for each of its media."""
-    kind = type(processor).__name__
+    kind = type(form.processor).__name__
     for example, text in zip(examples, texts, strict=True):
-        if example.audio and _takes_audio_only(processor):
+        if example.audio and _takes_audio_only(form):
             if text.strip():
                 raise LensError(
                     f"example {quoted(example.id)}: {kind} takes sounds without text, but the text is "
@@ -199,16 +183,16 @@ def _check_media(processor: Any, examples: Sequence[Example], texts: Sequence[st
             continue
         for medium, count in example.media.items():
             one, many = _WORDS[medium]
-            token = _placeholder(processor, medium)
+            token = form.placeholder(medium)
             if token is None and count:
-                takes = [_WORDS[other][1] for other in MEDIA if _placeholder(processor, other)]
-                more = f" ({why})" if why else ""
+                takes = [_WORDS[other][1] for other in MEDIA if form.placeholder(other)]
+                more = f" ({form.unread})" if form.unread else ""
                 raise LensError(
                     f"example {quoted(example.id)} has {one}, but {kind} takes "
                     f"{' and '.join(['text', *takes]) if takes else 'text only'}{more}"
                 )
             places = text.count(token) if token else 0
-            if places != (0 if kind in _ADDS_PLACEHOLDERS else count):
+            if places != (0 if kind in ADDS_PLACEHOLDERS else count):
                 raise LensError(
                     f"example {quoted(example.id)}: the prompt has {places} placeholders for {many} "
                     f"({token}), but the example has {count} {many}"
@@ -246,18 +230,10 @@ def _check_reached(batch: Mapping[str, Tensor], examples: Sequence[Example], *, 
                 )
 
 
-def _takes_audio_only(processor: Any) -> bool:
+def _takes_audio_only(form: PromptFormat) -> bool:
     """Return whether a processor takes sounds without a text, as Whisper's does."""
     return (
-        _placeholder(processor, "audio") is None
-        and not getattr(processor, "image_processor", None)
-        and (getattr(processor, "feature_extractor", None) is not None)
+        form.placeholder("audio") is None
+        and not getattr(form.processor, "image_processor", None)
+        and (getattr(form.processor, "feature_extractor", None) is not None)
     )
-
-
-def _placeholder(processor: Any, medium: str) -> str | None:
-    """Return the placeholder of a medium in a text; None where the processor does not take the medium."""
-    found = getattr(processor, f"{medium}_token", None)
-    # A tokenizer may know the placeholder too, although it can't read the medium.
-    reads = getattr(processor, _PARTS[medium], None) or getattr(processor, f"{medium}_processor", None)
-    return str(found) if found is not None and reads is not None else None

@@ -9,8 +9,9 @@ system has one.
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import date, datetime, tzinfo
 from pathlib import Path
 from threading import Lock
 from types import FrameType
@@ -22,6 +23,8 @@ from torch import Tensor
 
 from affectlens.errors import LensError
 
+# The date of Llama 3's own template: a prompt must not depend on the day on which it is made.
+DATE = date(2024, 7, 26)
 SECONDS = 10.0  # of processor time
 _MEMORY = 1_000_000_000  # bytes on top of those in use before
 _LONGEST = 20_000_000  # characters
@@ -33,11 +36,16 @@ _PLACEHOLDER = re.compile(
 _DEEPEST = 5  # levels of nested configs; an omni model has three
 
 
-def rendered(processor: Any, messages: Sequence[Mapping[str, Any]]) -> str:
-    """Render a chat with the template of a processor or tokenizer. Raises `LensError`."""
-    _refuse_powers(processor.chat_template)
-    with _limited(), _watched():
-        text: str = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+def rendered(
+    owner: Any, messages: Sequence[Mapping[str, Any]], *, options: Mapping[str, Any], cue: bool = True
+) -> str:
+    """Render a chat with the template of a processor or tokenizer, on the fixed `DATE`.
+
+    `cue` asks for the words that begin an answer. Raises `LensError`, and whatever the template raises.
+    """
+    _refuse_powers(owner.chat_template)
+    with _limited(), _dated(), _watched():
+        text: str = owner.apply_chat_template(messages, add_generation_prompt=cue, tokenize=False, **options)
     if len(text) > _LONGEST:
         raise LensError(f"the chat template rendered {len(text):,} characters; at most {_LONGEST:,} are read")
     return text
@@ -69,11 +77,29 @@ def spans(
     return {**found, "text": text}
 
 
+def variables(templates: str | Mapping[str, str]) -> frozenset[str]:
+    """Return the names that templates read, but not those of attributes, as in `message.thinking`."""
+    from jinja2 import Environment
+
+    found = set[str]()
+    for template in _all(templates):
+        before = ""
+        for _, kind, word in Environment().lex(template):
+            if kind == "name" and before != ".":
+                found.add(word)
+            before = before if kind == "whitespace" else word
+    return frozenset(found)
+
+
+def _all(templates: str | Mapping[str, str]) -> Iterable[str]:
+    return templates.values() if isinstance(templates, Mapping) else (templates,)
+
+
 def _refuse_powers(templates: str | Mapping[str, str]) -> None:
     """Raise `LensError` for `**`: such an expression can take years, and nothing can interrupt it."""
     from jinja2 import Environment
 
-    for template in templates.values() if isinstance(templates, Mapping) else (templates,):
+    for template in _all(templates):
         if "**" in template and any(part[1:] == ("operator", "**") for part in Environment().lex(template)):
             raise LensError(
                 "the chat template uses the operator **, which can run without end; it is not run"
@@ -89,6 +115,26 @@ def _limited() -> Iterator[None]:
                 yield
         except MemoryError:
             raise _too_much() from None
+
+
+@contextmanager
+def _dated() -> Iterator[None]:
+    """Give templates that ask for today's date the fixed `DATE` in the block."""
+    from transformers.utils import chat_template_utils
+
+    # Templates get the date from this module's own `datetime`; a variable of that name can't be passed.
+    before = chat_template_utils.datetime
+    chat_template_utils.datetime = _Fixed
+    try:
+        yield
+    finally:
+        chat_template_utils.datetime = before
+
+
+class _Fixed(datetime):
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> "_Fixed":
+        return cls(DATE.year, DATE.month, DATE.day, tzinfo=tz)
 
 
 @contextmanager
