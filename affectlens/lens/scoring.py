@@ -7,6 +7,8 @@ Where a cache can't be taken back by a few tokens (of recurrent models and encod
 sliding window), prompt and label are run together.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from affectlens.lens.inputs.choices import Choices
-from affectlens.lens.live import encodes
+from affectlens.lens.live import answering, encodes, inner
 from affectlens.lens.running import called, continued
 
 _NONE = -1  # stands behind the last token of a label
@@ -28,7 +30,8 @@ def label_logps(model: nn.Module, asked: Choices) -> Float[Tensor, "batch label"
     """
     ids = _padded(asked)
     longest = ids.shape[-1]
-    out = called(model, asked.batch, use_cache=longest > 1)
+    with _noting_positions(model, on=longest > 1) as noted:
+        out = called(model, asked.batch, use_cache=longest > 1)
     logps = out.logits[:, -1].float().log_softmax(-1)
     found = _at(logps[:, None], ids[:, :, :1]).squeeze(-1)
     cache = getattr(out, "past_key_values", None) if longest > 1 else None
@@ -37,10 +40,32 @@ def label_logps(model: nn.Module, asked: Choices) -> Float[Tensor, "batch label"
         label = ids[:, number]
         label = label[:, : int((label != _NONE).sum(1).max())]
         if rewinds:
-            found[:, number] += _further(model, asked, label, cache)
+            found[:, number] += _further(model, asked, label=label, cache=cache, noted=noted)
         else:
-            found[:, number] = _whole(model, asked, label)
+            found[:, number] = _whole(model, asked, label=label)
     return found.cpu()
+
+
+@contextmanager
+def _noting_positions(model: nn.Module, *, on: bool) -> Iterator[list[Tensor]]:
+    """Note the position ids of a model in which the tokens of a picture share positions (mrope).
+
+    Such a model keeps the offset of its last input, which may be that of another batch.
+    """
+    part = inner(answering(model))
+    noted: list[Tensor] = []
+    if not on or not any(hasattr(module, "rope_deltas") for module in part.modules()):
+        yield noted
+        return
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        noted.append(kwargs["position_ids"] if "position_ids" in kwargs else args[1])
+
+    handle = part.get_decoder().rotary_emb.register_forward_pre_hook(note, with_kwargs=True)  # type: ignore
+    try:
+        yield noted
+    finally:
+        handle.remove()
 
 
 def _padded(asked: Choices) -> Int[Tensor, "batch label token"]:
@@ -51,19 +76,29 @@ def _padded(asked: Choices) -> Int[Tensor, "batch label token"]:
 
 
 def _further(
-    model: nn.Module, asked: Choices, label: Int[Tensor, "batch token"], cache: Any
+    model: nn.Module,
+    asked: Choices,
+    *,
+    label: Int[Tensor, "batch token"],
+    cache: Any,
+    noted: Sequence[Tensor],
 ) -> Float[Tensor, " batch"]:
     """Return the log-probability of a label's tokens after the first, and take the cache back."""
     given = label[:, :-1]
     longer = continued(asked.batch, given.clamp(min=0), there=given != _NONE)
     ids = longer["input_ids"][:, -given.shape[1] :]
     step = {"input_ids": ids, "attention_mask": longer["attention_mask"]}
+    if noted:
+        last = noted[0][..., -1:]
+        step["position_ids"] = last + torch.arange(1, given.shape[1] + 1, device=last.device)
     out = called(model, step, last=given.shape[1], answer=given.shape[1], cache=cache)
     cache.crop(-given.shape[1])
     return _at(out.logits.float().log_softmax(-1), label[:, None, 1:]).sum(-1).squeeze(1)
 
 
-def _whole(model: nn.Module, asked: Choices, label: Int[Tensor, "batch token"]) -> Float[Tensor, " batch"]:
+def _whole(
+    model: nn.Module, asked: Choices, *, label: Int[Tensor, "batch token"]
+) -> Float[Tensor, " batch"]:
     """Return the log-probability of a label from one pass over prompt and label."""
     length = label.shape[1]
     longer = continued(asked.batch, label.clamp(min=0), there=label != _NONE)
