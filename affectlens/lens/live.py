@@ -5,8 +5,6 @@ Below it: which part of a model answers, where its input goes, and which models 
 """
 
 import copy
-import sys
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -16,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from affectlens.checkpoints import Checkpoint
-from affectlens.errors import LensError, Remark
+from affectlens.errors import LensError, warn
 from affectlens.sites import Site
 from affectlens.tasks import Example
 
-_OURS = ("affectlens", "contextlib")  # frames that a user did not write
 ANSWER: ContextVar[int] = ContextVar("ANSWER", default=0)  # how many last tokens of an input are its answer
 
 
@@ -66,14 +63,6 @@ def remark(live: Live, words: str) -> None:
     if words not in live.told:
         live.told.add(words)
         warn(words)
-
-
-def warn(words: str) -> None:
-    """Warn with a `Remark` at the innermost line that is outside affectlens and `contextlib`."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _OURS:
-        frame, level = frame.f_back, level + 1
-    warnings.warn(words, Remark, stacklevel=level)
 
 
 def refuse_compiled(model: nn.Module) -> None:

@@ -16,7 +16,8 @@ from affectlens.lens.inputs.rendering import MEDIA, rendered, spans
 from affectlens.lens.running import told
 from affectlens.tasks import Example
 from affectlens.tasks.films import open_film
-from affectlens.tasks.media import open_picture, open_sound
+from affectlens.tasks.pictures import open_picture
+from affectlens.tasks.sounds import open_sound
 
 _WORDS = {
     "image": ("a picture", "pictures"),
