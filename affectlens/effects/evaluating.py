@@ -9,7 +9,7 @@ Where memory runs out, `fitting` halves the batch until it fits.
 import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor
 from affectlens.effects.journal import combined, fingerprint
 from affectlens.errors import LensError, TaskError, near
 from affectlens.lens import Lens, told
+from affectlens.lens.inputs.batching import batches
 from affectlens.lens.live import encodes
 from affectlens.lens.running import begins, continued, out_of_memory, rows
 from affectlens.table import provenance
@@ -81,6 +82,9 @@ class PreparedTask:
     task: Task
     batches: tuple[Mapping[str, Tensor], ...]
     labels: tuple[tuple[int, ...], ...]  # token ids of each label
+    order: tuple[
+        int, ...
+    ] = ()  # which example each row of the batches is; by default, as the task lists them
 
     @property
     def batch_size(self) -> int:
@@ -100,14 +104,13 @@ def prepare_task(lens: Lens, task: Task, *, batch_size: int = 32) -> PreparedTas
 
     Raises `TaskError` for labels that the tokenizer can't tell apart.
     """
-    batches = tuple(
-        lens.prepare(*task.examples[start : start + batch_size], prompt=task.prompt)
-        for start in range(0, len(task), batch_size)
-    )
+    make = partial(lens.prepare, prompt=task.prompt)
+    parts = list(batches(lens, task.examples, make=make, tensors=dict, size=batch_size))
     with told(f"{_named(task)}: its labels can't be tokenized"):
         labels = tuple(_label_ids(lens, label) for label in task.labels)
     _check_labels(task, labels)
-    return PreparedTask(task, batches, labels)
+    order = tuple(number for numbers, _ in parts for number in numbers)
+    return PreparedTask(task, tuple(batch for _, batch in parts), labels, order)
 
 
 def judge(lens: Lens, prepared: PreparedTask) -> tuple[Float[Tensor, "examples labels"], PreparedTask]:
@@ -127,6 +130,8 @@ def label_logps(lens: Lens, prepared: PreparedTask) -> Float[Tensor, "examples l
     Raises `LensError` where the logits hold NaN: the argmax would be the first label, which may be gold.
     """
     found = torch.cat([_batch_logps(lens, batch, prepared.labels) for batch in prepared.batches])
+    if prepared.order:
+        found = found[torch.tensor(prepared.order).argsort()]
     if torch.isnan(found).any():
         raise LensError(
             f"task {prepared.task.name!r}: the model's logits hold NaN, so its answers can't be compared"
@@ -142,7 +147,8 @@ def to_scores(task: Task, logps: Float[Tensor, "examples labels"]) -> Scores:
     frame["logp"] = found[np.arange(len(gold)), gold]
     for metric in METRICS.values():
         if metric.of is not None:
-            frame[metric.column] = metric.of(found, gold)
+            values = metric.of(found, gold)
+            frame[metric.column] = values.astype(int) if metric.counts(values) else values
     return Scores(frame, _origin(task, "constrained"))
 
 

@@ -1,7 +1,7 @@
 """Lens: a live model and its processor, addressed by the same sites as its files."""
 
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,9 +13,12 @@ from affectlens.checkpoints.memory import saved_tensors
 from affectlens.errors import LensError
 from affectlens.lens.hooks.places import module_name
 from affectlens.lens.hooks.recording import Metric, Recording, record
-from affectlens.lens.inputs.preparing import prepare, refuse_longer
+from affectlens.lens.inputs.batching import Numbers, batches
+from affectlens.lens.inputs.padding import padding_id, with_valid_padding
+from affectlens.lens.inputs.preparing import prepare, refuse_longer, takes
+from affectlens.lens.inputs.sound_tracks import heard
 from affectlens.lens.intervening import ActivationIntervention, Intervening, Intervention
-from affectlens.lens.live import Live, config_of, device_of
+from affectlens.lens.live import Live, config_of, device_of, remark
 from affectlens.lens.paired import Paired
 from affectlens.lens.running import forward, generated, started, typed
 from affectlens.probes.claims import Verification
@@ -184,6 +187,10 @@ class Lens(Live):
         `affectlens.lens.spans` returns the positions of the media in the text. Raises `LensError` without a
         processor, when the rendered text has more or fewer placeholders than there are media, when media
         would not reach the model, or when an example has more tokens than the model has positions.
+
+        The sound track of a film is one of the example's sounds; a `Remark` says so where the processor takes
+        none. Some models read padding (most recurrent ones): `logits`, `generate`, `record` and `evaluate`
+        run examples of different lengths one length at a time with them, and so should you.
         """
         for one in examples or (None,):
             if not isinstance(one, Example):
@@ -192,14 +199,22 @@ class Lens(Live):
         if self.processor is None:
             why = self._unread or "this lens has no processor"
             raise LensError(f"{why}, so examples can't be prepared; give one: Lens(model, processor)")
+        if takes(self.processor, "video"):
+            hears, kind = takes(self.processor, "audio"), type(self.processor).__name__
+            examples = heard(examples, hears=hears, processor=kind, say=partial(remark, self))
         config = config_of(self.model)
         batch = prepare(self.processor, examples, prompt=prompt, config=config, why=self._unread)
         refuse_longer(batch, examples, config=config)
+        batch = with_valid_padding(batch, self.model, tokenizer=self.tokenizer)
         return {name: tensor.to(self.device) for name, tensor in started(self.model, batch).items()}
 
     def logits(self, *examples: Example, prompt: str = "{text}") -> Float[Tensor, "batch vocabulary"]:
         """Return the logits after each prompt; of an encoder-decoder, after the decoder's first token."""
-        return self.run(self.prepare(*examples, prompt=prompt))[:, -1]
+        parts = self._batches(examples, prompt)
+        found = {
+            n: row for numbers, batch in parts for n, row in zip(numbers, self.run(batch)[:, -1], strict=True)
+        }
+        return torch.stack([found[number] for number in sorted(found)])
 
     @torch.no_grad()
     def run(
@@ -215,8 +230,23 @@ class Lens(Live):
     @torch.no_grad()
     def generate(self, *examples: Example, prompt: str = "{text}", max_new_tokens: int = 8) -> list[str]:
         """Answer examples greedily and return the new text of each. Raises `LensError`."""
-        batch = self.prepare(*examples, prompt=prompt)
-        return generated(self.model, batch, tokenizer=self.tokenizer, max_new_tokens=max_new_tokens)
+        found: dict[int, str] = {}
+        for numbers, batch in self._batches(examples, prompt):
+            padding = padding_id(self.model, self.tokenizer)
+            texts = generated(
+                self.model, batch, tokenizer=self.tokenizer, padding=padding, max_new_tokens=max_new_tokens
+            )
+            found |= zip(numbers, texts, strict=True)
+        return [found[number] for number in sorted(found)]
+
+    def _batches(
+        self, examples: Sequence[Example], prompt: str
+    ) -> Iterator[tuple[Numbers, dict[str, Tensor]]]:
+        """Yield all examples as one batch; where padding changes their answers, one of each length."""
+        if not examples:
+            self.prepare()  # raises
+        make = partial(self.prepare, prompt=prompt)
+        yield from batches(self, examples, make=make, tensors=dict, size=len(examples))
 
     @property
     def tokenizer(self) -> Any:

@@ -19,6 +19,7 @@ from affectlens.sites import Site
 from affectlens.tasks import Example
 
 ANSWER: ContextVar[int] = ContextVar("ANSWER", default=0)  # how many last tokens of an input are its answer
+UNSEEN: ContextVar[bool] = ContextVar("UNSEEN", default=False)  # no hook takes note of the running pass
 
 
 class Live(ABC):
@@ -28,6 +29,7 @@ class Live(ABC):
     processor: Any
     source: Checkpoint | None  # the checkpoint on disk that the model was loaded from
     told: set[str]  # remarks made so far; each is made once
+    reads_padding: bool | None = None  # whether padding changes its answers; None until it is measured
 
     @property
     @abstractmethod

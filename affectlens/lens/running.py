@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from affectlens.errors import AffectlensError, LensError
 from affectlens.lens.live import ANSWER, answering, config_of, encodes, inner
+from affectlens.lens.precision import logits_in_float32
 
 _NOTES = ("token_type_ids", "mm_token_type_ids")  # of a tokenizer, of models that take them
 # A checkpoint's own generation settings may sample, search or punish repetition.
@@ -108,7 +109,7 @@ def forward(
         given["position_ids"] = (given["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     asked = ANSWER.set(answer)
     try:
-        with told("the model can't run these examples"):
+        with told("the model can't run these examples"), logits_in_float32(model):
             out = answering(model)(**given, use_cache=False, **settings)
             logits: Tensor = out.logits
     finally:
@@ -117,7 +118,7 @@ def forward(
 
 
 def generated(
-    model: nn.Module, batch: Mapping[str, Tensor], *, tokenizer: Any, max_new_tokens: int
+    model: nn.Module, batch: Mapping[str, Tensor], *, tokenizer: Any, padding: int | None, max_new_tokens: int
 ) -> list[str]:
     """Generate greedily and return the new text of each example. Raises `LensError`."""
     given = typed(model, started(model, batch))
@@ -125,7 +126,7 @@ def generated(
         **_GREEDY,
         **_SEEN,
         "max_new_tokens": max_new_tokens,
-        "pad_token_id": tokenizer.pad_token_id,
+        "pad_token_id": padding,
     }
     with told("the model can't answer these examples"):
         out = _generate(answering(model))(**given, **settings)

@@ -31,7 +31,7 @@ def container_of(source: str, what: str) -> str | None:
 
 
 @contextmanager
-def opened_container(source: str, name: str, what: str) -> Iterator[Any]:
+def opened_container(source: str, name: str, *, what: str) -> Iterator[Any]:
     """Open a container inside a block. Raises `TaskError`, also where decoding in the block fails."""
     try:
         import av
@@ -55,7 +55,7 @@ def has_sound(source: str) -> bool:
     name = container_of(source, "film")
     if name is None:
         return False
-    with opened_container(source, name, "film") as opened:
+    with opened_container(source, name, what="film") as opened:
         return any(True for stream in opened.streams.audio[:1] for _ in opened.decode(stream))
 
 
@@ -64,7 +64,7 @@ def sound_track(source: str, name: str, *, most: int) -> tuple[Float[np.ndarray,
 
     Raises `TaskError` where there is none, and for more than `most` samples of all channels.
     """
-    with opened_container(source, name, "sound") as opened:
+    with opened_container(source, name, what="sound") as opened:
         if not opened.streams.audio:
             raise TaskError("this file has no sound track")
         return _samples(opened, opened.streams.audio[0], most)

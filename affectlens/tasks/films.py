@@ -123,7 +123,7 @@ def _counted(path: str) -> tuple[list[str | int], str]:
 def _file(source: str, most: int) -> Film:
     container = container_of(source, "film")
     if container is not None:
-        with opened_container(source, container, "film") as opened:
+        with opened_container(source, container, what="film") as opened:
             return _decoded(opened, most)
     with decoding(source, "film") as image:
         return _animation(image, most)

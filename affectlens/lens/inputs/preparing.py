@@ -256,6 +256,11 @@ def _takes_audio_only(processor: Any) -> bool:
     )
 
 
+def takes(processor: Any, medium: str) -> bool:
+    """Return whether a processor takes a medium (`image`, `audio` or `video`) together with a text."""
+    return _placeholder(processor, medium) is not None
+
+
 def _placeholder(processor: Any, medium: str) -> str | None:
     """Return the placeholder of a medium in a text; None where the processor does not take the medium."""
     found = getattr(processor, f"{medium}_token", None)
