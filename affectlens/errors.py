@@ -20,6 +20,8 @@ the result is right, but easy to misread without it.
 
 import difflib
 import os
+import sys
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from affectlens.printable import plain, sentence
 
 # The most characters that a message has for a name, the folders of a path, a file name, and the reason.
 _NAME, _FOLDERS, _FILE, _REASON = 120, 100, 255, 600
+_OURS = ("affectlens", "contextlib")  # frames that a user did not write
 
 
 class AffectlensError(Exception):
@@ -110,6 +113,14 @@ class MissingExtra(AffectlensError, ImportError):
 
 class Remark(UserWarning):
     """A warning that a result is easy to misread without; `warnings.simplefilter` can make it an error."""
+
+
+def warn(words: str) -> None:
+    """Warn with a `Remark` at the innermost line that is outside affectlens and `contextlib`."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _OURS:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(words, Remark, stacklevel=level)
 
 
 def quoted(name: object) -> str:

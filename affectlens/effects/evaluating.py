@@ -21,13 +21,15 @@ from torch import Tensor
 from affectlens.effects.journal import combined, fingerprint
 from affectlens.errors import LensError, TaskError, near
 from affectlens.lens import Lens, told
+from affectlens.lens.asking import ask
+from affectlens.lens.failures import out_of_memory
+from affectlens.lens.inputs.batching import batches
 from affectlens.lens.inputs.choices import Choices
 from affectlens.lens.inputs.prompt_format import PromptFormat
 from affectlens.lens.inputs.tokens import Ids
-from affectlens.lens.running import out_of_memory
 from affectlens.lens.scoring import label_logps as scored
 from affectlens.table import provenance
-from affectlens.tasks import METRICS, Scores, Task, read_answer
+from affectlens.tasks import METRICS, Example, Scores, Task, read_answer
 
 WAYS = ("constrained", "greedy")
 Result = TypeVar("Result")
@@ -83,6 +85,7 @@ class PreparedTask:
 
     task: Task
     choices: tuple[Choices, ...]  # batch by batch
+    order: tuple[int, ...]  # which example each row of the batches is
     form: PromptFormat
 
     @property
@@ -124,14 +127,25 @@ def prepare_task(
     for labels that the tokenizer can't tell apart.
     """
     form = form or lens.prompt_format
-    batches = []
-    for start in range(0, len(task), batch_size):
-        some = task.examples[start : start + batch_size]
-        with told(f"{_named(task)}"):
-            batches.append(lens.prepare_choices(*some, labels=task.labels, prompt=task.prompt, form=form))
-        for labels in dict.fromkeys(batches[-1].labels):
-            _check_labels(task, labels)
-    return PreparedTask(task, tuple(batches), form)
+
+    def make(*some: Example) -> Choices:
+        with told(f"{_named(task)}: its labels can't be tokenized"):
+            return ask(lens, some, labels=task.labels, prompt=task.prompt, form=form)
+
+    parts = list(batches(lens, task.examples, make=make, tensors=_batch, size=batch_size))
+    prepared = PreparedTask(
+        task,
+        choices=tuple(found for _, found in parts),
+        order=tuple(number for numbers, _ in parts for number in numbers),
+        form=form,
+    )
+    for labels in dict.fromkeys(prepared.by_row):
+        _check_labels(task, labels)
+    return prepared
+
+
+def _batch(found: Choices) -> Mapping[str, Tensor]:
+    return found.batch
 
 
 def judge(lens: Lens, prepared: PreparedTask) -> tuple[Float[Tensor, "examples labels"], PreparedTask]:
@@ -151,6 +165,7 @@ def label_logps(lens: Lens, prepared: PreparedTask) -> Float[Tensor, "examples l
     Raises `LensError` where the logits hold NaN: the argmax would be the first label, which may be gold.
     """
     found = torch.cat([scored(lens.model, one) for one in prepared.choices])
+    found = found[torch.tensor(prepared.order).argsort()]
     if torch.isnan(found).any():
         raise LensError(
             f"task {prepared.task.name!r}: the model's logits hold NaN, so its answers can't be compared"
@@ -166,7 +181,8 @@ def to_scores(task: Task, logps: Float[Tensor, "examples labels"]) -> Scores:
     frame["logp"] = found[np.arange(len(gold)), gold]
     for metric in METRICS.values():
         if metric.of is not None:
-            frame[metric.column] = metric.of(found, gold)
+            values = metric.of(found, gold)
+            frame[metric.column] = values.astype(int) if metric.counts(values) else values
     return Scores(frame, _origin(task, "constrained"))
 
 

@@ -8,6 +8,7 @@ loading ──▶ Lens ── preparing (chat template, media) ──▶ logits,
               └── verifying: what the names say, tested on the modules with recorded inputs
 """
 
+from affectlens.lens.failures import told
 from affectlens.lens.hooks.activations import Activations, Statistics, spread
 from affectlens.lens.hooks.hooking import Rewrite, without
 from affectlens.lens.hooks.places import module_name
@@ -19,7 +20,6 @@ from affectlens.lens.lens import Lens
 from affectlens.lens.live import Live
 from affectlens.lens.loading import load
 from affectlens.lens.paired import Paired
-from affectlens.lens.running import told
 from affectlens.probes.claims import Claim, Verification
 
 __all__ = [

@@ -1,6 +1,6 @@
 """Lens: a live model and its processor, addressed by the same sites as its files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from affectlens.checkpoints import Checkpoint, Source, open_checkpoint
 from affectlens.checkpoints.memory import saved_tensors
 from affectlens.errors import LensError
+from affectlens.lens.asking import ask
 from affectlens.lens.hooks.places import module_name
 from affectlens.lens.hooks.recording import Metric, Recording, record
-from affectlens.lens.inputs.choices import Choices, choices
-from affectlens.lens.inputs.preparing import prepare, refuse_longer
-from affectlens.lens.inputs.prompt_format import PromptFormat
+from affectlens.lens.inputs.batching import Numbers, batches
+from affectlens.lens.inputs.padding import padding_id
+from affectlens.lens.inputs.prompt_format import PromptFormat, templates
 from affectlens.lens.intervening import ActivationIntervention, Intervening, Intervention
-from affectlens.lens.live import Live, config_of, device_of, encodes, remark
+from affectlens.lens.live import Live, device_of, remark
 from affectlens.lens.paired import Paired
-from affectlens.lens.running import decoder_ids, forward, generated, started, typed
+from affectlens.lens.running import forward, generated, typed
 from affectlens.probes.claims import Verification
 from affectlens.probes.verifying import verify
 from affectlens.sites import Points, Site, Sites, Span
@@ -58,7 +59,6 @@ class Lens(Live):
         *,
         source: Checkpoint | None = None,
         remote_code: Mapping[str, Any] | None = None,
-        unread: str = "",
         template_options: Mapping[str, Any] | None = None,
         cue: str = "",
     ) -> None:
@@ -70,10 +70,11 @@ class Lens(Live):
         self.processor = processor
         self.source = source  # the checkpoint the model was loaded from, if it was
         self.remote_code = remote_code  # the revision and files of the model's own code, if it ran any
+        self._form: tuple[Any, PromptFormat] | None = None
         self.told: set[str] = set()  # remarks made so far; each is made once
         self.template_options = dict(template_options or {})  # passed to the chat template
         self.cue = cue  # written behind each prompt
-        self._unread = unread  # why the processor could not be read, where there are files of one
+        self.unread = ""  # why the processor could not be read, where there are files of one
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -190,55 +191,32 @@ class Lens(Live):
         `affectlens.lens.spans` returns the positions of the media in the text. Raises `LensError` without a
         processor, when the rendered text has more or fewer placeholders than there are media, when media
         would not reach the model, or when an example has more tokens than the model has positions.
-        """
-        form = self._asking(examples)
-        texts = [form.prompt(example, prompt) for example in examples]
-        return self._ready(prepare(form, examples, texts, config=config_of(self.model)), examples)
 
-    def prepare_choices(
-        self,
-        *examples: Example,
-        labels: Sequence[str],
-        prompt: str = "{text}",
-        form: PromptFormat | None = None,
-    ) -> Choices:
-        """Turn examples into one batch, with the token ids of each label behind each prompt.
-
-        Prompt and label are what the chat template writes with and without an assistant turn; see
-        `affectlens.lens.inputs.choices`. `form` is by default the lens's own. Raises `LensError`.
+        The sound track of a film is one of the example's sounds; a `Remark` says so where the processor takes
+        none. Some models read padding (most recurrent ones): `logits`, `generate`, `record` and `evaluate`
+        run examples of different lengths one length at a time with them, and so should you.
         """
-        form, config = self._asking(examples, form), config_of(self.model)
-        if encodes(self.model):
-            texts = [form.prompt(example, prompt) for example in examples]
-            ids = tuple(decoder_ids(self.model, form.tokenizer, label) for label in labels)
-            found = Choices(prepare(form, examples, texts, config=config), (ids,) * len(examples))
-        else:
-            found = choices(form, examples, labels, prompt=prompt, config=config)
-        return Choices(self._ready(found.batch, examples), found.labels)
+        return ask(self, examples, prompt=prompt).batch
 
     @property
     def prompt_format(self) -> PromptFormat:
         """The way in which prompts are written for this model. Raises `LensError` without a processor."""
         if self.processor is None:
-            why = self._unread or "this lens has no processor"
+            why = self.unread or "this lens has no processor"
             raise LensError(f"{why}, so examples can't be prepared; give one: Lens(model, processor)")
-        say = partial(remark, self)
-        return PromptFormat(self.processor, self.template_options, self.cue, unread=self._unread, say=say)
-
-    def _asking(self, examples: Sequence[Example], form: PromptFormat | None = None) -> PromptFormat:
-        for one in examples or (None,):
-            if not isinstance(one, Example):
-                shown = "nothing" if one is None else f"a {type(one).__name__}"
-                raise LensError(f"expected examples, got {shown}; make one: al.Example(id, label, text=…)")
-        return form or self.prompt_format
-
-    def _ready(self, batch: Mapping[str, Tensor], examples: Sequence[Example]) -> dict[str, Tensor]:
-        refuse_longer(batch, examples, config=config_of(self.model))
-        return {name: tensor.to(self.device) for name, tensor in started(self.model, batch).items()}
+        key = (self.processor, templates(self.processor), dict(self.template_options), self.cue, self.unread)
+        if self._form is None or self._form[0] != key:  # a user may set another template at any time
+            form = PromptFormat(key[0], key[2], key[3], unread=key[4], say=partial(remark, self))
+            self._form = key, form
+        return self._form[1]
 
     def logits(self, *examples: Example, prompt: str = "{text}") -> Float[Tensor, "batch vocabulary"]:
         """Return the logits after each prompt; of an encoder-decoder, after the decoder's first token."""
-        return self.run(self.prepare(*examples, prompt=prompt))[:, -1]
+        parts = self._batches(examples, prompt)
+        found = {
+            n: row for numbers, batch in parts for n, row in zip(numbers, self.run(batch)[:, -1], strict=True)
+        }
+        return torch.stack([found[number] for number in sorted(found)])
 
     @torch.no_grad()
     def run(
@@ -254,8 +232,23 @@ class Lens(Live):
     @torch.no_grad()
     def generate(self, *examples: Example, prompt: str = "{text}", max_new_tokens: int = 8) -> list[str]:
         """Answer examples greedily and return the new text of each. Raises `LensError`."""
-        batch = self.prepare(*examples, prompt=prompt)
-        return generated(self.model, batch, tokenizer=self.tokenizer, max_new_tokens=max_new_tokens)
+        found: dict[int, str] = {}
+        for numbers, batch in self._batches(examples, prompt):
+            padding = padding_id(self.model, self.tokenizer)
+            texts = generated(
+                self.model, batch, tokenizer=self.tokenizer, padding=padding, max_new_tokens=max_new_tokens
+            )
+            found |= zip(numbers, texts, strict=True)
+        return [found[number] for number in sorted(found)]
+
+    def _batches(
+        self, examples: Sequence[Example], prompt: str
+    ) -> Iterator[tuple[Numbers, dict[str, Tensor]]]:
+        """Yield all examples as one batch; where padding changes their answers, one of each length."""
+        if not examples:
+            self.prepare()  # raises
+        make = partial(self.prepare, prompt=prompt)
+        yield from batches(self, examples, make=make, tensors=dict, size=len(examples))
 
     @property
     def tokenizer(self) -> Any:

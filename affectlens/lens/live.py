@@ -5,8 +5,6 @@ Below it: which part of a model answers, where its input goes, and which models 
 """
 
 import copy
-import sys
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -16,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from affectlens.checkpoints import Checkpoint
-from affectlens.errors import LensError, Remark
+from affectlens.errors import LensError, warn
+from affectlens.lens.inputs.prompt_format import PromptFormat
 from affectlens.sites import Site
 from affectlens.tasks import Example
 
-_OURS = ("affectlens", "contextlib")  # frames that a user did not write
 ANSWER: ContextVar[int] = ContextVar("ANSWER", default=0)  # how many last tokens of an input are its answer
+UNSEEN: ContextVar[bool] = ContextVar("UNSEEN", default=False)  # no hook takes note of the running pass
 
 
 class Live(ABC):
@@ -31,6 +30,7 @@ class Live(ABC):
     processor: Any
     source: Checkpoint | None  # the checkpoint on disk that the model was loaded from
     told: set[str]  # remarks made so far; each is made once
+    reads_padding: bool | None = None  # whether padding changes its answers; None until it is measured
 
     @property
     @abstractmethod
@@ -41,6 +41,11 @@ class Live(ABC):
     @abstractmethod
     def parameters(self) -> Mapping[str, Tensor]:
         """The live parameters and persistent buffers, by the model's own names; tied ones once."""
+
+    @property
+    @abstractmethod
+    def prompt_format(self) -> PromptFormat:
+        """The way in which prompts are written for this model. Raises `LensError` without a processor."""
 
     @abstractmethod
     def prepare(self, *examples: Example, prompt: str = "{text}") -> dict[str, Tensor]:
@@ -66,14 +71,6 @@ def remark(live: Live, words: str) -> None:
     if words not in live.told:
         live.told.add(words)
         warn(words)
-
-
-def warn(words: str) -> None:
-    """Warn with a `Remark` at the innermost line that is outside affectlens and `contextlib`."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _OURS:
-        frame, level = frame.f_back, level + 1
-    warnings.warn(words, Remark, stacklevel=level)
 
 
 def refuse_compiled(model: nn.Module) -> None:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from threading import RLock
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,10 +31,10 @@ from affectlens.checkpoints.opening import named_on_hub
 from affectlens.checkpoints.quantized import unpacked
 from affectlens.errors import AffectlensError, CheckpointError, LensError, MissingExtra, near, quoted
 from affectlens.lens.building import build, refuse_unreasonable
+from affectlens.lens.failures import broken, line
 from affectlens.lens.inputs.processors import load_processor
 from affectlens.lens.isolation import isolated, refuse_own_code, remote_code, torch_dtype
 from affectlens.lens.lens import Lens
-from affectlens.lens.running import broken, line
 
 _ONE_AT_A_TIME = RLock()  # loading changes settings of the whole process
 _DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -47,6 +48,8 @@ def load(
     device_map: str | Mapping[str, str | int | torch.device] | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    template_options: Mapping[str, Any] | None = None,
+    cue: str = "",
 ) -> Lens:
     """Load a checkpoint (a folder, a hub id, or an open checkpoint) as a lens.
 
@@ -59,6 +62,10 @@ def load(
     Code that comes with a model runs only with `trust_remote_code`, and is pinned: a branch is resolved to
     a commit first, and `lens.remote_code` records it. For a folder it records the hash of the code; given as
     `revision`, the hash ensures that the code has not changed. Code from another repository is refused.
+
+    `template_options` are passed to the chat template, e.g. `{"enable_thinking": True}`; by default it is
+    told not to begin a thought, if it can be. `cue` is written behind each prompt, e.g. `"</think>"` where a
+    template always begins a thought.
 
     Raises `CheckpointError` where the files can't be read, `MissingExtra` for a `device_map` without
     accelerate, and `LensError` where the files lack an untied parameter of the model, or where transformers
@@ -94,7 +101,11 @@ def load(
     for one in (getattr(model, "config", None), getattr(processor, "tokenizer", processor)):
         if one is not None:
             one.name_or_path = str(folder)
-    return Lens(model, processor, source=checkpoint, remote_code=ran, unread=unread)
+    lens = Lens(
+        model, processor, source=checkpoint, remote_code=ran, template_options=template_options, cue=cue
+    )
+    lens.unread = unread
+    return lens
 
 
 def _dtype(asked: str | torch.dtype) -> torch.dtype | None:

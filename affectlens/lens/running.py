@@ -6,8 +6,7 @@ batch ── started ──▶ with a decoder's first token ── called ──
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,8 +14,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from affectlens.errors import AffectlensError, LensError
+from affectlens.errors import LensError
+from affectlens.lens.failures import told
 from affectlens.lens.live import ANSWER, answering, config_of, encodes, inner
+from affectlens.lens.precision import logits_in_float32
 
 _NOTES = ("token_type_ids", "mm_token_type_ids")  # of a tokenizer, of models that take them
 # A checkpoint's own generation settings may sample, search or punish repetition.
@@ -28,8 +29,6 @@ _SEEN = {
     "cache_implementation": "dynamic",
     "prefill_chunk_size": None,
 }
-_LONGEST = 300  # characters
-_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
 
 def typed(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -70,7 +69,7 @@ def begins(model: nn.Module) -> int | None:
     return None
 
 
-def decoder_ids(model: nn.Module, tokenizer: Any, label: str) -> tuple[int, ...]:
+def decoder_ids(model: nn.Module, tokenizer: Any, *, label: str) -> tuple[int, ...]:
     """Return the tokens that a decoder is trained to write for a label, without start and end."""
     with told(f"the label {label!r} can't be tokenized"):
         ids = list(tokenizer.encode(label))
@@ -105,6 +104,11 @@ def continued(
     for note in () if decodes else _NOTES:
         if note in batch:
             longer[note] = torch.cat([batch[note], torch.zeros_like(answer).to(batch[note])], dim=1)
+    if not decodes and "position_ids" in batch:
+        later = torch.arange(1, answer.shape[1] + 1, device=batch["position_ids"].device)
+        longer["position_ids"] = torch.cat(
+            [batch["position_ids"], batch["position_ids"][..., -1:] + later], dim=-1
+        )
     return longer
 
 
@@ -147,7 +151,7 @@ def called(
         settings["past_key_values"] = cache
     asked = ANSWER.set(answer)
     try:
-        with told("the model can't run these examples"):
+        with told("the model can't run these examples"), logits_in_float32(model):
             out = answering(model)(**given, use_cache=use_cache or cache is not None, **settings)
             assert isinstance(out.logits, Tensor)
     finally:
@@ -156,7 +160,7 @@ def called(
 
 
 def generated(
-    model: nn.Module, batch: Mapping[str, Tensor], *, tokenizer: Any, max_new_tokens: int
+    model: nn.Module, batch: Mapping[str, Tensor], *, tokenizer: Any, padding: int | None, max_new_tokens: int
 ) -> list[str]:
     """Generate greedily and return the new text of each example. Raises `LensError`."""
     given = typed(model, started(model, batch))
@@ -164,7 +168,7 @@ def generated(
         **_GREEDY,
         **_SEEN,
         "max_new_tokens": max_new_tokens,
-        "pad_token_id": tokenizer.pad_token_id,
+        "pad_token_id": padding,
     }
     with told("the model can't answer these examples"):
         out = _generate(answering(model))(**given, **settings)
@@ -196,39 +200,3 @@ def _numbers(model: nn.Module) -> bool:
     config = config_of(model)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return not encodes(model) and getattr(text, "rope_parameters", None) is None
-
-
-@contextmanager
-def told(what: str) -> Iterator[None]:
-    """Re-raise errors of the block as a `LensError` that begins with `what`.
-
-    Errors of affectlens pass unchanged, and so do out-of-memory errors: a smaller batch may fit.
-    """
-    try:
-        yield
-    except AffectlensError:
-        raise
-    except BaseException as error:
-        if not broken(error) or out_of_memory(error):
-            raise
-        raise LensError(f"{what}: {line(error)}") from error
-
-
-def broken(error: BaseException) -> bool:
-    """Return whether an error is a failure, not an interrupt or exit."""
-    # A panic of the tokenizers library, e.g. of a regex that runs too long, is not an Exception.
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means out of memory, on the host or on a device."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in _MEMORY)
-
-
-def line(error: BaseException) -> str:
-    """Return the message of an error on one line, printable; with its type where the message is short."""
-    words = " ".join(str(error).partition("Exception raised from")[0].split())
-    words = words if len(words) > 20 else f"{type(error).__name__} {words}".strip()
-    return "".join(c for c in words[:_LONGEST] if c.isprintable())

@@ -88,7 +88,9 @@ def _further(
     longer = continued(asked.batch, given.clamp(min=0), there=given != _NONE)
     ids = longer["input_ids"][:, -given.shape[1] :]
     step = {"input_ids": ids, "attention_mask": longer["attention_mask"]}
-    if noted:
+    if "position_ids" in longer:
+        step["position_ids"] = longer["position_ids"][..., -given.shape[1] :]
+    elif noted:
         last = noted[0][..., -1:]
         step["position_ids"] = last + torch.arange(1, given.shape[1] + 1, device=last.device)
     out = called(model, step, last=given.shape[1], answer=given.shape[1], cache=cache)
@@ -96,9 +98,7 @@ def _further(
     return _at(out.logits.float().log_softmax(-1), label[:, None, 1:]).sum(-1).squeeze(1)
 
 
-def _whole(
-    model: nn.Module, asked: Choices, *, label: Int[Tensor, "batch token"]
-) -> Float[Tensor, " batch"]:
+def _whole(model: nn.Module, asked: Choices, *, label: Int[Tensor, "batch token"]) -> Float[Tensor, " batch"]:
     """Return the log-probability of a label from one pass over prompt and label."""
     length = label.shape[1]
     longer = continued(asked.batch, label.clamp(min=0), there=label != _NONE)

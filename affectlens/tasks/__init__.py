@@ -1,7 +1,7 @@
 """JUDGED BY: examples, tasks, their media, and scores; no model is known here.
 
     a file of JSON lines ── examples ──▶ Example ── task ──▶ Task (examples, labels, prompt)
-    the files it names ── media, films ──▶ pictures, sounds, frames
+    the files it names ── pictures, sounds, films ──▶ pictures, sounds, frames
     a model's answers ── task.read_answer ──▶ Scores, whose metrics are the rows of scores.METRICS
 
 Names are resolved when first used: a task is read without pandas, Pillow or torch.
@@ -14,8 +14,9 @@ from affectlens.lazy import resolver
 if TYPE_CHECKING:
     from affectlens.tasks.examples import Example
     from affectlens.tasks.films import open_film
-    from affectlens.tasks.media import open_picture, open_sound
+    from affectlens.tasks.pictures import open_picture
     from affectlens.tasks.scores import METRICS, Scores
+    from affectlens.tasks.sounds import open_sound
     from affectlens.tasks.task import KINDS, Task, load_task, read_answer
 
 __all__ = [
@@ -40,8 +41,8 @@ __getattr__ = resolver(
         "Task": "task",
         "load_task": "task",
         "open_film": "films",
-        "open_picture": "media",
-        "open_sound": "media",
+        "open_picture": "pictures",
+        "open_sound": "sounds",
         "read_answer": "task",
     },
 )

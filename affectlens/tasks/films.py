@@ -1,12 +1,13 @@
 """Open films: a folder or list of frame pictures, an animated GIF, WebP or PNG, or a video file.
 
-Of a long film, frames at even distances are taken, with the first and the last. Pillow reads animations; MP4,
-WebM and AVI need the `av` package (the extra `media`).
+Of a long film, frames at even distances are taken, with the first and the last, turned as players show them.
+Pillow reads animations; MP4, WebM and AVI need the `av` package (the extra `media`).
 """
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,25 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from affectlens.errors import MissingExtra, TaskError, quoted
-from affectlens.tasks.media import decoding, open_picture, ordinary
+from affectlens.errors import TaskError, quoted
+from affectlens.tasks.containers import container_of, opened_container
+from affectlens.tasks.pictures import as_seen, decoding, open_picture
 
 FRAMES = 32  # of a film that a model is shown by default, at most
 _LONGEST = 100_000  # frames of a film, or files of its folder
 _PIXELS = 10_000_000_000  # of all frames of an animation: each is decoded to reach the next
-_LARGEST = 4_000_000_000  # bytes
 _PICTURE = re.compile(r".+\.(?:png|jpe?g|webp|gif|bmp|tiff?|ppm)", re.IGNORECASE)
-# Position and bytes of a container's signature → its name in ffmpeg. ffmpeg must not guess: see _video.
-_SIGNS = {
-    (4, b"ftyp"): "mp4",
-    (0, b"\x1a\x45\xdf\xa3"): "matroska",
-    (8, b"AVI "): "avi",
+# The upper left 2 × 2 of a display matrix, by signs → what turns a stored frame as players show it. A stored
+# point (x, y), y downwards, is shown at (a·x + c·y, b·x + d·y).
+_TURNS: Mapping[tuple[int, ...], Image.Transpose | None] = {
+    (1, 0, 0, 1): None,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
 }
 
 
@@ -36,6 +43,7 @@ class Film:
 
     frames: tuple[Image.Image, ...]
     fps: float | None = None  # None for pictures, which have no clock
+    sound: bool = False  # whether the file has a sound track; `open_sound` opens it
 
 
 def open_film(source: str | Sequence[str], most: int = FRAMES) -> Film:
@@ -113,21 +121,19 @@ def _counted(path: str) -> tuple[list[str | int], str]:
 
 
 def _file(source: str, most: int) -> Film:
-    path = ordinary(source, "film", most=_LARGEST)
-    with open(path, "rb") as stream:
-        head = stream.read(16)
-    for (start, sign), container in _SIGNS.items():
-        if head[start : start + len(sign)] == sign:
-            return _video(path, container, most)
+    container = container_of(source, "film")
+    if container is not None:
+        with opened_container(source, container, what="film") as opened:
+            return _decoded(opened, most)
     with decoding(source, "film") as image:
-        return _animation(image, source, most)
+        return _animation(image, most)
 
 
-def _animation(image: Image.Image, source: str, most: int) -> Film:
+def _animation(image: Image.Image, most: int) -> Film:
     count = getattr(image, "n_frames", 1)
     if count > _LONGEST or count * image.width * image.height > _PIXELS:
         raise TaskError(
-            f"{quoted(source)}: {count:,} frames of {image.width} × {image.height} pixels; the limits are "
+            f"{count:,} frames of {image.width} × {image.height} pixels; the limits are "
             f"{_LONGEST:,} frames and {_PIXELS:,} pixels in all"
         )
     wanted, frames, milliseconds = set(even(count, most)), [], 0.0
@@ -136,30 +142,14 @@ def _animation(image: Image.Image, source: str, most: int) -> Film:
         image.load()  # some formats know the duration of a frame only once it is loaded
         milliseconds += float(image.info.get("duration", 0))
         if number in wanted:
-            frames.append(image.convert("RGB"))
+            frames.append(as_seen(image))
     return Film(tuple(frames), len(frames) / milliseconds * 1000 if milliseconds > 0 else None)
-
-
-def _video(path: Path, container: str, most: int) -> Film:
-    try:
-        import av
-    except ImportError:
-        raise MissingExtra(
-            f"{quoted(path.name)} is a video file, which needs av: pip install 'affectlens[media]', "
-            "or give its frames as a folder or list of pictures"
-        ) from None
-    try:
-        # With the container named, ffmpeg can't take the file for a playlist and open the files it lists.
-        with open(path, "rb") as stream, av.open(stream, format=container) as opened:
-            return _decoded(opened, most)
-    except TaskError as error:
-        raise TaskError(f"{quoted(str(path))}: {error}") from None
-    except Exception:
-        raise TaskError(f"{quoted(str(path))}: this film can't be read") from None
 
 
 def _decoded(opened: Any, most: int) -> Film:
     """Decode in two passes, the first to count the frames: a header may state any number."""
+    if not opened.streams.video:
+        raise TaskError("this file has no pictures; give it as a sound (audio)")
     stream = opened.streams.video[0]
     count = sum(1 for _ in _bounded(opened.decode(stream)))
     if not count:
@@ -167,12 +157,32 @@ def _decoded(opened: Any, most: int) -> Film:
     opened.seek(0)
     wanted = set(even(count, most))
     frames = [
-        frame.to_image().convert("RGB")
-        for number, frame in enumerate(_bounded(opened.decode(stream)))
-        if number in wanted
+        _upright(frame) for number, frame in enumerate(_bounded(opened.decode(stream))) if number in wanted
     ]
     rate = float(stream.average_rate or 0)
-    return Film(tuple(frames), len(frames) * rate / count if rate > 0 else None)
+    return Film(tuple(frames), len(frames) * rate / count if rate > 0 else None, bool(opened.streams.audio))
+
+
+def _upright(frame: Any) -> Image.Image:
+    """Return a frame as players show it: a phone stores films as its sensor lies, and how to turn them.
+
+    Raises `TaskError` for a turn that is no multiple of 90°.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    image: Image.Image = frame.to_image().convert("RGB")
+    if matrix is None:
+        return image
+    # Three rows of three numbers in fixed point; only the ratios of the first four matter.
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
+    largest = max(map(abs, (a, b, c, d))) or 1
+    way = tuple(round(number / largest, 2) for number in (a, b, c, d))
+    if way not in _TURNS:
+        raise TaskError(
+            "its display matrix turns or stretches this film by other than 90°; re-encode it, for example "
+            "with ffmpeg -i FILM OUT.mp4"
+        )
+    turn = _TURNS[way]
+    return image if turn is None else image.transpose(turn)
 
 
 def _bounded(frames: Iterator[Any]) -> Iterator[Any]:

@@ -29,8 +29,22 @@ Gold = Int[np.ndarray, " examples"]  # which of the labels is right
 Values = Float[np.ndarray, " examples"]
 
 
+def correct(logps: Labels, gold: Gold) -> Values:
+    """Return 1 where the gold label alone is the most probable, 1/k where it is one of k that tie, else 0.
+
+    Labels tie if their log-probabilities are equal to the last bit. Taking the first of them would make
+    accuracy follow the order in which the labels are listed.
+
+    >>> correct(np.log([[0.6, 0.4], [0.5, 0.5], [0.1, 0.9]]), np.array([0, 0, 0])).tolist()
+    [1.0, 0.5, 0.0]
+    """
+    best = logps == logps.max(1, keepdims=True)
+    values: Values = best[np.arange(len(gold)), gold] / best.sum(1)
+    return values
+
+
 def margin(logps: Labels, gold: Gold) -> Values:
-    """Return log p(gold) − log p(best other label): positive where the answer is right."""
+    """Return log p(gold) − log p(best other label): positive where the answer is right, 0 where both tie."""
     rows = np.arange(len(gold))
     others = logps.copy()
     others[rows, gold] = -np.inf
@@ -42,9 +56,9 @@ def margin(logps: Labels, gold: Gold) -> Values:
 class Metric:
     """A metric: the mean of a per-example column of `Scores`, and how it is computed.
 
-    `of` fills the column from the log-probabilities of all labels; without it the column comes from the
-    answers, which greedy ones have too. A `binary` column holds 0 and 1 and gets score intervals, any other
-    the bootstrap over clusters.
+    `of` fills the column from the log-probabilities of all labels. Greedy answers have none: they fill
+    `correct` alone. A `binary` column holds 0 and 1 and gets score intervals, any other the bootstrap over
+    clusters, and so does a binary one that has ties in it.
     """
 
     column: str
@@ -54,7 +68,7 @@ class Metric:
 
     def interval(self, values: Values, clusters: Gold) -> Interval:
         """Return the mean with its 95 % interval: Wilson's for binary columns, at the effective size."""
-        if not self.binary:
+        if not self.counts(values):
             return bootstrap(values, clusters)
         worth = effective(values, clusters)
         return wilson(float(values.mean()) * worth, worth)
@@ -62,15 +76,19 @@ class Metric:
     def change(self, after: Values, before: Values, *, clusters: Gold) -> Interval:
         """Return the mean change with its 95 % interval, paired by example: Tango's for binary columns."""
         change = after - before
-        if not self.binary:
+        if not self.counts(after, before):
             return bootstrap(change, clusters)
         worth = effective(change, clusters)
         gained, lost = (float((sign * change > 0).mean()) * worth for sign in (1, -1))
         return tango(gained, lost, n=worth)
 
+    def counts(self, *columns: Values) -> bool:
+        """Return whether values are all 0 or 1, which score intervals count; ties lie between."""
+        return self.binary and all(bool(np.isin(values, (0, 1)).all()) for values in columns)
+
 
 METRICS: Mapping[str, Metric] = {
-    "accuracy": Metric("correct", binary=True),
+    "accuracy": Metric("correct", of=correct, binary=True),
     "margin": Metric("margin", "log p(gold) − log p(best other)", margin),
 }
 
@@ -79,8 +97,9 @@ METRICS: Mapping[str, Metric] = {
 class Scores(Table):
     """A table of what a model answered, one row per example; made by `affectlens.evaluate`.
 
-    Columns: `id, cluster, label, prediction` (null: no answer), `correct` (0 or 1), and for
-    constrained scoring `logp` of the gold label and `margin` = log p(gold) − log p(best other label).
+    Columns: `id, cluster, label, prediction` (null: no answer; of labels that tie, the first), `correct` (0
+    or 1; 1/k where gold is one of k labels that tie), and for constrained scoring `logp` of the
+    gold label and `margin` = log p(gold) − log p(best other label).
 
     >>> rows = {"id": list("abcd"), "cluster": list("abcd"), "correct": [1, 1, 1, 0]}
     >>> print(Scores(pd.DataFrame(rows)).metric("accuracy"))
@@ -94,7 +113,7 @@ class Scores(Table):
         {"id": "text", "cluster": "text", "label": "text?", "prediction": "text?", "correct": "number"},
         {"logp": "number?"},
         # Each by itself: a table that was saved before a metric was added lacks its column.
-        *({metric.column: "number?"} for metric in METRICS.values() if metric.of),
+        *({metric.column: "number?"} for metric in METRICS.values() if metric.column != "correct"),
     )
     about: ClassVar[Mapping[str, Shape]] = {"task": TASK}
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import affectlens as al
-from affectlens.effects.evaluating import _sequence_logp
 from affectlens.errors import LensError, NoSuchSite, Remark
+from affectlens.lens.inputs.choices import Choices
 from affectlens.lens.running import started
+from affectlens.lens.scoring import label_logps
 from tests.lens.families import BY_NAME, base, logits, tuned
 from tests.lens.test_lens import same, snapshot
 from tests.numbers import differ
@@ -24,6 +25,12 @@ from tests.tiny_models import tiny as of_type
 def language(lens: al.Lens, role: str) -> al.Sites:
     sites = lens.sites.where(tower="language", role=role, param="weight")
     return al.Sites(site for site in sites if site.stack != "encoder")
+
+
+def logp_of(lens: al.Lens, batch: dict[str, torch.Tensor], ids: tuple[int, ...]) -> torch.Tensor:
+    """Return the log-probability of one label behind each prompt of a batch."""
+    rows = len(batch.get("decoder_input_ids", batch.get("input_ids", ())))
+    return label_logps(lens.model, Choices(batch, ((ids,),) * rows))[:, 0]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2_5_vl", "t5_gated"])
@@ -40,10 +47,10 @@ def test_a_given_answer_is_no_part_of_the_prompt(family: str, kind: str) -> None
         "steer": al.Steer(points[:1], vector=torch.ones(width)),
         "patch": al.Patch(points[:1], source=al.Lens(tuned(family)).record(points[:1], batch)),
     }[kind]
-    plain = _sequence_logp(lens, batch, (7,))
+    plain = logp_of(lens, batch, (7,))
     with lens.intervene(change):
         expected = lens.run(batch)[:, -1].log_softmax(-1)[:, 7]
-        found = _sequence_logp(lens, batch, (7,))
+        found = logp_of(lens, batch, (7,))
 
     torch.testing.assert_close(expected, found, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(plain, found, atol=1e-3)
@@ -406,9 +413,9 @@ def test_a_prompts_recording_is_patched_under_labels_of_several_tokens() -> None
     """A recording of the prompt is patched into the prompt alone; the answer keeps its own activations."""
     lens, batch = al.Lens(base("llama")), BY_NAME["llama"].batch()
     points = language(lens, "down_proj").at("residual")
-    plain = _sequence_logp(lens, batch, (7, 9, 4))
+    plain = logp_of(lens, batch, (7, 9, 4))
     with lens.intervene(al.Patch(points, source=lens.record(points, batch))):
-        found = _sequence_logp(lens, batch, (7, 9, 4))
+        found = logp_of(lens, batch, (7, 9, 4))
 
     torch.testing.assert_close(plain, found)
 

@@ -17,6 +17,7 @@ from affectlens.errors import LensError
 from affectlens.lens.hooks.activations import spread
 from affectlens.lens.hooks.places import Place
 from affectlens.lens.hooks.positions import Moment, Moments
+from affectlens.lens.live import UNSEEN
 from affectlens.sites import Point
 
 # From the values at a point, (batch, position, feature) where it has positions, and the moment, to new values
@@ -64,6 +65,8 @@ class Hook:
 
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any], *output: Any) -> Any:
         """Return the new output or the new input of a module; None where nothing changes."""
+        if UNSEEN.get():
+            return None
         if self.moments.passes != self._pass:
             self._pass = self.moments.passes
             counting: object = self.rewrite

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from affectlens.errors import LensError
 from affectlens.lens.inputs.rendering import spans
-from affectlens.lens.live import ANSWER, answering, config_of, encodes, inner
+from affectlens.lens.live import ANSWER, UNSEEN, answering, config_of, encodes, inner
 from affectlens.lens.restoring import Swaps
 from affectlens.sites import Span
 
@@ -168,6 +168,8 @@ class Moments:
         return next(fits, there[0] if there else None)
 
     def _entered(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if UNSEEN.get():
+            return
         self.passes += 1
         stack, prefix = ("decoder", "decoder_") if encodes(self._model) else ("", "")
         names = inspect.signature(module.forward).parameters
@@ -176,6 +178,8 @@ class Moments:
         self._now[stack] = found if found is None else found.asked(ANSWER.get())
 
     def _encoding(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if UNSEEN.get():
+            return
         self._now["encoder"] = _moment(
             None, {**kwargs, **({"input_ids": args[0]} if args else {})}, prefix="", config=self._config
         )

@@ -17,6 +17,7 @@ from affectlens.lens.hooks.activations import Activations, Statistics, joined, o
 from affectlens.lens.hooks.hooking import Hook
 from affectlens.lens.hooks.places import place_of
 from affectlens.lens.hooks.positions import Moment, Moments
+from affectlens.lens.inputs.batching import batches
 from affectlens.lens.live import Live, refuse_compiled
 from affectlens.lens.restoring import Swaps, atomic, raise_waiting
 from affectlens.lens.running import forward
@@ -167,9 +168,10 @@ def _batches(
         if not shown:
             yield from (one for one in some if isinstance(one, Mapping))
             continue
-        for start in range(0, len(some), size):
-            part = (one for one in some[start : start + size] if isinstance(one, Example))
-            yield lens.prepare(*part, prompt=prompt)
+        named = [one for one in some if isinstance(one, Example)]
+        make = partial(lens.prepare, prompt=prompt)
+        for _, batch in batches(lens, named, make=make, tensors=dict, size=size, in_order=True):
+            yield batch
 
 
 def _seen(point: Point, values: Tensor, moment: Moment | None) -> tuple[Activations, Tensor | None]:

@@ -15,10 +15,10 @@ from typing import Any
 from torch import Tensor
 
 from affectlens.errors import LensError, quoted
+from affectlens.lens.failures import told
 from affectlens.lens.inputs.preparing import prepare
 from affectlens.lens.inputs.prompt_format import PromptFormat
 from affectlens.lens.inputs.tokens import Ids, encoded, shortened
-from affectlens.lens.running import told
 from affectlens.tasks import Example
 
 
@@ -31,12 +31,12 @@ class Choices:
 
 
 def choices(
-    form: PromptFormat, examples: Sequence[Example], labels: Sequence[str], *, prompt: str, config: Any
+    form: PromptFormat, examples: Sequence[Example], *, labels: Sequence[str], prompt: str, config: Any
 ) -> Choices:
     """Prepare examples for a decoder that scores labels behind their prompts. Raises `LensError`."""
     answers = [form.answered(example, prompt) for example in examples]
     texts = [answer.prompt for answer in answers]
-    batch = prepare(form, examples, texts, config=config)
+    batch = prepare(form, examples, texts=texts, config=config)
     special = form.adds_special_tokens(texts)
     found, cuts = list[tuple[Ids, ...]](), list[int]()
     with told("the labels can't be tokenized"):

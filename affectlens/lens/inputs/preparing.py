@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from affectlens.errors import LensError, quoted
+from affectlens.lens.failures import told
 from affectlens.lens.inputs.prompt_format import ADDS_PLACEHOLDERS, PromptFormat
 from affectlens.lens.inputs.rendering import MEDIA, spans
 from affectlens.lens.inputs.tokens import shortened, special_tokens
-from affectlens.lens.running import told
 from affectlens.tasks import Example
 from affectlens.tasks.films import open_film
-from affectlens.tasks.media import open_picture, open_sound
+from affectlens.tasks.pictures import open_picture
+from affectlens.tasks.sounds import open_sound
 
 _WORDS = {
     "image": ("a picture", "pictures"),
@@ -31,7 +32,7 @@ _FPS = 2.0  # for frames without a clock; Qwen's models assume two frames per se
 
 
 def prepare(
-    form: PromptFormat, examples: Sequence[Example], texts: Sequence[str], *, config: Any = None
+    form: PromptFormat, examples: Sequence[Example], *, texts: Sequence[str], config: Any = None
 ) -> dict[str, Tensor]:
     """Tokenize the texts of examples as one batch, padded on the left; for an encoder, on the right.
 

@@ -26,7 +26,7 @@ from transformers.video_processing_utils import VideoProcessorMixin
 from transformers.video_utils import make_batched_metadata, make_batched_videos
 
 from affectlens.errors import LensError
-from affectlens.lens.running import broken, line
+from affectlens.lens.failures import broken, line
 
 _VIDEO_FILES = ("video_preprocessor_config.json", "processor_config.json", "preprocessor_config.json")
 

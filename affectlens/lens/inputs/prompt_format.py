@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import Any
 
 from affectlens.errors import LensError, quoted
+from affectlens.lens.failures import told
 from affectlens.lens.inputs.rendering import MEDIA, rendered, variables
-from affectlens.lens.running import told
 from affectlens.tasks import Example
 
 # Both mean: answer at once, without writing a thought first.
@@ -72,10 +72,8 @@ class PromptFormat:
     @cached_property
     def owner(self) -> Any:
         """Who has the template: the processor or its tokenizer; None where there is none."""
-        for one in (self.processor, self.tokenizer):
-            if getattr(one, "chat_template", None):
-                return one
-        return None
+        own, tokenizers = templates(self.processor)
+        return self.processor if own else self.tokenizer if tokenizers else None
 
     @property
     def tokenizer(self) -> Any:
@@ -198,7 +196,9 @@ class PromptFormat:
         """Raise `LensError` where the template left out a text of the user; make a remark for other roles."""
         there = _squeezed(text)
         for message in messages:
-            if _squeezed(_texts(message["content"])) in there:
+            parts = [message] if isinstance(message["content"], str) else message["content"]
+            texts = [str(part.get("content", part.get("text", ""))) for part in parts]
+            if all(_squeezed(words) in there for words in texts):
                 continue
             if message["role"] == "user":
                 raise LensError(
@@ -235,6 +235,12 @@ class PromptFormat:
             self.processor, f"{medium}_processor", None
         )
         return str(found) if found is not None and reads is not None else None
+
+
+def templates(processor: Any) -> tuple[Any, Any]:
+    """Return the chat templates of a processor and of its tokenizer."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    return getattr(processor, "chat_template", None), getattr(tokenizer, "chat_template", None)
 
 
 def _texts(content: str | Sequence[Mapping[str, Any]]) -> str:

@@ -33,7 +33,8 @@ METHODS = (
     ),
     (
         "Intervals are 95\N{NO-BREAK SPACE}%; those of changes are paired by example. Accuracy of "
-        "independent examples has score intervals (Wilson, Tango), everything else the BCa bootstrap over "
+        "independent examples has score intervals (Wilson, Tango), everything else, and accuracy with ties, "
+        "the BCa bootstrap over "
         f"clusters of examples, widened for small samples. With few clusters (below about {FEW}) they cover "
         "less than 95\N{NO-BREAK SPACE}%. If an interval includes zero, no effect was detected, which does "
         "not show that there is none. Intervals cover other examples, not other runs of the tuning."
