@@ -60,12 +60,13 @@ def study(
     trust_remote_code: bool = False,
     executor: Any = None,
     progress: bool = True,
+    prompt_of: str = "base",
 ) -> Study:
     """Diff a pair, sweep the roles of its language model over tasks, and write a report.
 
     `control` is another tuning of the same base, on something other than affect. With `out`, the tables and
     the report are saved there, and meanwhile a journal, from which the same study resumes after a break.
-    `executor` is passed on to `sweep`, `trust_remote_code` to `load`.
+    `executor` and `prompt_of` are passed on to `sweep`, `trust_remote_code` to `load`.
 
     Raises what `diff`, `load` and `sweep` raise, and `NothingToCompare` for two unrelated models.
 
@@ -83,17 +84,11 @@ def study(
     other = None if control is None else open_checkpoint(control, base=before)
     drift = refuse_unrelated(diff(before, after, control=other, progress=progress))
     lens = load(before, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    grid = Grid(
-        before.sites,
-        roles(before.sites),
-        actions,
-        donor=after,
-        control=other,
-        n_random=n_random,
-        seed=seed,
-    )
+    draws = {"n_random": n_random, "seed": seed}
+    grid = Grid(before.sites, roles(before.sites), actions, donor=after, control=other, **draws)
     journal = None if out is None else Path(out) / "sweep.journal"
-    effects = sweep(lens, grid, tasks, executor=executor, journal=journal, progress=progress)
+    running = {"executor": executor, "journal": journal, "progress": progress}
+    effects = sweep(lens, grid, tasks, prompt_of=prompt_of, **running)
     found = Study(
         drift, effects, Report(drift, effects, title=title or f"{before.store.name} → {after.store.name}")
     )

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from affectlens.effects.journal import combined, fingerprint
+from affectlens.effects.prompting import PromptOf, asked_as, describe_prompts
 from affectlens.errors import LensError, TaskError, near
 from affectlens.lens import Lens, told
 from affectlens.lens.asking import ask
@@ -36,7 +37,13 @@ Result = TypeVar("Result")
 
 
 def evaluate(
-    lens: Lens, task: Task, *, answer: str = "constrained", batch_size: int = 32, max_new_tokens: int = 8
+    lens: Lens,
+    task: Task,
+    *,
+    answer: str = "constrained",
+    batch_size: int = 32,
+    max_new_tokens: int = 8,
+    prompt_of: PromptOf = "base",
 ) -> Scores:
     """Let the model answer every example of a task.
 
@@ -48,6 +55,8 @@ def evaluate(
     labels, or none, count as wrong. A model that never learned to stop (the demo's) needs 1 token.
 
     When memory runs out, the batch size is halved until it fits; the answers stay the same.
+
+    `prompt_of` is whose chat template asks: `"base"`, the lens's own, or the path or lens of another model.
 
     Raises `TaskError` for another `answer` and for labels that the tokenizer can't tell apart, `LensError`
     for examples that the model can't take.
@@ -61,8 +70,10 @@ def evaluate(
     """
     if batch_size < 1:
         raise TaskError(f"batch_size must be 1 or more, got {batch_size}")
+    lens = asked_as(lens, prompt_of)
     if answer == "constrained":
-        return to_scores(task, judge(lens, prepare_task(lens, task, batch_size=batch_size))[0])
+        prepared = prepare_task(lens, task, batch_size=batch_size)
+        return to_scores(task, judge(lens, prepared)[0], form=prepared.form)
     if answer != "greedy":
         raise TaskError(f"unknown answer={answer!r}. Known: {near(answer, WAYS)}")
     texts: list[str] = []
@@ -76,7 +87,7 @@ def evaluate(
         texts += written
     frame = _frame(task, [read_answer(text, task.labels) for text in texts])
     frame["text"] = texts
-    return Scores(frame, _origin(task, answer))
+    return Scores(frame, _origin(task, answer, form=lens.prompt_format))
 
 
 @dataclass(frozen=True)
@@ -173,7 +184,9 @@ def label_logps(lens: Lens, prepared: PreparedTask) -> Float[Tensor, "examples l
     return found
 
 
-def to_scores(task: Task, logps: Float[Tensor, "examples labels"]) -> Scores:
+def to_scores(
+    task: Task, logps: Float[Tensor, "examples labels"], *, form: PromptFormat | None = None
+) -> Scores:
     """Turn label log-probabilities into scores."""
     found = logps.double().numpy()
     gold = np.array([task.labels.index(example.label) for example in task.examples])
@@ -183,7 +196,7 @@ def to_scores(task: Task, logps: Float[Tensor, "examples labels"]) -> Scores:
         if metric.of is not None:
             values = metric.of(found, gold)
             frame[metric.column] = values.astype(int) if metric.counts(values) else values
-    return Scores(frame, _origin(task, "constrained"))
+    return Scores(frame, _origin(task, "constrained", form=form))
 
 
 def describe(task: Task) -> dict[str, Any]:
@@ -247,8 +260,9 @@ def _frame(task: Task, predictions: list[str | None] | list[str]) -> pd.DataFram
     )
 
 
-def _origin(task: Task, answer: str) -> dict[str, Any]:
-    return {"task": describe(task), "answer": answer, **provenance()}
+def _origin(task: Task, answer: str, *, form: PromptFormat | None) -> dict[str, Any]:
+    asked = {} if form is None else {"prompts": describe_prompts(form, task)}
+    return {"task": describe(task), "answer": answer, **asked, **provenance()}
 
 
 def _free_memory() -> None:

@@ -24,6 +24,7 @@ from affectlens.checkpoints.opening import opens_again
 from affectlens.effects.caching import remembering_senses
 from affectlens.effects.evaluating import PreparedTask, judge, prepare_task
 from affectlens.effects.journal import Journal, combined, fingerprint
+from affectlens.effects.prompting import asked_as
 from affectlens.errors import LensError, Remark
 from affectlens.executing import Failed, execute
 from affectlens.interventions import Transplant, Zero
@@ -59,6 +60,7 @@ class SweepContext:
     lens: Lens
     donors: Mapping[str, Checkpoint]
     prepared: dict[str, PreparedTask]
+    prompt_of: str = "base"  # whose chat template asks
 
     def __post_init__(self) -> None:
         # Taken before any batch is halved: a key must not depend on how much memory was free.
@@ -114,6 +116,7 @@ class WorkerSetup:
     batch_size: int
     changed: Sites
     weights: str  # the fingerprint that the worker's own base must have
+    prompt_of: str = "base"
     code: str = ""  # the revision of the model's own code, where that was allowed to run
 
 
@@ -217,6 +220,7 @@ def worker_setup(context: SweepContext, *, changed: Sites) -> WorkerSetup:
         batch_size=max(one.batch_size for one in context.prepared.values()),
         changed=changed,
         weights=context.weights,
+        prompt_of=context.prompt_of,
         code=str((lens.remote_code or {}).get("revision", "")),
     )
 
@@ -245,7 +249,9 @@ def _built(setup: WorkerSetup) -> tuple[SweepContext, ExitStack]:
     )
     base = lens.source or lens.checkpoint
     donors = {name: open_checkpoint(source, base=base) for name, source in setup.donors}
-    tasks = {task.name: prepare_task(lens, task, batch_size=setup.batch_size) for task in setup.tasks}
+    form = asked_as(lens, setup.prompt_of, tuned=donors.get("tuned")).prompt_format
+    size = setup.batch_size
+    tasks = {task.name: prepare_task(lens, task, batch_size=size, form=form) for task in setup.tasks}
     context = SweepContext(lens, donors, tasks)
     if context.weights != setup.weights:
         raise LensError(

@@ -18,6 +18,7 @@ from affectlens.effects.effects import Effects, compare
 from affectlens.effects.evaluating import PreparedTask, describe, prepare_task, to_scores
 from affectlens.effects.grid import Grid, GridUnit
 from affectlens.effects.judging import Answers, JudgingJob, SweepContext, WeightChange, collect
+from affectlens.effects.prompting import asked_as, describe_prompts
 from affectlens.errors import NothingToCompare, TaskError
 from affectlens.executing import Failed
 from affectlens.lens import Lens
@@ -40,10 +41,12 @@ def sweep(
     executor: Any = None,
     journal: str | Path | None = None,
     progress: bool = True,
+    prompt_of: str = "base",
 ) -> Effects:
     """Apply every intervention of a grid to the base model in `lens` and judge each model by every task.
 
-    Draws of the null are judged by affective tasks only.
+    Draws of the null are judged by affective tasks only. `prompt_of` is whose chat template asks all models,
+    `"base"` or `"tuned"`.
 
     - `journal`: a file (or a folder) where each result is kept at once. The same sweep resumes from it and
       ends in the same table
@@ -66,12 +69,13 @@ def sweep(
     """
     asked = [tasks] if isinstance(tasks, Task) else list(tasks)
     _check_names(asked)
-    prepared = {task.name: prepare_task(lens, task, batch_size=batch_size) for task in asked}
     swept = _prepare(lens, grid)
+    form = asked_as(lens, prompt_of, tuned=swept.tuned).prompt_format
+    prepared = {task.name: prepare_task(lens, task, batch_size=batch_size, form=form) for task in asked}
     base, tuned = JudgingJob((), tuple(prepared)), JudgingJob(swept.whole, tuple(prepared))
     jobs = {unit: JudgingJob(swept.steps(unit), _judges(unit, asked)) for unit in swept.units()}
     judged, failed = collect(
-        SweepContext(lens, swept.donors, dict(prepared)),
+        SweepContext(lens, swept.donors, dict(prepared), prompt_of),
         (base, tuned, *jobs.values()),
         needed=(base, tuned),
         executor=executor,
@@ -79,16 +83,13 @@ def sweep(
         progress=progress,
     )
     known = {job: _scores(found, asked) for job, found in judged.items()}
-    rows = [
-        row
-        for unit, job in jobs.items()
-        if job in known
-        for row in _rows(unit, known[job], ends=(known[base], known[tuned]), size=swept.size(unit))
-    ]
+    ends = known[base], known[tuned]
+    done = [(unit, known[job]) for unit, job in jobs.items() if job in known]
+    rows = [row for unit, found in done for row in _rows(unit, found, ends=ends, size=swept.size(unit))]
     frame = pd.DataFrame(rows, columns=list(_COLUMNS))
     frame["seed"] = frame["seed"].astype("Int64")  # nullable: only draws have one
     lost = [_failure(unit, failed[job]) for unit, job in jobs.items() if job in failed]
-    return Effects(frame, {**swept.origin(list(prepared.values()), lost), "failed": lost})
+    return Effects(frame, swept.origin(list(prepared.values()), lost) | {"prompt_of": prompt_of})
 
 
 def _judges(unit: GridUnit, tasks: Sequence[Task]) -> tuple[str, ...]:
@@ -168,6 +169,8 @@ class _Sweep:
             "device": str(self.lens.device),
             "dtype": self.lens.checkpoint.identity["dtype"],
             "tasks": {one.task.name: describe(one.task) for one in prepared},
+            "prompts": {one.task.name: describe_prompts(one.form, one.task) for one in prepared},
+            "failed": lost,
             "findings": [
                 *([_incomplete(lost)] if lost else []),
                 *(note + words for words in self.unlike),

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from affectlens.checkpoints import Checkpoint, Source, open_checkpoint
+from affectlens.checkpoints.chat_templates import ChatTemplate
 from affectlens.checkpoints.memory import saved_tensors
 from affectlens.errors import LensError
 from affectlens.lens.asking import ask
@@ -73,6 +74,7 @@ class Lens(Live):
         self._form: tuple[Any, PromptFormat] | None = None
         self.told: set[str] = set()  # remarks made so far; each is made once
         self.template_options = dict(template_options or {})  # passed to the chat template
+        self.template: ChatTemplate | None = None  # used instead of the processor's own
         self.cue = cue  # written behind each prompt
         self.unread = ""  # why the processor could not be read, where there are files of one
 
@@ -204,9 +206,11 @@ class Lens(Live):
         if self.processor is None:
             why = self.unread or "this lens has no processor"
             raise LensError(f"{why}, so examples can't be prepared; give one: Lens(model, processor)")
-        key = (self.processor, templates(self.processor), dict(self.template_options), self.cue, self.unread)
+        own = templates(self.processor)
+        key = (self.processor, own, dict(self.template_options), self.cue, self.unread, self.template)
         if self._form is None or self._form[0] != key:  # a user may set another template at any time
-            form = PromptFormat(key[0], key[2], key[3], unread=key[4], say=partial(remark, self))
+            say = partial(remark, self)
+            form = PromptFormat(key[0], key[2], key[3], unread=key[4], template=key[5], say=say)
             self._form = key, form
         return self._form[1]
 

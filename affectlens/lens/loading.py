@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from affectlens.checkpoints import Checkpoint, open_checkpoint
+from affectlens.checkpoints import Checkpoint, Source, open_checkpoint
+from affectlens.checkpoints.chat_templates import ChatTemplate, chat_template
 from affectlens.checkpoints.folders import BESIDE_CODE, KNOWN, open_store
 from affectlens.checkpoints.hub.downloading import fetched
 from affectlens.checkpoints.opening import named_on_hub
@@ -67,9 +68,8 @@ def load(
     told not to begin a thought, if it can be. `cue` is written behind each prompt, e.g. `"</think>"` where a
     template always begins a thought.
 
-    Raises `CheckpointError` where the files can't be read, `MissingExtra` for a `device_map` without
-    accelerate, and `LensError` where the files lack an untied parameter of the model, or where transformers
-    can't build the model.
+    Raises `CheckpointError` for unreadable files, `MissingExtra` for a `device_map` without accelerate, and
+    `LensError` where the files lack an untied parameter, or where transformers can't build the model.
 
     >>> import affectlens as al
     >>> lens = al.load(al.load_demo().base)
@@ -97,15 +97,26 @@ def load(
         make = partial(build, room, checkpoint, dtype=wanted, code=own)
         model = _built(lambda: _placed(make, device=device, device_map=device_map), checkpoint, room)
         processor, unread = load_processor(room, name=name, code=own)
-    # PEFT and others save this name; the folder of copies that transformers saw is deleted by now.
-    for one in (getattr(model, "config", None), getattr(processor, "tokenizer", processor)):
+    _name_after(folder, model, processor)
+    lens = Lens(model, processor, source=checkpoint, remote_code=ran)
+    lens.template_options, lens.cue, lens.unread = dict(template_options or {}), cue, unread
+    return lens
+
+
+def load_template(source: Source) -> ChatTemplate | None:
+    """Return the chat template in the files of a checkpoint or an adapter; None where they have none.
+
+    Raises `CheckpointError` for a file that can't be read.
+    """
+    return chat_template(_found(source, None, code=False)[0])
+
+
+def _name_after(folder: Path, *parts: Any) -> None:
+    """Set the name that PEFT and others save: the copies that transformers saw are deleted by now."""
+    for part in parts:
+        one = getattr(part, "config", None) or getattr(part, "tokenizer", part)
         if one is not None:
             one.name_or_path = str(folder)
-    lens = Lens(
-        model, processor, source=checkpoint, remote_code=ran, template_options=template_options, cue=cue
-    )
-    lens.unread = unread
-    return lens
 
 
 def _dtype(asked: str | torch.dtype) -> torch.dtype | None:
@@ -135,9 +146,7 @@ def _refuse_unplaceable(
         )
 
 
-def _found(
-    source: str | Path | Checkpoint, revision: str | None, *, code: bool
-) -> tuple[Path, Checkpoint, str]:
+def _found(source: Source, revision: str | None, *, code: bool) -> tuple[Path, Checkpoint, str]:
     """Return the folder of a source, its checkpoint, and the commit if it comes from a hub."""
     opened = source if isinstance(source, Checkpoint) else None
     name = opened.store.source if opened else str(source)

@@ -58,10 +58,10 @@ def _noting_positions(model: nn.Module, *, on: bool) -> Iterator[list[Tensor]]:
         yield noted
         return
 
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         noted.append(kwargs["position_ids"] if "position_ids" in kwargs else args[1])
 
-    handle = part.get_decoder().rotary_emb.register_forward_pre_hook(note, with_kwargs=True)  # type: ignore
+    handle = part.get_decoder().rotary_emb.register_forward_pre_hook(_note, with_kwargs=True)  # type: ignore
     try:
         yield noted
     finally:

@@ -16,12 +16,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 import affectlens as al
+from affectlens.effects import evaluating
 from affectlens.effects.journal import Journal
 from affectlens.effects.judging import Answers, JudgingJob, SweepContext, collect
 from affectlens.errors import JournalError, LensError
 from affectlens.executing import processes
+from affectlens.lens.inputs.choices import Choices
 
 KILLS = 12
 Sweep = Callable[..., al.Effects]
@@ -382,13 +385,13 @@ def test_one_example_too_many_is_told(lens: al.Lens, demo: al.Demo, monkeypatch:
 def limit(monkeypatch: pytest.MonkeyPatch, most: int, error: Exception | None = None) -> list[int]:
     """Make a forward pass of more than `most` examples run out of memory; return the sizes tried."""
     sizes: list[int] = []
-    forward = al.Lens.run
+    score = evaluating.scored
 
-    def limited(lens: al.Lens, batch: dict[str, torch.Tensor], **options: int) -> torch.Tensor:
-        sizes.append(len(batch["input_ids"]))
+    def limited(model: nn.Module, asked: Choices) -> torch.Tensor:
+        sizes.append(len(asked.labels))
         if sizes[-1] > most:
             raise error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return forward(lens, batch, **options)
+        return score(model, asked)
 
     def limited_generate(lens: al.Lens, *examples: al.Example, **options: Any) -> list[str]:
         if len(examples) > most:
@@ -396,7 +399,7 @@ def limit(monkeypatch: pytest.MonkeyPatch, most: int, error: Exception | None = 
         return generate(lens, *examples, **options)
 
     generate = al.Lens.generate
-    monkeypatch.setattr(al.Lens, "run", limited)
+    monkeypatch.setattr(evaluating, "scored", limited)
     monkeypatch.setattr(al.Lens, "generate", limited_generate)
     return sizes
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from affectlens.checkpoints.chat_templates import ChatTemplate
 from affectlens.errors import LensError, quoted
 from affectlens.lens.failures import told
 from affectlens.lens.inputs.rendering import MEDIA, rendered, variables
@@ -59,21 +60,24 @@ class Answered:
 class PromptFormat:
     """The way in which prompts are written for a model: its template, and how the template is called.
 
-    `options` are passed to the template. `cue` is written behind every prompt, e.g. to close a thought.
-    `unread` is the reason if only a tokenizer could be loaded instead of a processor. `say` is given remarks.
+    `template` is by default that of the processor or of its tokenizer. `options` are passed to it. `cue` is
+    written behind every prompt, e.g. to close a thought. `unread` is the reason if only a tokenizer could be
+    loaded instead of a processor. `say` is given remarks.
     """
 
     processor: Any
     options: Mapping[str, Any] = field(default_factory=dict)
     cue: str = ""
     unread: str = ""
+    template: ChatTemplate | None = None
     say: Callable[[str], None] = field(default=lambda words: None, compare=False)
 
     @cached_property
-    def owner(self) -> Any:
-        """Who has the template: the processor or its tokenizer; None where there is none."""
+    def used(self) -> ChatTemplate | None:
+        """The template that prompts are written with; None where there is none."""
         own, tokenizers = templates(self.processor)
-        return self.processor if own else self.tokenizer if tokenizers else None
+        found = ChatTemplate(own or tokenizers, tokenizers=not own or self.processor is self.tokenizer)
+        return self.template or (found if found.text else None)
 
     @property
     def tokenizer(self) -> Any:
@@ -83,7 +87,7 @@ class PromptFormat:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """What the template is given beside the messages: no thought where it can be told so."""
-        known = variables(self.owner.chat_template) if self.owner is not None else frozenset()
+        known = variables(self.used.text) if self.used is not None else frozenset()
         unknown = sorted(set(self.options) - known)
         if unknown:
             raise LensError(
@@ -98,7 +102,7 @@ class PromptFormat:
         A tokenizer's template writes them itself; behind a processor's they are added, unless the template
         wrote the beginning-of-sequence token: a second one would change the logits.
         """
-        if self.owner is not None and self.owner is self.tokenizer:
+        if self.used is not None and self.used.tokenizers:
             return False
         token = self.tokenizer.bos_token
         return not (token and all(text.startswith(token) for text in texts))
@@ -111,7 +115,7 @@ class PromptFormat:
                 "examples end with a turn of the assistant; it may hold the answer that is asked for, so "
                 "it is left out"
             )
-        if self.owner is None:
+        if self.used is None:
             return self._bare(example, messages) + self.cue
         with told(f"example {quoted(example.id)}: its chat can't be rendered"):
             found = self._rendered(messages)
@@ -125,8 +129,8 @@ class PromptFormat:
         for a prompt that ends inside a thought: a label is no thought.
         """
         text = self.prompt(example, prompt)
-        found = Answered(text, text, spaced=self.owner is None)
-        if self.owner is not None and not self.cue:
+        found = Answered(text, text, spaced=self.used is None)
+        if self.used is not None and not self.cue:
             found = _placed(text, self._with_answer([*example.chat(prompt), _said(_PROBE)]), self._trims)
         if opened := _open_thought(found.prompt):
             closed = f"\n{opened[1]}\n\n"
@@ -155,7 +159,12 @@ class PromptFormat:
 
     def _rendered(self, messages: Sequence[Mapping[str, Any]], *, cue: bool = True) -> str:
         formed = [{**message, "content": self._formed(message)} for message in messages]
-        return rendered(self.owner, formed, options=self.settings, cue=cue)
+        return self._by_template(formed, cue=cue)
+
+    def _by_template(self, messages: Sequence[Mapping[str, Any]], *, cue: bool) -> str:
+        assert self.used is not None
+        owner = self.tokenizer if self.used.tokenizers else self.processor
+        return rendered(owner, messages, template=self.used.text, add_generation_prompt=cue, **self.settings)
 
     def _formed(self, message: Mapping[str, Any]) -> Any:
         """Return the content of a message in a form that the template takes: a string or a list of parts."""
@@ -185,7 +194,7 @@ class PromptFormat:
 
     def _shows(self, messages: Sequence[Mapping[str, Any]]) -> bool:
         try:
-            found = rendered(self.owner, messages, options=self.settings)
+            found = self._by_template(messages, cue=True)
         except LensError:
             raise
         except Exception:

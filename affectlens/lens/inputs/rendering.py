@@ -29,6 +29,7 @@ SECONDS = 10.0  # of processor time
 _MEMORY = 1_000_000_000  # bytes on top of those in use before
 _LONGEST = 20_000_000  # characters
 _ONE_AT_A_TIME = Lock()  # the memory limit is per process: two threads that reset it could leave it low
+Templates = str | Mapping[str, str]  # one, or several by name
 MEDIA = ("image", "audio", "video")
 _PLACEHOLDER = re.compile(
     rf"({'|'.join(MEDIA)})_(?:token_(?:id|index)|patch_id|delay_token_id|latent_token_id)"
@@ -37,15 +38,20 @@ _DEEPEST = 5  # levels of nested configs; an omni model has three
 
 
 def rendered(
-    owner: Any, messages: Sequence[Mapping[str, Any]], *, options: Mapping[str, Any], cue: bool = True
+    owner: Any, messages: Sequence[Mapping[str, Any]], *, template: Templates, **options: Any
 ) -> str:
-    """Render a chat with the template of a processor or tokenizer, on the fixed `DATE`.
+    """Render a chat with a template as a processor or tokenizer does, on the fixed `DATE`.
 
-    `cue` asks for the words that begin an answer. Raises `LensError`, and whatever the template raises.
+    `options` are those of its `apply_chat_template` and of the template. Raises `LensError`, and whatever the
+    template raises.
     """
-    _refuse_powers(owner.chat_template)
+    _refuse_powers(template)
+    if isinstance(template, Mapping):
+        if "default" not in template:
+            raise LensError(f"there are several chat templates, none called default: {', '.join(template)}")
+        template = template["default"]
     with _limited(), _dated(), _watched():
-        text: str = owner.apply_chat_template(messages, add_generation_prompt=cue, tokenize=False, **options)
+        text: str = owner.apply_chat_template(messages, chat_template=template, tokenize=False, **options)
     if len(text) > _LONGEST:
         raise LensError(f"the chat template rendered {len(text):,} characters; at most {_LONGEST:,} are read")
     return text
@@ -77,7 +83,7 @@ def spans(
     return {**found, "text": text}
 
 
-def variables(templates: str | Mapping[str, str]) -> frozenset[str]:
+def variables(templates: Templates) -> frozenset[str]:
     """Return the names that templates read, but not those of attributes, as in `message.thinking`."""
     from jinja2 import Environment
 
@@ -91,11 +97,11 @@ def variables(templates: str | Mapping[str, str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _all(templates: str | Mapping[str, str]) -> Iterable[str]:
+def _all(templates: Templates) -> Iterable[str]:
     return templates.values() if isinstance(templates, Mapping) else (templates,)
 
 
-def _refuse_powers(templates: str | Mapping[str, str]) -> None:
+def _refuse_powers(templates: Templates) -> None:
     """Raise `LensError` for `**`: such an expression can take years, and nothing can interrupt it."""
     from jinja2 import Environment
 
@@ -158,11 +164,15 @@ def _memory_limit(more: int) -> Iterator[None]:
 
 @contextmanager
 def _watched() -> Iterator[None]:
-    """Check time and memory before every line of Python that runs in the block."""
+    """Check time and memory before every eighth line of Python that runs in the block."""
     # Processor time: on a busy machine the wall clock would stop a harmless template.
-    end, most = time.thread_time() + SECONDS, _in_use() + _MEMORY
+    end, most, lines = time.thread_time() + SECONDS, _in_use() + _MEMORY, 0
 
     def _watch(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal lines
+        lines += 1
+        if lines % 8:
+            return _watch
         if time.thread_time() > end:
             raise LensError(f"the chat template took more than {SECONDS:g} s")
         if _in_use() > most:
