@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-RATE = 16_000
+RATE, LENGTH = 16_000, 12_000  # Hz, samples
 CORNERS = np.zeros((64, 96, 3), np.uint8)
 CORNERS[:32, :48], CORNERS[:32, 48:], CORNERS[32:, :48] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
 def tone(channels: int = 1) -> np.ndarray:
-    """One second of a sine of half the largest value, the second channel silent."""
-    wave = np.sin(np.arange(RATE) / 5) * 2**14
-    return np.stack([wave, np.zeros(RATE)][:channels], axis=1).astype(np.int16)
+    """Three quarters of a second of a sine of half the largest value, the second channel silent."""
+    wave = np.sin(np.arange(LENGTH) / 5) * 2**14
+    return np.stack([wave, np.zeros(LENGTH)][:channels], axis=1).astype(np.int16)
 
 
 def film(

@@ -195,7 +195,7 @@ def test_every_codec_is_as_soundfile_reads_it(name: str, tmp_path: Path) -> None
     soundfile = pytest.importorskip("soundfile", reason="soundfile reads and writes these")
     known = set(soundfile.available_subtypes(name)) - {"MPEG_LAYER_III"}  # which it reads alone
     assert {"PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"} <= known
-    both = np.stack([clips.tone()[:, 0] / 2**15, np.zeros(clips.RATE)], axis=1)
+    both = np.stack([clips.tone()[:, 0] / 2**15, np.zeros(clips.LENGTH)], axis=1)
     for codec in sorted(known):
         few = any(part in codec for part in ("G72", "GSM", "NMS"))  # these have one channel
         file = str(tmp_path / f"{codec}.wav")
@@ -242,7 +242,7 @@ def test_the_sound_of_a_film(name: str, codec: str, channels: int, tmp_path: Pat
     assert pytest.approx(len(expected), abs=1024) == len(found)
     if codec == "pcm_s16le":
         np.testing.assert_allclose(expected, found, atol=1e-6)
-    inner = slice(2000, 14_000)
+    inner = slice(2000, 10_000)
     assert 0.99 < max(
         np.corrcoef(expected[inner], found[inner.start + shift : inner.stop + shift])[0, 1]
         for shift in (0, 1024)
@@ -255,7 +255,7 @@ def test_sounds_of_containers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     alone = str(clips.film(tmp_path / "a.m4a", pictures=False))
     silent = str(clips.film(tmp_path / "a.mp4", sound=False))
 
-    assert pytest.approx(16_000, abs=1024) == len(open_sound(alone, clips.RATE))
+    assert pytest.approx(clips.LENGTH, abs=1024) == len(open_sound(alone, clips.RATE))
     with pytest.raises(TaskError, match=r"a\.mp4': this file has no sound track"):
         open_sound(silent, clips.RATE)
     monkeypatch.setitem(sys.modules, "av", None)
