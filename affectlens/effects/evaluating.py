@@ -82,9 +82,8 @@ class PreparedTask:
     task: Task
     batches: tuple[Mapping[str, Tensor], ...]
     labels: tuple[tuple[int, ...], ...]  # token ids of each label
-    order: tuple[
-        int, ...
-    ] = ()  # which example each row of the batches is; by default, as the task lists them
+    # The number of the example in each row of the batches; without it, they are as the task lists them.
+    order: tuple[int, ...] = ()
 
     @property
     def batch_size(self) -> int:

@@ -2,4 +2,5 @@
 
 files ── processors ──▶ processor
 example ── rendering ──▶ text ── preparing (with pictures, sounds, films) ──▶ batch
+examples ── batching ──▶ batches, of one length each where the model reads padding
 """
