@@ -81,6 +81,7 @@ def decoding(file: str, what: str = "picture") -> Iterator[Image.Image]:
     path = ordinary(file, what, most=_LARGEST)
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what a broken file holds beside its pixels
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=_FORMATS) as image:
                 yield image
@@ -111,9 +112,7 @@ def as_seen(image: Image.Image) -> Image.Image:
 
 def _orientation(image: Image.Image) -> Any:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of broken blocks, some of which it can still read
-            return image.getexif().get(ExifTags.Base.Orientation)
+        return image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # viewers show a picture whose EXIF block is broken, as it lies
         return None
 

@@ -56,6 +56,20 @@ def test_the_size_of_a_batch_changes_no_answer(lens: al.Lens, task: al.Task) -> 
     assert pytest.approx(one, abs=1e-4) == two
 
 
+def test_tied_labels_share_an_answer(demo: al.Demo, task: al.Task) -> None:
+    """With equal rows of the output matrix, all labels tie, and accuracy is 1/k whatever their order."""
+    lens = al.load(demo.base, dtype="float32")
+    tied = lens.sites.where(tower="language", role="embed_tokens")  # the output matrix too
+    head = lens.parameter(tied.expect(1)[0])
+    with torch.no_grad():
+        head.copy_(head[:1].clone().expand_as(head))
+    scores = al.evaluate(lens, task)
+
+    assert [1 / len(task.labels)] * len(task) == scores.values("accuracy").tolist()
+    assert [0.0] * len(task) == scores.values("margin").tolist()
+    assert {task.labels[0]} == set(scores.frame["prediction"])
+
+
 def test_greedy_answers_are_words_read_strictly(lens: al.Lens, task: al.Task) -> None:
     """Each example keeps the written text; there is no margin."""
     scores = al.evaluate(lens, task, answer="greedy")

@@ -5,11 +5,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from affectlens.errors import MissingExtra, TaskError
 from affectlens.tasks import films, open_film
+from tests import clips
 
 COLOURS = ("red", "green", "blue", "white", "black")
 
@@ -101,3 +103,52 @@ def test_films_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ):
         open_film(str(tmp_path / "a.mp4"))
     assert 5 > time.monotonic() - began
+
+
+# The upper left of a display matrix → how often it turns a frame by 90° to the left; whether after a flip.
+MATRICES = {
+    (1, 0, 0, 1): (0, False), (0, -1, 1, 0): (1, False),
+    (-1, 0, 0, -1): (2, False), (0, 1, -1, 0): (3, False),
+    (-1, 0, 0, 1): (0, True), (0, 1, 1, 0): (1, True),
+    (1, 0, 0, -1): (2, True), (0, -1, -1, 0): (3, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_films_are_turned_as_players_show_them(matrix: tuple[int, int, int, int], tmp_path: Path) -> None:
+    """A phone stores what its sensor sees and a display matrix; av's rotation says the same."""
+    av = pytest.importorskip("av", reason="av reads and writes films")
+    file = clips.laid(clips.film(tmp_path / "a.mp4"), tmp_path / "b.mp4", matrix)
+    with av.open(str(file)) as opened:
+        stored = next(opened.decode(video=0))
+    turns, flips = MATRICES[matrix]
+    pixels = stored.to_ndarray(format="rgb24")
+    expected = np.rot90(pixels[:, ::-1] if flips else pixels, turns)
+    found = np.asarray(open_film(str(file), 1).frames[0])
+
+    np.testing.assert_array_equal(expected, found)
+    if not flips:
+        assert (stored.rotation - 90 * turns) % 360 == 0
+
+
+def test_other_turns_are_refused(tmp_path: Path) -> None:
+    """A film that lies at an angle, or is stretched, has to be encoded anew."""
+    pytest.importorskip("av", reason="av reads and writes films")
+    film = clips.film(tmp_path / "a.mp4")
+    for matrix in ((1, 1, -1, 1), (2, 0, 0, 1), (0, 0, 0, 0)):
+        laid = clips.laid(film, tmp_path / "b.mp4", matrix)
+        with pytest.raises(TaskError, match=r"b\.mp4': its display matrix turns or stretches this film"):
+            open_film(str(laid))
+
+
+def test_a_film_says_whether_it_sounds(tmp_path: Path) -> None:
+    """Only a file with a sound track does; one without pictures is no film."""
+    pytest.importorskip("av", reason="av reads and writes films")
+    film, silent = clips.film(tmp_path / "a.mp4"), clips.film(tmp_path / "b.mp4", sound=False)
+    sound = clips.film(tmp_path / "c.m4a", pictures=False)
+
+    assert (True, 10) == (open_film(str(film)).sound, len(open_film(str(film)).frames))
+    assert not open_film(str(silent)).sound
+    assert not open_film(colours(tmp_path / "film", 2)).sound
+    with pytest.raises(TaskError, match="this file has no pictures; give it as a sound"):
+        open_film(str(sound))

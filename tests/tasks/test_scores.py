@@ -4,12 +4,14 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import affectlens as al
 from affectlens.errors import TableError
+from affectlens.stats.intervals import bootstrap, wilson
 from affectlens.tasks import METRICS
-from affectlens.tasks.scores import Metric, margin
+from affectlens.tasks.scores import Metric, Scores, correct, margin
 
 LIGHT = """
 import sys
@@ -25,6 +27,44 @@ def test_margins_known_by_hand() -> None:
     logps = np.array([[-1.0, -3.0, -2.0], [-1.0, -3.0, -2.0]])
 
     assert [1.0, -2.0] == margin(logps, np.array([0, 1])).tolist()
+
+
+def test_a_tie_is_worth_its_share() -> None:
+    """Of k labels that tie for the most probable, gold is one with a chance of 1/k; its margin is 0."""
+    logps = np.array(
+        [[-1.0, -1.0, -1.0, -2.0], [-1.0, -1.0, -3.0, -2.0], [-1.0, -1.0, -3.0, -2.0], [-1, -2, -2, -2]]
+    )
+    gold = np.array([2, 1, 3, 1])
+
+    assert [1 / 3, 1 / 2, 0, 0] == correct(logps, gold).tolist()
+    assert [0.0, 0.0, -1.0, -1.0] == margin(logps, gold).tolist()
+    order = [3, 1, 0, 2]  # the order of the labels changes nothing
+    moved = np.array([order.index(label) for label in gold])
+    assert correct(logps, gold).tolist() == correct(logps[:, order], moved).tolist()
+
+
+def test_labels_tie_to_the_last_bit_alone() -> None:
+    """The nearest other float64 is no tie."""
+    logps = np.array([[-1.0, np.nextafter(-1.0, 0)], [-1.0, np.nextafter(-1.0, -2)]])
+
+    assert [0.0, 1.0] == correct(logps, np.array([0, 0])).tolist()
+
+
+def test_accuracy_with_ties_has_the_interval_of_clusters() -> None:
+    """Score intervals count successes; shares of ties are resampled by cluster."""
+    clusters = np.repeat(np.arange(20), 3)
+    drawn = np.random.default_rng(0)
+    whole = drawn.integers(0, 2, 60).astype(float)
+    tied = np.where(np.arange(60) % 7 == 0, 0.5, whole)
+    metric = METRICS["accuracy"]
+
+    assert bootstrap(tied, clusters) == metric.interval(tied, clusters)
+    assert bootstrap(tied - whole, clusters) == metric.change(tied, whole, clusters=clusters)
+    assert bootstrap(whole - tied, clusters) == metric.change(whole, tied, clusters=clusters)
+    alone = np.arange(60)
+    assert wilson(whole.sum(), 60) == metric.interval(whole, alone)
+    rows = {"id": [str(n) for n in alone], "cluster": clusters.astype(str), "correct": tied}
+    assert tied.mean() == Scores(pd.DataFrame(rows)).metric("accuracy").value
 
 
 def test_a_metric_is_one_row(lens: al.Lens, demo: al.Demo, monkeypatch: pytest.MonkeyPatch) -> None:
