@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from affectlens.checkpoints import Checkpoint, Pairing
 from affectlens.checkpoints.adapters.low_rank import LowRank
 from affectlens.checkpoints.bytes import Span
-from affectlens.checkpoints.pairing import VOCABULARY
+from affectlens.checkpoints.tying import VOCABULARY, sharing
 from affectlens.errors import TableError, near
 from affectlens.sites import Site, Units
 
@@ -87,13 +87,18 @@ class Part:
         return self.strip.bytes * (self.stop - self.start) // max(self.strip.rows, 1)
 
 
-def strips(pairing: Pairing, control: Checkpoint | None, *, detail: Detail) -> Iterator[Strip]:
-    """Yield a strip for each site that both sides have, in the order of sites."""
-    for site in pairing.compared:
-        shapes = [side.shape(site) for side in (pairing.base, pairing.tuned)]
-        sides: tuple[Checkpoint, ...] = (pairing.base, pairing.tuned)
-        if control is not None and site in control.storage and _alike(site, shapes[0], control.shape(site)):
-            sides, shapes = (*sides, control), [*shapes, control.shape(site)]
+def strips(
+    pairing: Pairing, control: Checkpoint | None, *, detail: Detail, only: Iterable[Site] | None = None
+) -> Iterator[Strip]:
+    """Yield a strip for each site that is compared, in the order of sites, or for `only` some of them."""
+    for site in pairing.compared if only is None else only:
+        sides: tuple[Checkpoint, ...] = pairing.sides(site)
+        shapes = [side.shape(site) for side in sides]
+        beside = control
+        if control is not None and site not in control.storage:
+            beside = sharing(control, site)
+        if beside is not None and _alike(site, shapes[0], beside.shape(site)):
+            sides, shapes = (*sides, beside), [*shapes, beside.shape(site)]
         yield _strip(site, sides, min(shapes), detail)
 
 
@@ -141,14 +146,14 @@ def _factors(site: Site, sides: tuple[Checkpoint, ...]) -> tuple[LowRank, LowRan
 
 def _untouched(site: Site, base: Checkpoint, side: Checkpoint) -> bool:
     """Return whether a side is an adapter over base that leaves the site as it is."""
-    return side.change is not None and side.change.base is base and not side.targeted(site)
+    return side.change is not None and side.change.base.store is base.store and not side.targeted(site)
 
 
 def _delta(site: Site, base: Checkpoint, side: Checkpoint) -> LowRank | None:
     found = side.factors.get(site)
     if found is None or found.decomposed or side.change is None or site in base.factors:
         return None
-    return found if side.change.base is base else None
+    return found if side.change.base.store is base.store else None
 
 
 def _alike(site: Site, one: tuple[int, ...], other: tuple[int, ...]) -> bool:
