@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 _FIX = "compare the unquantised checkpoint"
 # Tools with a packing of their own, recognised by the tensors that a module then has.
 _FOREIGN = (
+    ("MLX", {"weight", "scales", "biases"}),
+    ("EXL2", {"q_weight", "q_scale"}),
+    ("EXL3", {"trellis"}),
+    ("VPTQ", {"centroids", "indices"}),
+    ("HIGGS", {"weight", "scales", "tables"}),
+    ("QuIP#", {"Qidxs"}),
+    ("SpQR", {"dense_weights"}),
+    ("Marlin", {"B", "s"}),
     ("GPTQ", {"qweight", "scales", "g_idx"}),
     ("AWQ or GPTQ", {"qweight", "scales"}),
     ("compressed-tensors", {"weight_packed"}),
