@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from affectlens.checkpoints.adapters.adapter import Adapter, adapted
+from affectlens.checkpoints.adapters.adapter import adapted
 from affectlens.checkpoints.adapters.factor_names import FACTOR, Sorted, sort
+from affectlens.checkpoints.adapters.lone_adapter import Adapter
 from affectlens.checkpoints.adapters.recipes import preset_of, recipe
 from affectlens.checkpoints.checkpoint import Checkpoint, describe
 from affectlens.checkpoints.folders import ADAPTER, adapter_config, open_store
