@@ -21,6 +21,7 @@ from affectlens.checkpoints.folders import open_store
 from affectlens.checkpoints.pickles.torch_store import PickleStore
 from affectlens.checkpoints.quantized import QuantizedStore, unpacked
 from affectlens.checkpoints.safetensors import INDEX, SafetensorsStore
+from affectlens.checkpoints.tying import VOCABULARY
 from affectlens.errors import CheckpointError, LensError
 from affectlens.interventions.transplant import Transplant
 from affectlens.lens import ActivationIntervention, Intervention
@@ -125,9 +126,17 @@ def base_files(base: Source) -> BaseFiles:
 
 
 def changed(adapter: Checkpoint) -> Sites:
-    """Return the sites of its base that an adapter changes."""
+    """Return the sites of its base that an adapter changes.
+
+    Raises `CheckpointError` if it changes an embedding that base stores as another one.
+    """
     assert adapter.change is not None
     base = adapter.change.base
+    for site in adapter.factors:
+        if site.role in VOCABULARY and base.laid[base.at(site).tensor].place.role != site.role:
+            reason = "changes the output embedding alone, which its base ties to the input embedding"
+            fix = "Untie them in the base first (tie_word_embeddings)"
+            raise CheckpointError(adapter.store.name, reason, key=site.parameter, fix=fix)
     return Sites(site for site in base.sites if adapter.targeted(site))
 
 

@@ -157,7 +157,13 @@ def test_elementwise_measures_need_the_exact_way(
 
 
 @pytest.mark.filterwarnings("ignore:.*")
-@pytest.mark.parametrize("kind", ["lora", "saved whole", "fused"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "lora", "saved whole", "fused", "bias of B", "rows of tokens", "rows of tied tokens",
+        "experts of mixtral", "experts of gpt_oss",
+    ],
+)  # fmt: skip
 def test_a_live_model_with_an_adapter_is_read_as_what_it_computes(kind: str) -> None:
     """A live model with an adapter reads like its merge, over its own base."""
     base, model = adapted(kind)
