@@ -16,6 +16,7 @@ from affectlens.checkpoints.checkpoint import Checkpoint, describe
 from affectlens.checkpoints.folders import ADAPTER, adapter_config, open_store
 from affectlens.checkpoints.quantized import unpacked
 from affectlens.checkpoints.store import JoinedStore, Store
+from affectlens.checkpoints.weight_files import weights_among
 from affectlens.errors import CheckpointError
 from affectlens.sites import Site, drawn, nodes, record
 
@@ -26,7 +27,6 @@ Source = Union[str, Path, Checkpoint, "nn.Module"]
 # The hub's own rules: for other names its client would raise an error of its own.
 _HUB_ID = re.compile(r"(?![^@]*(?:--|\.\.|\.git(?:@|$)))\b[\w.-]+\b/\b[\w.-]{1,96}\b(@[\w./-]+)?", re.ASCII)
 _CONFIGS = (ADAPTER, "config.json", "pytorch_model.bin.index.json")
-_SMALL = re.compile(r"adapter_config\.json|adapter_model\.[^/]+|non_lora_trainables\.bin|config\.json")
 
 
 def open_checkpoint(
@@ -122,10 +122,16 @@ def named_on_hub(source: str | Path) -> str:
     return str(source)
 
 
+def local(source: str | Path) -> str:
+    """Return a source as a path on this machine: `~` is the home folder."""
+    return os.path.expanduser(source)  # noqa: PTH111  for any string, where Path.expanduser raises
+
+
 def stored(source: str | Path) -> tuple[Store, Mapping[str, Any]]:
     """Open the store of a path or hub id; returns it with its adapter config, empty for a whole model."""
-    if str(source) and os.path.lexists(source):
-        return _here(Path(source), os.path.realpath(source))
+    path = local(source)
+    if path and os.path.lexists(path):
+        return _here(Path(path), os.path.realpath(path))
     from affectlens.checkpoints.hub.downloading import download
     from affectlens.checkpoints.hub.listing import cached, listed, open_hub
 
@@ -140,7 +146,8 @@ def stored(source: str | Path) -> tuple[Store, Mapping[str, Any]]:
     weights = [name for name in listing.files if name.endswith(".safetensors") and "/" not in name]
     # Adapters are small, and torch files have no header to read by ranges: both are downloaded.
     if ADAPTER in listing.files and not any(name.startswith("model") for name in weights):
-        wanted = [name for name in listing.files if _SMALL.fullmatch(name)]
+        beside = weights_among(name for name in listing.files if "/" not in name)
+        wanted = [name for name in listing.files if name in beside or name in _CONFIGS]
     elif not weights:
         configs = [name for name in listing.files if name in _CONFIGS]
         wanted = [*_torch_files(hub_id, listing.files), *configs]

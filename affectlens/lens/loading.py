@@ -26,7 +26,7 @@ from torch import nn
 from affectlens.checkpoints import Checkpoint, open_checkpoint
 from affectlens.checkpoints.folders import BESIDE_CODE, KNOWN, open_store
 from affectlens.checkpoints.hub.downloading import fetched
-from affectlens.checkpoints.opening import named_on_hub
+from affectlens.checkpoints.opening import local, named_on_hub
 from affectlens.checkpoints.quantized import unpacked
 from affectlens.errors import AffectlensError, CheckpointError, LensError, MissingExtra, near, quoted
 from affectlens.lens.building import build, refuse_unreasonable
@@ -129,7 +129,7 @@ def _found(
 ) -> tuple[Path, Checkpoint, str]:
     """Return the folder of a source, its checkpoint, and the commit if it comes from a hub."""
     opened = source if isinstance(source, Checkpoint) else None
-    name = opened.store.source if opened else str(source)
+    name = opened.store.source if opened else local(str(source))
     if not name:
         raise LensError("this checkpoint is only in memory; wrap its module: Lens(model, processor)")
     if os.path.exists(name):  # noqa: PTH110  for any string, where Path.exists raises
