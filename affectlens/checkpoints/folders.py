@@ -22,6 +22,7 @@ from affectlens.errors import CheckpointError, quoted
 from affectlens.sites import bare_name
 
 ADAPTER = "adapter_config.json"
+_PARAMS = "params.json"
 RECORD = "affectlens.json"  # says how a checkpoint was edited
 # In the order in which transformers looks for them; a whole file goes before shards.
 _WHOLE = (
@@ -241,7 +242,12 @@ def _store(
 
 
 def _config(folder: Path) -> Document:
-    return read_json(inside(folder, "config.json")) if _there(folder, "config.json") else Document({})
+    if _there(folder, "config.json"):
+        return read_json(inside(folder, "config.json"))
+    try:  # what Meta and Mistral write in its place
+        return read_json(inside(folder, _PARAMS)) if _there(folder, _PARAMS) else Document({})
+    except CheckpointError:  # a file of any tool may have this name
+        return Document({})
 
 
 def _blobs(folder: Path) -> Path:

@@ -14,6 +14,7 @@ from affectlens.checkpoints.adapters.lone_adapter import Adapter
 from affectlens.checkpoints.adapters.recipes import preset_of, recipe
 from affectlens.checkpoints.checkpoint import Checkpoint, describe
 from affectlens.checkpoints.folders import ADAPTER, adapter_config, open_store
+from affectlens.checkpoints.meta_format import MetaStore, as_transformers, lora_config
 from affectlens.checkpoints.quantized import unpacked
 from affectlens.checkpoints.store import JoinedStore, Store
 from affectlens.checkpoints.weight_files import weights_among
@@ -55,7 +56,9 @@ def open_checkpoint(
         return source
     if isinstance(source, str | Path):
         store, config = stored(source)
-        return _opened(unpacked(store), config, base=base, preset=preset, alpha=alpha)
+        below = None if base is None else open_checkpoint(base)
+        store = as_transformers(unpacked(store), below)
+        return _opened(store, config, base=below, preset=preset, alpha=alpha)
     # A live module gets two views: with the interventions that are active now, and from before them.
     found, before = (_live(source, untouched=untouched) for untouched in (False, True))
     live, live.untouched = (
@@ -97,7 +100,7 @@ def look(source: Source) -> Look:
         store = unpacked(store)
         if config or any(FACTOR.search(name) for name in store.headers):
             return Look(Adapter(store, config))
-        return Look(Checkpoint(store))
+        return Look(Checkpoint(as_transformers(store, None)))
     return Look(open_checkpoint(source))
 
 
@@ -167,6 +170,8 @@ def _opened(
     if not config and not any(FACTOR.search(name) for name in store.headers):
         preset_of(store.name, preset)  # raises for a misspelt preset, even if there are no factors to scale
         return Checkpoint(store)
+    if isinstance(store, MetaStore):
+        config = config or lora_config(store.inner.config)
     rule = recipe(store.name, config, preset=preset, alpha=alpha)
     found = sort(store.headers, store.name, bare=rule.bare)
     # A store with a model of its own is read over that, even if `base` is given.

@@ -67,7 +67,7 @@ def heads(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
     inner = config.get("attn_config")  # DBRX and MPT
     grouped = number(inner, "kv_n_heads") if isinstance(inner, dict) else None
     grouped = grouped or number(
-        config, "num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num"
+        config, "num_key_value_heads", "num_kv_heads", "n_head_kv", "n_kv_heads", "multi_query_group_num"
     )
     return every, grouped or every
 

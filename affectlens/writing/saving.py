@@ -18,6 +18,7 @@ from affectlens.checkpoints import Checkpoint, Source, open_checkpoint
 from affectlens.checkpoints.bytes import LocalFile
 from affectlens.checkpoints.documents import read_json, weight_map
 from affectlens.checkpoints.folders import open_store
+from affectlens.checkpoints.meta_format import MetaStore
 from affectlens.checkpoints.pickles.torch_store import PickleStore
 from affectlens.checkpoints.quantized import QuantizedStore, unpacked
 from affectlens.checkpoints.safetensors import INDEX, SafetensorsStore
@@ -217,6 +218,9 @@ def _refuse_new(live: Checkpoint) -> None:
         raise CheckpointError(
             store.name, "quantised weights in torch's files can't be written", fix=_UNQUANTISED
         )
+    if isinstance(store, MetaStore):
+        fix = "Convert it first, as by convert_llama_weights_to_hf.py of transformers"
+        raise CheckpointError(store.name, "is in Meta's format, which can't be written", fix=fix)
     if not isinstance(store, PickleStore):
         fix = "Merge it with PEFT first"
         raise CheckpointError(store.name, "a model and its adapter in one file can't be written", fix=fix)

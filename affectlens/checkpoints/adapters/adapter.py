@@ -68,10 +68,9 @@ def adapted(store: Store, base: Checkpoint, *, recipe: Recipe) -> Checkpoint:
     notes = tuple(note for note in (*known.notes, _other_base(recipe.base, root)) if note)
     # A site that a skipped tensor changes is not known, so it is none of the adapter's.
     root = _without(root, unknown | _named(root, (owner_of(name) for name in store.skipped)))
+    config = store.config if "model_type" in store.config else root.config
     change = AdapterChange(root, {key[o]: one for o, one in laid.items()}, whole, factors, skipped)
-    return Checkpoint(
-        JoinedStore(store, parts, config=store.config or root.config, notes=notes), change=change
-    )
+    return Checkpoint(JoinedStore(store, parts, config=config, notes=notes), change=change)
 
 
 def _nothing_changed(store: Store, root: Checkpoint, known: Checked, skipped: Skipped) -> Exception:
