@@ -1,5 +1,6 @@
 """Pair two checkpoints by canonical site, and account for every parameter of both."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from affectlens.checkpoints.checkpoint import Checkpoint
 from affectlens.checkpoints.settings import differing
 from affectlens.checkpoints.tying import VOCABULARY, Twins, twins
+from affectlens.checkpoints.vocabulary import Rows, Words, compare_words, within
 from affectlens.errors import NothingToCompare, quoted
 from affectlens.printable import plain
 from affectlens.sites import Site, Sites, model_type
@@ -40,6 +42,21 @@ class Pairing:
         """The embeddings that one side stores, and the other side ties to its other embedding."""
         return twins(self.base, self.tuned)
 
+    @cached_property
+    def words(self) -> Words:
+        """How the tokenizers of the two differ."""
+        return compare_words(self.base.store, self.tuned.store)
+
+    @cached_property
+    def matched(self) -> Mapping[Site, tuple[Rows, Rows]]:
+        """The rows of the same tokens in base and tuned, for embeddings whose tokens are in another order."""
+        # An adapter's rows are those of its base.
+        if self.words.rows is None or self.tuned.change is not None:
+            return {}
+        own = (site for site in self.compared if site.role in VOCABULARY and site.tower == "language")
+        lengths = {site: [side.shape(site)[0] for side in self.sides(site)] for site in own}
+        return {site: within(self.words.rows, *both) for site, both in lengths.items()}
+
     @property
     def compared(self) -> Sites:
         """All sites that a diff compares: whole, in their common rows, or with a tied embedding."""
@@ -55,15 +72,18 @@ class Pairing:
         The columns of parameters add up to the total of each checkpoint.
         """
         tied, copies = Sites(self.twins.rows), self.twins.copies
-        reached = Sites(site for site in self.comparable if self.tuned.targeted(site))
+        matched = Sites(self.matched) - tied
+        whole = self.comparable - matched
+        reached = Sites(site for site in whole if self.tuned.targeted(site))
         states = {
-            "paired": (self.comparable - identical, "compared, and moved"),
+            "paired": (whole - identical, "compared, and moved"),
             "identical": (reached & identical, "compared, equal in every value: did not move"),
             "not-targeted": (
-                (self.comparable - reached) & identical,
+                (whole - reached) & identical,
                 "not part of the adapter: could not move",
             ),
-            "resized": (self.resized, "the rows that both sides have were compared"),
+            "matched": (matched, "the rows of the same tokens were compared"),
+            "resized": (self.resized - matched, "the rows that both sides have were compared"),
             "reshaped": (self.reshaped - self.resized, "not compared: the shapes differ"),
             "tied": (tied, "compared with the matrix that the other side uses as both embeddings"),
             "copied": (copies, "the same matrix as the other embedding, which was compared"),
@@ -123,6 +143,7 @@ class Pairing:
             kinds = " → ".join(side.dtype(recast[0]) for side in self.sides(recast[0]))
             first = f"first: {recast[0].parameter}, {kinds}"
             found.append(f"{len(recast)} compared parameters have another dtype on the two sides ({first}).")
+        found += self.words.findings
         if self._ties():
             found.append("The output embedding is tied to the input embedding on one side only.")
         for name, side in (("base", self.base), ("tuned", self.tuned)):

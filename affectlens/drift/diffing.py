@@ -146,6 +146,7 @@ def _origin(
         "findings": [
             *stillness(pairing, rows),
             *findings(rows, found.values()),
+            *(("Rows of the embeddings were matched by token.",) if pairing.matched else ()),
             *told,
             *notes,
             *pairing.unlike,
