@@ -21,9 +21,10 @@ from affectlens.sites import (
     model_type,
     recognised,
     sections,
+    ties,
     units,
 )
-from affectlens.sites.locating import placed
+from affectlens.sites.locating import in_order, placed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,16 +73,15 @@ class Checkpoint:
         self.skipped = {**store.skipped, **(change.skipped if change else {})}
         if change is not None:
             self.laid: Mapping[str, Laid] = {**change.base.laid, **change.laid}
-            together = {**change.base.storage, **change.whole}
-            self.storage: Mapping[Site, Storage] = dict(sorted(together.items(), key=lambda item: item[0]))
+            self.storage: Mapping[Site, Storage] = in_order({**change.base.storage, **change.whole})
         else:
             shapes = {name: header.shape for name, header in store.headers.items()}
             config = store.config or (like.config if like else {})
             context = context_of(like) if like else {}
             self.laid, self.storage = placed(shapes, config, context=context, source=store.name)
         self.sites = Sites(self.storage)
-        towers = {site.tower for site in self.storage}
-        self._heads = {tower: heads(part) for tower, part in sections(self.config, towers).items()}
+        parts = sections(self.config, {site.tower for site in self.storage})
+        self._heads = {tower: heads(part) for tower, part in parts.items()}
 
     def targeted(self, site: Site) -> bool:
         """Return whether tuning could change a site: any of a checkpoint, of an adapter only its own."""
@@ -106,13 +106,16 @@ class Checkpoint:
         return tuple(found)
 
     @property
+    def ties(self) -> bool:
+        """Whether output and input embedding are one matrix, unless the files hold two different ones."""
+        own = any(site.role == "lm_head" for site in self.storage)
+        shared = any(bare_name(name).endswith("lm_head.weight") for name in self.store.aliases)
+        return shared or ties(self.config, whole=own)
+
+    @property
     def tied(self) -> bool:
         """Whether the output embedding is the input embedding, and so is not stored."""
-        text = self.config.get("text_config")
-        text = text if isinstance(text, dict) else {}
-        flag = self.config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
-        shared = any(bare_name(name).endswith("lm_head.weight") for name in self.store.aliases)
-        return bool(flag or shared) and not any(site.role == "lm_head" for site in self.storage)
+        return self.ties and all(site.role != "lm_head" for site in self.storage)
 
     def shape(self, site: Site) -> tuple[int, ...]:
         """Return the shape of a site: unfused, of one expert, a matrix as (out, in)."""
@@ -281,14 +284,11 @@ def left_out(skipped: Mapping[str, tuple[str, int]]) -> Iterator[str]:
         yield f"{len(tensors)} tensors are skipped: {why} (first: {quoted(tensors[0])})"
 
 
-def _matrix(checkpoint: Checkpoint, site: Site) -> bool:
-    return site.role in ("gate_proj", "fc1") and site.param == "weight" and len(checkpoint.shape(site)) >= 2
-
-
 def _language(checkpoint: Checkpoint) -> str:
     sites = [site for site in checkpoint.storage if site.tower == "language"]
     layers = {(site.stack, site.layer) for site in sites if site.layer is not None}
-    first = next((s for s in sites if _matrix(checkpoint, s)), None)
+    mlp = (s for s in sites if s.role in ("gate_proj", "fc1") and s.param == "weight")
+    first = next((s for s in mlp if len(checkpoint.shape(s)) >= 2), None)
     if first is None:
         return f"{len(layers)} layers, no known MLP"
     inner, hidden = checkpoint.shape(first)[:2]

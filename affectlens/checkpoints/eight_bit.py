@@ -6,6 +6,7 @@ One stored number for each element, and one scale for a tensor, a row, or a bloc
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,8 +18,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FP8 = ("float8_e4m3fn", "float8_e5m2")
+_PACKED = ("int8", "uint8", "int16", "uint16", "int32", "uint32")
+# Names of matrices; other integers, such as positions or masks, are what they are.
+_WEIGHT = re.compile(r"weight|\w+_(?:proj|weight)|w[123io](?:_[01])?|Wi")
 _SCALES = ("float32", "bfloat16", "float16", "float8_e8m0fnu", "uint8")
 _MULTIPLIED = ("_scale_inv", "_scale", ".scale", ".qscale_weight")  # DeepSeek-V3's `_inv` is multiplied too
+_NAMED = 4  # tensors listed
 _PIECE = 2**22  # numbers multiplied at a time
 
 
@@ -48,21 +53,22 @@ def scheme_of(store: Store) -> Scheme:
 
 
 def scaled(store: Store, tensor: str, *, scheme: Scheme) -> Found | None:
-    """Find the 8-bit weight that a tensor stores; None if it is not one."""
+    """Find the weight of small numbers that a tensor stores; None if it is not one."""
+    if ".lora_" in tensor:  # whoever reads factors says what they must be
+        return None
     (shape, dtype), (module, leaf) = store.headers[tensor], _split(tensor)
     parts = (tensor, *_beside(store, tensor))
     if dtype.startswith("float8_") and dtype != "float8_e8m0fnu":
         return Found(tensor, parts, _by_scale(store, parts, scheme))
-    if dtype not in ("int8", "uint8") or len(shape) < 2:
+    if dtype not in _PACKED or len(shape) < 2:
         return None
     if dtype == "int8" and leaf == "weight" and f"{module}.SCB" in store.headers:
         return _int8(store, tensor, module)
-    # Integers alone are a buffer; with scales, or if the config says so, they are a weight.
-    if len(parts) == 1 and (leaf != "weight" or scheme.silent):
+    if len(parts) == 1 and not _WEIGHT.fullmatch(leaf):
         return None
     if dtype == "int8" and (scheme.method, scheme.format) == ("compressed-tensors", "int-quantized"):
         return Found(tensor, parts, _by_scale(store, parts, scheme))
-    return Found(tensor, parts, f"{dtype} numbers in an unknown packing")
+    return Found(tensor, parts, f"{dtype} numbers in an unknown packing{_more(store, tensor)}")
 
 
 def _compressed_block(known: Mapping[str, Any]) -> object:
@@ -129,6 +135,15 @@ def _beside(store: Store, tensor: str) -> tuple[str, ...]:
     return tuple(name for name in names if name in store.headers)
 
 
+def _more(store: Store, tensor: str) -> str:
+    """Name the tensors that a module has beside a weight: one of them may be a scale of an unknown name."""
+    module, leaf = _split(tensor)
+    beside = f"{module}." if module else ""
+    names = (name.removeprefix(beside) for name in store.headers if name.startswith(beside))
+    found = sorted(name for name in names if "." not in name and name not in (leaf, "bias"))
+    return f" of a known name (beside it: {', '.join(found[:_NAMED])})" if module and found else ""
+
+
 def _by_scale(store: Store, parts: tuple[str, ...], scheme: Scheme) -> Packed | str:
     """Describe a weight that its scales multiply, or return why it can't be read."""
     tensor, *beside = parts
@@ -138,8 +153,9 @@ def _by_scale(store: Store, parts: tuple[str, ...], scheme: Scheme) -> Packed | 
     if not shape or tensor.endswith(("scale", "scale_inv")):
         return f"{dtype}, but not a weight"
     if not beside:
-        silent = scheme.silent and dtype in _FP8
-        return _Scaled(tensor, shape, dtype, None) if silent else f"{dtype} without a scale"
+        plain = scheme.silent and dtype in _FP8 and not _WEIGHT.fullmatch(_split(tensor)[1])
+        own = _Scaled(tensor, shape, dtype, None)
+        return own if plain else f"{dtype} without a scale{_more(store, tensor)}"
     if len(beside) > 1 or not beside[0].endswith(_MULTIPLIED):
         return f"{dtype} beside {', '.join(_split(name)[1] for name in beside)}"
     scale = store.headers[beside[0]]

@@ -2,20 +2,27 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from affectlens.checkpoints.adapters.factor_names import FACTOR, owner_of
 from affectlens.checkpoints.bytes import LocalFile
 from affectlens.checkpoints.documents import Document, plain_name, read_json, weight_map
 from affectlens.checkpoints.safetensors import SafetensorsStore
 from affectlens.checkpoints.store import Store, together
+from affectlens.checkpoints.weight_files import (
+    foreign_among,
+    listed,
+    mlx_adapter,
+    no_checkpoint,
+    weights_among,
+)
 from affectlens.errors import CheckpointError, quoted
-from affectlens.printable import plain
+from affectlens.sites import bare_name
 
-_LONGEST = 80  # characters shown of each name in a list of files
 ADAPTER = "adapter_config.json"
+_PARAMS = "params.json"
 RECORD = "affectlens.json"  # says how a checkpoint was edited
 # In the order in which transformers looks for them; a whole file goes before shards.
 _WHOLE = (
@@ -25,19 +32,10 @@ _WHOLE = (
     "pytorch_model.bin.index.json",
 )
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
-_BESIDE = "non_lora_trainables.bin"  # LLaVA's trainers save it next to an adapter
 _TORCH = (".bin", ".pth", ".pt", ".ckpt")
-_OTHERS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
-# Opened only so that the error can name their format.
-_FOREIGN = ("*.gguf", "*.ckpt", "*.npz", "*.h5", "*.msgpack", "*.onnx")
-_NOT_WEIGHTS = (
-    "training_args.bin",
-    "optimizer.pt",
-    "optimizer.bin",
-    "scheduler.pt",
-    "scaler.pt",
-    "rng_state*",
-)
+_REQUIRED = "non_lora_"  # files that trainers save with an adapter; one that can't be read is an error
+# Other forms of the same weights, as repositories of the hub hold them.
+_SAME = ("pytorch_model", "consolidated", "tf_model", "flax_model", "adapter_model")
 # Files that transformers reads beside the weights.
 KNOWN = re.compile(
     r"(?:generation_|processor_|preprocessor_|video_preprocessor_|tokenizer_)?config\.json"
@@ -48,6 +46,15 @@ KNOWN = re.compile(
 )
 # Files that a model's own Python code may read as well.
 BESIDE_CODE = re.compile(KNOWN.pattern + r"|[^/]+\.(?:json|txt|jinja)|.+\.py")
+_NO_CONFIG = (
+    f"it has no {ADAPTER}, which says its alpha: copy that file beside it, as by "
+    f"`hf download OWNER/NAME {ADAPTER} --local-dir FOLDER`"
+)
+_PART = re.compile(r"consolidated\.\d+\.(?:pth|pt|safetensors)")
+_JOIN_PARTS = (
+    "Join them with convert_llama_weights_to_hf.py of the transformers repository: --input_dir FOLDER "
+    "--output_dir OUT"
+)
 _NOT = ("adapter_config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 _MOST = 2000  # files
 
@@ -57,13 +64,15 @@ def open_store(path: Path, source: str) -> Store:
     if not path.is_dir():
         if path.name in _ADAPTERS and _there(path.parent, ADAPTER):
             return _adapter(path.parent, source)
-        return _store(source, [path], path.parent)
+        return _lone(source, path)
     for name in _WHOLE:
         if _there(path, name):
             store = _model(path, source, name)
             index = f"{name}.index.json"
             if _there(path, index):  # its shards may hold other tensors
                 store.notes = (*store.notes, f"{index} in the same folder was not read")
+            if unread := _unread(path, name):
+                store.notes = (*store.notes, f"{listed(unread)} in the same folder: not read")
             if _there(path, ADAPTER):
                 store.notes = (*store.notes, "an adapter in the same folder was not applied")
             if _there(path, RECORD):
@@ -71,7 +80,7 @@ def open_store(path: Path, source: str) -> Store:
             return store
     if _there(path, ADAPTER):
         return _adapter(path, source)
-    return _store(source, [inside(path, _only(path))], path)
+    return _lone(source, inside(path, _only(path)))
 
 
 def is_adapter(path: Path) -> bool:
@@ -126,6 +135,15 @@ def visible(folder: Path, *, code: bool) -> list[str]:
     return sorted(found)
 
 
+def _lone(source: str, file: Path) -> Store:
+    store = _store(source, [file], file.parent)
+    if any(tensor.endswith((".lora_a", ".lora_b")) for tensor in store.headers):
+        raise mlx_adapter(file.parent)
+    if file.name in _ADAPTERS:
+        store.notes = (*store.notes, _NO_CONFIG)
+    return store
+
+
 def _there(folder: Path, name: str) -> bool:
     # A dangling link counts, so that reading it fails; otherwise another file would be opened instead.
     return os.path.lexists(folder / name)
@@ -143,40 +161,66 @@ def _model(folder: Path, source: str, name: str) -> Store:
     return store
 
 
+def _unread(folder: Path, name: str) -> list[str]:
+    """Return other files of weights beside a model: heads, projectors, shards that its index lacks."""
+    own = [name]
+    if name.endswith(".index.json"):
+        own = list(read_json(inside(folder, name)).content["weight_map"].values())
+    return [file for file in weights_among(_names(folder)) if file not in own and not file.startswith(_SAME)]
+
+
 def _adapter(folder: Path, source: str) -> Store:
     name = next((name for name in _ADAPTERS if _there(folder, name)), None)
     if name is None:
+        config = read_json(inside(folder, ADAPTER)).content
+        if "fine_tune_type" in config or "lora_parameters" in config:
+            raise mlx_adapter(folder)
         raise CheckpointError(folder, f"this adapter has no {' or '.join(_ADAPTERS)}")
-    store = _store(source, [inside(folder, name)], None)
-    if _there(folder, _BESIDE):
-        return together(store, _store(source, [inside(folder, _BESIDE)], None))
+    store: Store = _store(source, [inside(folder, name)], None)
+    changed = {bare_name(owner_of(tensor)) for tensor in store.headers if FACTOR.search(tensor)}
+    notes = [f"{file} beside the adapter can't be read" for file in foreign_among(_names(folder))]
+    for file in weights_among(_names(folder)):
+        if file in _ADAPTERS:
+            continue
+        try:
+            more = _store(source, [inside(folder, file)], None)
+        except CheckpointError as error:
+            if file.startswith(_REQUIRED):
+                raise
+            notes.append(f"{file} beside the adapter was not read: {error.reason}")
+            continue
+        known, new = ({bare_name(tensor) for tensor in one.headers} for one in (store, more))
+        if new <= known:
+            notes.append(f"{file} beside the adapter was not read: it repeats its tensors")
+        elif changed and changed <= new:
+            notes.append(f"{file} beside the adapter was not read: it holds a whole model")
+        else:
+            notes.append(f"{file} beside the adapter was read with it ({len(new)} tensors)")
+            store = together(store, more)
+    store.notes = (*store.notes, *notes)
     return store
 
 
 def _only(folder: Path) -> str:
-    try:
-        there = sorted(file.name for file in folder.iterdir())
-    except OSError as error:
-        raise CheckpointError(folder, f"can't be read ({error.strerror})") from None
-    found = [name for name in _matching(there, _OTHERS) if not _matching([name], _NOT_WEIGHTS)]
-    foreign = _matching(there, _FOREIGN)
+    there = _names(folder)
+    found, foreign = weights_among(there), foreign_among(there)
     if len(found) == 1 or (foreign and not found):
         return (found or foreign)[0]
+    parts = [name for name in found if _PART.fullmatch(name)]
+    if len(parts) > 1 and len(parts) == len(found):
+        reason = f"{len(parts)} model-parallel parts in Meta's format"
+        raise CheckpointError(folder, reason, fix=_JOIN_PARTS)
     if found:
         reason = f"{len(found)} files of weights and no index, so it is unclear which one to open"
-        raise CheckpointError(folder, reason, fix=f"Name one of {_listed(found)}")
-    reason = (
-        f"no checkpoint here: neither {_WHOLE[0]} nor {_WHOLE[1]}, and no files of torch or of an adapter"
-    )
-    raise CheckpointError(folder, reason, fix=f"In it: {_listed(there) or 'nothing'}")
+        raise CheckpointError(folder, reason, fix=f"Name one of {listed(found)}")
+    raise no_checkpoint(folder, there)
 
 
-def _matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(plain(name, _LONGEST) for name in names[:6])
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(file.name for file in folder.iterdir())
+    except OSError as error:
+        raise CheckpointError(folder, f"can't be read ({error.strerror})") from None
 
 
 def _store(
@@ -198,7 +242,12 @@ def _store(
 
 
 def _config(folder: Path) -> Document:
-    return read_json(inside(folder, "config.json")) if _there(folder, "config.json") else Document({})
+    if _there(folder, "config.json"):
+        return read_json(inside(folder, "config.json"))
+    try:  # what Meta and Mistral write in its place
+        return read_json(inside(folder, _PARAMS)) if _there(folder, _PARAMS) else Document({})
+    except CheckpointError:  # a file of any tool may have this name
+        return Document({})
 
 
 def _blobs(folder: Path) -> Path:

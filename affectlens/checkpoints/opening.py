@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from affectlens.checkpoints.adapters.adapter import Adapter, adapted
+from affectlens.checkpoints.adapters.adapter import adapted
 from affectlens.checkpoints.adapters.factor_names import FACTOR, Sorted, sort
+from affectlens.checkpoints.adapters.lone_adapter import Adapter
 from affectlens.checkpoints.adapters.recipes import preset_of, recipe
 from affectlens.checkpoints.checkpoint import Checkpoint, describe
 from affectlens.checkpoints.folders import ADAPTER, adapter_config, open_store
+from affectlens.checkpoints.meta_format import MetaStore, as_transformers, lora_config
 from affectlens.checkpoints.quantized import unpacked
 from affectlens.checkpoints.store import JoinedStore, Store
+from affectlens.checkpoints.weight_files import weights_among
 from affectlens.errors import CheckpointError
 from affectlens.sites import Site, drawn, nodes, record
 
@@ -25,7 +28,6 @@ Source = Union[str, Path, Checkpoint, "nn.Module"]
 # The hub's own rules: for other names its client would raise an error of its own.
 _HUB_ID = re.compile(r"(?![^@]*(?:--|\.\.|\.git(?:@|$)))\b[\w.-]+\b/\b[\w.-]{1,96}\b(@[\w./-]+)?", re.ASCII)
 _CONFIGS = (ADAPTER, "config.json", "pytorch_model.bin.index.json")
-_SMALL = re.compile(r"adapter_config\.json|adapter_model\.[^/]+|non_lora_trainables\.bin|config\.json")
 
 
 def open_checkpoint(
@@ -54,7 +56,9 @@ def open_checkpoint(
         return source
     if isinstance(source, str | Path):
         store, config = stored(source)
-        return _opened(unpacked(store), config, base=base, preset=preset, alpha=alpha)
+        below = None if base is None else open_checkpoint(base)
+        store = as_transformers(unpacked(store), below)
+        return _opened(store, config, base=below, preset=preset, alpha=alpha)
     # A live module gets two views: with the interventions that are active now, and from before them.
     found, before = (_live(source, untouched=untouched) for untouched in (False, True))
     live, live.untouched = (
@@ -96,7 +100,7 @@ def look(source: Source) -> Look:
         store = unpacked(store)
         if config or any(FACTOR.search(name) for name in store.headers):
             return Look(Adapter(store, config))
-        return Look(Checkpoint(store))
+        return Look(Checkpoint(as_transformers(store, None)))
     return Look(open_checkpoint(source))
 
 
@@ -121,10 +125,16 @@ def named_on_hub(source: str | Path) -> str:
     return str(source)
 
 
+def local(source: str | Path) -> str:
+    """Return a source as a path on this machine: `~` is the home folder."""
+    return os.path.expanduser(source)  # noqa: PTH111  for any string, where Path.expanduser raises
+
+
 def stored(source: str | Path) -> tuple[Store, Mapping[str, Any]]:
     """Open the store of a path or hub id; returns it with its adapter config, empty for a whole model."""
-    if str(source) and os.path.lexists(source):
-        return _here(Path(source), os.path.realpath(source))
+    path = local(source)
+    if path and os.path.lexists(path):
+        return _here(Path(path), os.path.realpath(path))
     from affectlens.checkpoints.hub.downloading import download
     from affectlens.checkpoints.hub.listing import cached, listed, open_hub
 
@@ -139,7 +149,8 @@ def stored(source: str | Path) -> tuple[Store, Mapping[str, Any]]:
     weights = [name for name in listing.files if name.endswith(".safetensors") and "/" not in name]
     # Adapters are small, and torch files have no header to read by ranges: both are downloaded.
     if ADAPTER in listing.files and not any(name.startswith("model") for name in weights):
-        wanted = [name for name in listing.files if _SMALL.fullmatch(name)]
+        beside = weights_among(name for name in listing.files if "/" not in name)
+        wanted = [name for name in listing.files if name in beside or name in _CONFIGS]
     elif not weights:
         configs = [name for name in listing.files if name in _CONFIGS]
         wanted = [*_torch_files(hub_id, listing.files), *configs]
@@ -159,6 +170,8 @@ def _opened(
     if not config and not any(FACTOR.search(name) for name in store.headers):
         preset_of(store.name, preset)  # raises for a misspelt preset, even if there are no factors to scale
         return Checkpoint(store)
+    if isinstance(store, MetaStore):
+        config = config or lora_config(store.inner.config)
     rule = recipe(store.name, config, preset=preset, alpha=alpha)
     found = sort(store.headers, store.name, bare=rule.bare)
     # A store with a model of its own is read over that, even if `base` is given.

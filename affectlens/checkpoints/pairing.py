@@ -1,24 +1,19 @@
-"""Pair two checkpoints by canonical site, account for every parameter of both, and compare their configs."""
+"""Pair two checkpoints by canonical site, and account for every parameter of both."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from affectlens.checkpoints.checkpoint import Checkpoint
+from affectlens.checkpoints.settings import differing
+from affectlens.checkpoints.tying import VOCABULARY, Twins, twins
+from affectlens.checkpoints.vocabulary import Rows, Words, compare_words, within
 from affectlens.errors import NothingToCompare, quoted
 from affectlens.printable import plain
 from affectlens.sites import Site, Sites, model_type
 
 _REASONS = 4  # listed in a note
-VOCABULARY = ("embed_tokens", "lm_head")
-# Settings that a save writes and no forward pass reads.
-_BOOKKEEPING = {
-    "_attn_implementation", "_name_or_path", "architectures", "auto_map", "bos_token_id", "dtype",
-    "eos_token_id", "finetuning_task", "id2label", "label2id", "model_type", "output_attentions",
-    "output_hidden_states", "pad_token_id", "return_dict", "tokenizer_class", "torch_dtype",
-    "transformers_version", "transformers_weights", "use_cache", "use_return_dict",
-}  # fmt: skip
-_MOST = 6  # settings listed
 
 
 @dataclass(frozen=True)
@@ -42,30 +37,58 @@ class Pairing:
             s for s in self.reshaped if s.role in VOCABULARY and _rows_alone(self.base, self.tuned, s)
         )
 
+    @cached_property
+    def twins(self) -> Twins:
+        """The embeddings that one side stores, and the other side ties to its other embedding."""
+        return twins(self.base, self.tuned)
+
+    @cached_property
+    def words(self) -> Words:
+        """How the tokenizers of the two differ."""
+        return compare_words(self.base.store, self.tuned.store)
+
+    @cached_property
+    def matched(self) -> Mapping[Site, tuple[Rows, Rows]]:
+        """The rows of the same tokens in base and tuned, for embeddings whose tokens are in another order."""
+        # An adapter's rows are those of its base.
+        if self.words.rows is None or self.tuned.change is not None:
+            return {}
+        own = (site for site in self.compared if site.role in VOCABULARY and site.tower == "language")
+        lengths = {site: [side.shape(site)[0] for side in self.sides(site)] for site in own}
+        return {site: within(self.words.rows, *both) for site, both in lengths.items()}
+
     @property
     def compared(self) -> Sites:
-        """All sites that a diff compares, whole or in their common rows."""
-        return self.comparable | self.resized
+        """All sites that a diff compares: whole, in their common rows, or with a tied embedding."""
+        return self.comparable | self.resized | Sites(self.twins.rows)
+
+    def sides(self, site: Site) -> tuple[Checkpoint, Checkpoint]:
+        """Return base and tuned as a diff reads a site: of a side that ties it, its other embedding."""
+        return self.twins.rows.get(site, (self.base, self.tuned))
 
     def ledger(self, identical: frozenset[Site]) -> list[dict[str, Any]]:
         """Return one row for each state that occurs, given the comparable sites found `identical`.
 
         The columns of parameters add up to the total of each checkpoint.
         """
-        tied = Sites(s for s in self.only_base | self.only_tuned if s.role == "lm_head" and self._ties())
-        reached = Sites(site for site in self.comparable if self.tuned.targeted(site))
+        tied, copies = Sites(self.twins.rows), self.twins.copies
+        matched = Sites(self.matched) - tied
+        whole = self.comparable - matched
+        reached = Sites(site for site in whole if self.tuned.targeted(site))
         states = {
-            "paired": (self.comparable - identical, "compared, and moved"),
+            "paired": (whole - identical, "compared, and moved"),
             "identical": (reached & identical, "compared, equal in every value: did not move"),
             "not-targeted": (
-                (self.comparable - reached) & identical,
+                (whole - reached) & identical,
                 "not part of the adapter: could not move",
             ),
-            "resized": (self.resized, "the rows that both sides have were compared"),
+            "matched": (matched, "the rows of the same tokens were compared"),
+            "resized": (self.resized - matched, "the rows that both sides have were compared"),
             "reshaped": (self.reshaped - self.resized, "not compared: the shapes differ"),
-            "tied": (tied, "stored on one side, tied to the input embedding on the other: not compared"),
-            "only-base": (self.only_base - tied, "not in tuned"),
-            "only-tuned": (self.only_tuned - tied, "not in base"),
+            "tied": (tied, "compared with the matrix that the other side uses as both embeddings"),
+            "copied": (copies, "the same matrix as the other embedding, which was compared"),
+            "only-base": (self.only_base - tied - copies, "not in tuned: not compared"),
+            "only-tuned": (self.only_tuned - tied - copies, "not in base: not compared"),
         }
         rows = [
             {
@@ -117,9 +140,10 @@ class Pairing:
             if one != two
         ]
         if recast := self._recast():
-            kinds = " → ".join(side.dtype(recast[0]) for side in (self.base, self.tuned))
+            kinds = " → ".join(side.dtype(recast[0]) for side in self.sides(recast[0]))
             first = f"first: {recast[0].parameter}, {kinds}"
             found.append(f"{len(recast)} compared parameters have another dtype on the two sides ({first}).")
+        found += self.words.findings
         if self._ties():
             found.append("The output embedding is tied to the input embedding on one side only.")
         for name, side in (("base", self.base), ("tuned", self.tuned)):
@@ -142,14 +166,11 @@ class Pairing:
     def _recast(self) -> list[Site]:
         """Return the compared sites stored in different dtypes; sites that factors change have none."""
         changed = self.base.factors.keys() | self.tuned.factors.keys()
-        return [
-            site
-            for site in self.compared
-            if site not in changed and self.base.dtype(site) != self.tuned.dtype(site)
-        ]
+        kept = (site for site in self.compared if site not in changed)
+        return [site for site in kept if len({side.dtype(site) for side in self.sides(site)}) > 1]
 
     def _ties(self) -> bool:
-        return self.base.tied != self.tuned.tied
+        return self.base.tied != self.tuned.tied and not self.twins.copies
 
 
 def pair(base: Checkpoint, tuned: Checkpoint) -> Pairing:
@@ -163,7 +184,7 @@ def pair(base: Checkpoint, tuned: Checkpoint) -> Pairing:
     both = base.sites & tuned.sites
     comparable = Sites(site for site in both if base.shape(site) == tuned.shape(site))
     # Norms of equal width pair by chance between unrelated models; matrices hardly ever do.
-    if not any(len(base.shape(site)) >= 2 for site in comparable):
+    if not any(len(base.shape(site)) >= 2 and 0 not in base.shape(site) for site in comparable):
         raise _nothing(base, tuned)
     lone = base.sites - tuned.sites, tuned.sites - base.sites
     names = [{_name(side, site) for site in sites} for side, sites in zip((base, tuned), lone, strict=True)]
@@ -174,21 +195,6 @@ def pair(base: Checkpoint, tuned: Checkpoint) -> Pairing:
     ]
     reshaped = (both - comparable) | apart[0] | apart[1]
     return Pairing(base, tuned, comparable, reshaped, lone[0] - apart[0], lone[1] - apart[1])
-
-
-def differing(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> tuple[str, ...]:
-    """Name the settings that differ, nested ones by their path: at most six, then how many more.
-
-    A setting that only one config states is not compared, since the other side may use the same default.
-
-    >>> differing({"text_config": {"rope_theta": 1e4}}, {"text_config": {"rope_theta": 1e6}, "dtype": "x"})
-    ('text_config.rope_theta (10000.0 → 1000000.0)',)
-    """
-    if _is_modern(base) or _is_modern(tuned):
-        base, tuned = _modern(base), _modern(tuned)
-    found = list(_differences(base, tuned, ""))
-    more = [f"{len(found) - _MOST} more"] if len(found) > _MOST else []
-    return (*found[:_MOST], *more)
 
 
 def _nothing(base: Checkpoint, tuned: Checkpoint) -> NothingToCompare:
@@ -233,39 +239,3 @@ def _by_reason(side: Checkpoint) -> dict[str, list[str]]:
 
 def _count(side: Checkpoint, sites: Sites) -> int:
     return sum(side.storage[site].size for site in sites if site in side.storage)
-
-
-def _is_modern(config: Mapping[str, Any]) -> bool:
-    return any(
-        name == "rope_parameters" or (isinstance(value, Mapping) and _is_modern(value))
-        for name, value in config.items()
-    )
-
-
-def _modern(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a config in the current layout, with all rotary settings in `rope_parameters`."""
-    found = {
-        name: _modern(value) if isinstance(value, Mapping) and name != "rope_parameters" else value
-        for name, value in config.items()
-    }
-    # Older versions of transformers write `rope_theta` and `rope_scaling` instead of `rope_parameters`.
-    if "rope_theta" not in found or "rope_parameters" in found:
-        return found
-    scaling = found.pop("rope_scaling", None)
-    found["rope_parameters"] = {
-        "rope_type": "default",
-        "rope_theta": found.pop("rope_theta"),
-        **(scaling if isinstance(scaling, Mapping) else {}),
-    }
-    return found
-
-
-def _differences(base: Mapping[str, Any], tuned: Mapping[str, Any], path: str) -> list[str]:
-    found = []
-    for name in sorted((base.keys() & tuned.keys()) - _BOOKKEEPING):
-        one, two = base[name], tuned[name]
-        if isinstance(one, Mapping) and isinstance(two, Mapping):
-            found += _differences(one, two, f"{path}{name}.")
-        elif one != two:
-            found.append(f"{path}{name} ({str(one)[:40]} → {str(two)[:40]})")
-    return found

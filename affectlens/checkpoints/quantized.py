@@ -21,8 +21,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FIX = "compare the unquantised checkpoint"
+_FIXES = {"MLX": "unpack it: mlx_lm.convert --hf-path FOLDER --mlx-path OUT --dequantize"}
 # Tools with a packing of their own, recognised by the tensors that a module then has.
 _FOREIGN = (
+    ("MLX", {"weight", "scales", "biases"}),
+    ("EXL2", {"q_weight", "q_scale"}),
+    ("EXL3", {"trellis"}),
+    ("VPTQ", {"centroids", "indices"}),
+    ("HIGGS", {"weight", "scales", "tables"}),
+    ("QuIP#", {"Qidxs"}),
+    ("SpQR", {"dense_weights"}),
+    ("Marlin", {"B", "s"}),
     ("GPTQ", {"qweight", "scales", "g_idx"}),
     ("AWQ or GPTQ", {"qweight", "scales"}),
     ("compressed-tensors", {"weight_packed"}),
@@ -119,6 +128,6 @@ def _foreign(headers: Mapping[str, Header]) -> Iterator[tuple[str, str]]:
         module, _, leaf = tensor.rpartition(".")
         modules.setdefault(module, set()).add(leaf)
     for module, leaves in modules.items():
-        kind = next((kind for kind, marks in _FOREIGN if marks <= leaves), None)
+        kind = next((kind for kind, marks in _FOREIGN if marks <= leaves), "")
         for leaf in sorted(leaves - {"bias"}) if kind else ():
-            yield f"{module}.{leaf}" if module else leaf, f"packed by {kind}; {_FIX}"
+            yield f"{module}.{leaf}" if module else leaf, f"packed by {kind}; {_FIXES.get(kind, _FIX)}"

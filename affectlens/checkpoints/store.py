@@ -94,8 +94,8 @@ class JoinedStore:
         }
         self.aliases: Mapping[str, str] = {}
         # Stores over the same file repeat its notes; each is kept once.
-        found = dict.fromkeys(note for store in self._stores for note in store.notes)
-        self.notes: tuple[str, ...] = (*notes, *found)
+        found = (note for store in (main, *self._stores) for note in store.notes)
+        self.notes: tuple[str, ...] = tuple(dict.fromkeys((*notes, *found)))
 
     def read(self, tensor: str, rows: slice | None = None) -> "Tensor":
         """Return a tensor, or some of its rows."""

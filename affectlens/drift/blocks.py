@@ -230,6 +230,8 @@ def _reader(strip: Strip, number: int) -> Callable[[int, int], Tensor]:
             .view(kind)
             .reshape(shape)
         )
+    if strip.picked is not None:
+        return lambda start, stop: strip.read(number, rows=slice(start, stop)).cpu().contiguous()
     if not side.by_rows(site):
         whole = side.read(site).cpu()
         whole = whole if whole.ndim else whole.reshape(1)

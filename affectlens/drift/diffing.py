@@ -12,6 +12,7 @@ from affectlens.drift.blocks import Summing
 from affectlens.drift.drift import Drift
 from affectlens.drift.measures import BLOCKWISE, RESERVED, Measure, Sums, frame
 from affectlens.drift.parts import Detail, Strip, strips
+from affectlens.drift.stillness import stillness
 from affectlens.drift.streaming import Show, engine, jobs, spread, stream
 from affectlens.drift.whole_matrices import spectral, symmetric
 from affectlens.errors import NothingToCompare, TableError
@@ -142,7 +143,14 @@ def _origin(
         "sources": {name: side.identity for name, side in sides.items()},
         **provenance(),
         "ledger": pairing.ledger(identical),
-        "findings": [*findings(rows, found.values()), *told, *notes, *pairing.unlike],
+        "findings": [
+            *stillness(pairing, rows),
+            *findings(rows, found.values()),
+            *(("Rows of the embeddings were matched by token.",) if pairing.matched else ()),
+            *told,
+            *notes,
+            *pairing.unlike,
+        ],
     }
 
 
@@ -160,12 +168,6 @@ def findings(frame: pd.DataFrame, found: Collection[Sums]) -> Iterator[str]:
             f"{unread} parameters are in files of equal content on both sides: they did not move and were "
             "not read, so their norms are unknown (detail='exact' reads them)."
         )
-    language = frame[(frame["tower"] == "language") & frame["frobenius"].notna()]
-    reached = language[language["targeted"]]
-    if len(language) and reached.empty:
-        yield "The adapter has no weights for the language model, so the language model could not move."
-    elif len(reached) and not _moved(reached):
-        yield "The language model did not move at all: its drift is exactly zero."
     if rounded:
         yield f"{rounded} of {moved} parameters that moved changed only by rounding to another dtype."
     if unrelated(frame):
@@ -176,11 +178,6 @@ def findings(frame: pd.DataFrame, found: Collection[Sums]) -> Iterator[str]:
         yield from _control(frame)
     if count := int(frame["nonfinite"].sum()):
         yield f"{count:,} values are NaN or infinite and are left out of every other measure."
-
-
-def _moved(frame: pd.DataFrame) -> bool:
-    columns = frame[["frobenius", "changed", "nonfinite"]].fillna(0)
-    return bool(columns.to_numpy(float).any())
 
 
 def _zeros(frame: pd.DataFrame) -> Iterator[str]:

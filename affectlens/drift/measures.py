@@ -251,7 +251,7 @@ def frame(
 
 
 def _row(strip: Strip, sums: Sums, pairing: Pairing) -> dict[str, Any]:
-    site, dtypes = strip.site, [side.dtype(strip.site) for side in (pairing.base, pairing.tuned)]
+    site, dtypes = strip.site, [side.dtype(strip.site) for side in strip.sides[:2]]
     return {
         "parameter": site.parameter,
         **{name: getattr(site, name) for name in SITE},

@@ -9,15 +9,21 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from affectlens.checkpoints import Checkpoint, Pairing
 from affectlens.checkpoints.adapters.low_rank import LowRank
 from affectlens.checkpoints.bytes import Span
-from affectlens.checkpoints.pairing import VOCABULARY
+from affectlens.checkpoints.tying import VOCABULARY, sharing
+from affectlens.checkpoints.vocabulary import Rows, compare_words
 from affectlens.errors import TableError, near
 from affectlens.sites import Site, Units
 
 DETAILS = ("heads", "neurons", "exact")
 PART = 1 << 24  # bytes of a side
+_SPREAD = 8  # times as many rows are read at once, if those that are wanted lie among them
 WIDTHS = {"bfloat16": 2, "float16": 2, "float32": 4}  # the dtypes whose raw bytes the engines compare
 
 
@@ -50,7 +56,22 @@ class Strip:
     dtype: str
     units: Units | None = None  # heads or neurons, measured one by one
     factors: tuple[LowRank, LowRank | None] | None = None  # of Δ and the control's Δ, used instead of reading
+    picked: tuple[Rows, ...] | None = None  # the rows to compare on each side, where their order differs
     unread: bool = False  # both sides are the same bytes on a hub, so they are not read
+
+    def read(self, number: int, *, rows: slice) -> Tensor:
+        """Read some of the compared rows of a side."""
+        side = self.sides[number]
+        if self.picked is None:
+            return side.read(self.site, rows)
+        wanted = self.picked[number][rows]
+        if not len(wanted):
+            return side.read(self.site, slice(0, 0))
+        first, last = int(wanted.min()), int(wanted.max()) + 1
+        if last - first <= _SPREAD * len(wanted):
+            return side.read(self.site, slice(first, last))[torch.from_numpy(wanted - first)]
+        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
+        return torch.cat([side.read(self.site, slice(int(run[0]), int(run[-1]) + 1)) for run in runs])
 
     @property
     def size(self) -> int:
@@ -87,14 +108,30 @@ class Part:
         return self.strip.bytes * (self.stop - self.start) // max(self.strip.rows, 1)
 
 
-def strips(pairing: Pairing, control: Checkpoint | None, *, detail: Detail) -> Iterator[Strip]:
-    """Yield a strip for each site that both sides have, in the order of sites."""
-    for site in pairing.compared:
-        shapes = [side.shape(site) for side in (pairing.base, pairing.tuned)]
-        sides: tuple[Checkpoint, ...] = (pairing.base, pairing.tuned)
-        if control is not None and site in control.storage and _alike(site, shapes[0], control.shape(site)):
-            sides, shapes = (*sides, control), [*shapes, control.shape(site)]
-        yield _strip(site, sides, min(shapes), detail)
+def strips(
+    pairing: Pairing, control: Checkpoint | None, *, detail: Detail, only: Iterable[Site] | None = None
+) -> Iterator[Strip]:
+    """Yield a strip for each site that is compared, in the order of sites, or for `only` some of them."""
+    alike = (
+        control is None
+        or bool(control.change)
+        or compare_words(pairing.base.store, control.store).rows is None
+    )
+    for site in pairing.compared if only is None else only:
+        sides: tuple[Checkpoint, ...] = pairing.sides(site)
+        if control is not None and (alike or site.role not in VOCABULARY):
+            beside = control if site in control.storage else sharing(control, site)
+            if beside is not None and _comparable(site, sides[0].shape(site), beside.shape(site)):
+                sides = (*sides, beside)
+        shapes = [side.shape(site) for side in sides]
+        if site in pairing.matched:
+            picked = (*pairing.matched[site], pairing.matched[site][0])[
+                : len(sides)
+            ]  # control's are as base's
+            rows, width = len(picked[0]), math.prod(shapes[0][1:])
+            yield Strip(site, sides, rows, width, None, "", picked=picked)
+        else:
+            yield _strip(site, sides, min(shapes), detail)
 
 
 def parts(strip: Strip) -> Iterator[Part]:
@@ -141,17 +178,17 @@ def _factors(site: Site, sides: tuple[Checkpoint, ...]) -> tuple[LowRank, LowRan
 
 def _untouched(site: Site, base: Checkpoint, side: Checkpoint) -> bool:
     """Return whether a side is an adapter over base that leaves the site as it is."""
-    return side.change is not None and side.change.base is base and not side.targeted(site)
+    return side.change is not None and side.change.base.store is base.store and not side.targeted(site)
 
 
 def _delta(site: Site, base: Checkpoint, side: Checkpoint) -> LowRank | None:
     found = side.factors.get(site)
     if found is None or found.decomposed or side.change is None or site in base.factors:
         return None
-    return found if side.change.base is base else None
+    return found if side.change.base.store is base.store else None
 
 
-def _alike(site: Site, one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+def _comparable(site: Site, one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     """Return whether two sides are comparable: of one shape, or vocabularies of different length."""
     return one == other or (site.role in VOCABULARY and bool(one) and one[1:] == other[1:])
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-from affectlens.checkpoints import Checkpoint, Pairing, open_checkpoint, pair
+from affectlens.checkpoints import Checkpoint, open_checkpoint, pair
 from affectlens.checkpoints.opening import opens_again
 from affectlens.drift.blocks import Summing
 from affectlens.drift.measures import Engine, Measure, Sums
 from affectlens.drift.parts import Detail, Part, Strip, parts, strips
 from affectlens.errors import CheckpointError
 from affectlens.executing import Failed, execute
-from affectlens.sites import Site, Sites
+from affectlens.sites import Site
 
 _MOST = 8  # threads: beyond this memory bandwidth is the limit, not the cores
 _FAR = 4  # threads where a hub is read: they mostly wait for it
@@ -110,11 +110,9 @@ def measured(job: Job) -> dict[Site, Sums]:
     """Run a job in a worker: open the sides and measure the sums of its sites."""
     base = open_checkpoint(job.sources[0], preset=job.preset, alpha=job.alpha)
     opened = (open_checkpoint(s, base=base, preset=job.preset, alpha=job.alpha) for s in job.sources[1:])
-    tuned, *control = (pair(base, side).tuned for side in opened)  # names a part of a model as base does
-    pairing = Pairing(base, tuned, Sites(job.sites), Sites(()), Sites(()), Sites(()))
-    plan = list(
-        strips(pairing, control[0] if control else None, detail=Detail.of(job.detail, exact=bool(job.custom)))
-    )
+    pairing, *others = (pair(base, side) for side in opened)  # names a part of a model as base does
+    control, detail = others[0].tuned if others else None, Detail.of(job.detail, exact=bool(job.custom))
+    plan = list(strips(pairing, control, detail=detail, only=job.sites))
     found = stream(plan, Summing(engine(), job.custom), tell=lambda _: None)
     return {strip.site: sums for strip, sums in found.items()}
 

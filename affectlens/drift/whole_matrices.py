@@ -116,8 +116,8 @@ def _spectrum(strip: Strip, k: int, detail: Detail) -> Spectrum:
 
 
 def _matrix(strip: Strip, number: int) -> Tensor:
-    rows = strip.sides[0].shape(strip.site)[0], strip.sides[1].shape(strip.site)[0]
-    found: Tensor = strip.sides[number].read(strip.site, slice(0, min(rows))).cpu()
+    most = min(side.shape(strip.site)[0] for side in strip.sides[:2])
+    found = strip.read(number, rows=slice(0, most)).cpu()
     return found.to(torch.float32, copy=True)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from affectlens.checkpoints import Checkpoint, Source, open_checkpoint
 from affectlens.checkpoints.bytes import Span
 from affectlens.checkpoints.memory import MemoryStore
-from affectlens.checkpoints.pairing import differing
+from affectlens.checkpoints.settings import differing
 from affectlens.errors import LensError
 from affectlens.interventions.edits import Edits, Places, finite, only_sites, set_fields
 from affectlens.lens import Live

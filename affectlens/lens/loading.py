@@ -28,7 +28,7 @@ from affectlens.checkpoints import Checkpoint, Source, open_checkpoint
 from affectlens.checkpoints.chat_templates import ChatTemplate, chat_template
 from affectlens.checkpoints.folders import BESIDE_CODE, KNOWN, open_store
 from affectlens.checkpoints.hub.downloading import fetched
-from affectlens.checkpoints.opening import named_on_hub
+from affectlens.checkpoints.opening import local, named_on_hub
 from affectlens.checkpoints.quantized import unpacked
 from affectlens.errors import AffectlensError, CheckpointError, LensError, MissingExtra, near, quoted
 from affectlens.lens.building import build, refuse_unreasonable
@@ -149,7 +149,7 @@ def _refuse_unplaceable(
 def _found(source: Source, revision: str | None, *, code: bool) -> tuple[Path, Checkpoint, str]:
     """Return the folder of a source, its checkpoint, and the commit if it comes from a hub."""
     opened = source if isinstance(source, Checkpoint) else None
-    name = opened.store.source if opened else str(source)
+    name = opened.store.source if opened else local(str(source))
     if not name:
         raise LensError("this checkpoint is only in memory; wrap its module: Lens(model, processor)")
     if os.path.exists(name):  # noqa: PTH110  for any string, where Path.exists raises

@@ -66,12 +66,16 @@ def _adapted(lens: Live, edits: Mapping[Site, Tensor]) -> dict[str, nn.Module]:
     live, found = lens.checkpoint, {}
     for site in edits:
         whole = site.at()
+        if ".trainable_tokens_" in parameter_name(live.at(whole)):
+            raise LensError(f"{site} has an adapter for rows of single tokens; merge the adapter first")
         if whole not in live.factors:
             continue
         if live.factors[whole].decomposed:
             raise LensError(
                 f"{site} has a DoRA adapter, which would rescale the new values; merge the adapter first"
             )
+        if live.factors[whole].expert is not None:
+            raise LensError(f"{site} has an adapter for all experts at once; merge the adapter first")
         where = live.at(whole)
         module = lens.model.get_submodule(module_name(where))
         if any(getattr(module, "lora_bias", {}).values()):
@@ -149,7 +153,7 @@ def beside(lens: Live, site: Site, *, factors: LowRank) -> tuple[nn.Module, Besi
 
 def fits_beside(lens: Live, site: Site, *, factors: LowRank) -> bool:
     """Return whether a low-rank change can be added to the output of its matrix: a plain one, whole rows."""
-    if factors.decomposed or factors.pair.embedding or factors.scale is None:
+    if not factors.plain or factors.scale is None:
         return False
     where = lens.checkpoint.at(site)
     refuse_unlike(site, lens.parameters[parameter_name(where)])

@@ -14,7 +14,7 @@ from affectlens.sites.points import Point, Points, Span
 from affectlens.sites.roles import ATTENTION
 from affectlens.sites.site import Cut, Site, Storage, Units, units
 from affectlens.sites.sites import Sites
-from affectlens.sites.tower_configs import heads, model_type, sections
+from affectlens.sites.tower_configs import heads, model_type, sections, ties
 from affectlens.sites.tree import drawn, layers, nodes
 
 __all__ = [
@@ -42,5 +42,6 @@ __all__ = [
     "record",
     "sections",
     "sites_of",
+    "ties",
     "units",
 ]

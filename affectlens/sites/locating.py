@@ -68,6 +68,11 @@ def sites_of(laid: Mapping[str, Laid], source: str = "these names") -> dict[Site
             if len(sites) > _MOST:
                 reason = f"has more than {_MOST:,} parameters, counting each expert"
                 raise CheckpointError(source, reason)
+    return in_order(sites)
+
+
+def in_order(sites: Mapping[Site, Storage]) -> dict[Site, Storage]:
+    """Return sites with their storage in the order of sites."""
     return dict(sorted(sites.items(), key=lambda item: item[0]))
 
 

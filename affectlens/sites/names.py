@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 _WRAPPERS = re.compile(r"^(?:(?:module|llama_model)\.)+(?=.*\.)")
 _WRAPPED = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|base_model\.model"
-    r"|base_layer|(?:modules_to_save|original_module)(?:\.default)?)\."
+    r"|base_layer|token_adapter|(?:modules_to_save|original_module)(?:\.default)?)\."
 )
 _PARTS = r"(?:visual|vision_tower|audio_tower|multi_modal_projector|language_model)\."
 _LONGEST, _DEEPEST = 400, 40  # characters and parts of a name; matching longer ones takes too long

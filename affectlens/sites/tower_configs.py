@@ -11,6 +11,7 @@ _KEYS = {
     "qformer": r"qformer_config|speech_qformer_config",
     "talker": r"talker_config",
 }
+_GENERATES = re.compile(r"For(?:CausalLM|ConditionalGeneration)$")
 _LONGEST = 100  # characters of a model type
 _TOWER = re.compile("|".join(f"(?P<{tower}>{names})" for tower, names in _KEYS.items()))
 
@@ -66,9 +67,26 @@ def heads(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
     inner = config.get("attn_config")  # DBRX and MPT
     grouped = number(inner, "kv_n_heads") if isinstance(inner, dict) else None
     grouped = grouped or number(
-        config, "num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num"
+        config, "num_key_value_heads", "num_kv_heads", "n_head_kv", "n_kv_heads", "multi_query_group_num"
     )
     return every, grouped or every
+
+
+def ties(config: Mapping[str, Any], *, whole: bool) -> bool:
+    """Return whether the output embedding is the input embedding by a config.
+
+    If the config doesn't say, it is in a language model that stores no output embedding (`whole` is False):
+    older configs leave out what is the default of their type.
+
+    >>> ties({"text_config": {"tie_word_embeddings": True}}, whole=False)
+    True
+    """
+    text, known = config.get("text_config"), config.get("architectures")
+    inner = text.get("tie_word_embeddings") if isinstance(text, dict) else None
+    stated = config.get("tie_word_embeddings", inner)
+    if stated is not None:
+        return bool(stated)
+    return not whole and isinstance(known, list) and any(_GENERATES.search(str(name)) for name in known)
 
 
 def _parts(config: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:

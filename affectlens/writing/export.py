@@ -175,7 +175,10 @@ def _modules(adapter: Checkpoint, left_out: dict[str, str]) -> Iterator[tuple[st
     """Yield each pair of factors with its live module; put those without one into `left_out`."""
     found: dict[str, dict[str, LowRank]] = {}
     for site, low in adapter.factors.items():
-        found.setdefault(low.pair.a, {})[site.parameter] = low
+        if low.pair.a:
+            found.setdefault(low.pair.a, {})[site.parameter] = low
+        else:
+            left_out[low.pair.b] = "a bias of the low-rank path (lora_bias)"
     claims = Counter(parameter for parameters in found.values() for parameter in parameters)
     for tensor, parameters in found.items():
         (parameter, low), *others = parameters.items()
@@ -216,6 +219,8 @@ def _saved(
 
 def _unsaved(tensor: str, sites: list[Site], adapter: Checkpoint, base: Checkpoint) -> str:
     """Return why PEFT can't put a whole tensor into the live model; nothing if it can."""
+    if ".trainable_tokens_" in tensor:
+        return "rows of single tokens (trainable_token_indices)"
     if ".base_layer." in tensor:
         return "the base's own copy of an adapted weight"
     if any(site not in base.storage for site in sites):

@@ -18,9 +18,11 @@ from affectlens.checkpoints import Checkpoint, Source, open_checkpoint
 from affectlens.checkpoints.bytes import LocalFile
 from affectlens.checkpoints.documents import read_json, weight_map
 from affectlens.checkpoints.folders import open_store
+from affectlens.checkpoints.meta_format import MetaStore
 from affectlens.checkpoints.pickles.torch_store import PickleStore
 from affectlens.checkpoints.quantized import QuantizedStore, unpacked
 from affectlens.checkpoints.safetensors import INDEX, SafetensorsStore
+from affectlens.checkpoints.tying import VOCABULARY
 from affectlens.errors import CheckpointError, LensError
 from affectlens.interventions.transplant import Transplant
 from affectlens.lens import ActivationIntervention, Intervention
@@ -125,9 +127,17 @@ def base_files(base: Source) -> BaseFiles:
 
 
 def changed(adapter: Checkpoint) -> Sites:
-    """Return the sites of its base that an adapter changes."""
+    """Return the sites of its base that an adapter changes.
+
+    Raises `CheckpointError` if it changes an embedding that base stores as another one.
+    """
     assert adapter.change is not None
     base = adapter.change.base
+    for site in adapter.factors:
+        if site.role in VOCABULARY and base.laid[base.at(site).tensor].place.role != site.role:
+            reason = "changes the output embedding alone, which its base ties to the input embedding"
+            fix = "Untie them in the base first (tie_word_embeddings)"
+            raise CheckpointError(adapter.store.name, reason, key=site.parameter, fix=fix)
     return Sites(site for site in base.sites if adapter.targeted(site))
 
 
@@ -208,6 +218,9 @@ def _refuse_new(live: Checkpoint) -> None:
         raise CheckpointError(
             store.name, "quantised weights in torch's files can't be written", fix=_UNQUANTISED
         )
+    if isinstance(store, MetaStore):
+        fix = "Convert it first, as by convert_llama_weights_to_hf.py of transformers"
+        raise CheckpointError(store.name, "is in Meta's format, which can't be written", fix=fix)
     if not isinstance(store, PickleStore):
         fix = "Merge it with PEFT first"
         raise CheckpointError(store.name, "a model and its adapter in one file can't be written", fix=fix)

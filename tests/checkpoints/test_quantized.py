@@ -297,11 +297,26 @@ def test_what_leaves_room_for_doubt_is_left_out(case: str) -> None:
     }
 
 
-def test_a_plain_cast_is_read_as_it_is() -> None:
-    """fp8 numbers without any sign of a scale are their own values."""
-    weight = fp8(4, 6, dtype=E5M2)
+@pytest.mark.parametrize("dtype", [E4M3, E5M2, torch.int8, torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("beside", ["", "factors", "q_s"])
+@pytest.mark.parametrize("name", ["w.weight", "mlp.experts.gate_up_proj", "w1"])
+def test_a_weight_without_a_known_scale_is_left_out(dtype: torch.dtype, beside: str, name: str) -> None:
+    """Small numbers alone don't say what they stand for; what lies beside them is named."""
+    module = name.rpartition(".")[0]
+    more = {f"{module}.{beside}": scale(4)} if beside and module else {}
 
-    assert torch.equal(weight.float(), opened({"w.weight": weight}).read("w.weight"))
+    found = opened({name: fp8(4, 6).float().to(dtype), **more})
+
+    assert name not in found.headers
+    assert ("without a scale" if dtype in (E4M3, E5M2) else "unknown packing") in found.skipped[name][0]
+    assert not more or beside in found.skipped[name][0]
+
+
+def test_a_plain_cast_of_other_tensors_is_read_as_it_is() -> None:
+    """fp8 numbers that are no weight, without any sign of a scale, are their own values."""
+    table = fp8(4, 6, dtype=E5M2)
+
+    assert torch.equal(table.float(), opened({"w.table": table}).read("w.table"))
 
 
 def test_ordinary_stores_are_returned() -> None:

@@ -21,7 +21,9 @@ from tests.numbers import differ
 
 peft = pytest.importorskip("peft")
 IDS = torch.arange(3, 15)[None]
-TEXT = [kind for kind in KINDS if not kind.startswith("vision")]
+# Changes that are none of a module's two factors: an export leaves them out, a merge does not.
+BESIDE = [kind for kind in KINDS if kind.startswith(("bias", "rows", "parameters", "experts"))]
+TEXT = [kind for kind in KINDS if not kind.startswith("vision") and kind not in BESIDE]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*")  # PEFT has much to say of each kind
 
@@ -83,6 +85,23 @@ def test_peft_loads_what_was_exported(kind: str, saved: Saved, tmp_path: Path) -
 
     assert torch.equal(logits(model), logits(loaded))
     assert differ(logits(model), logits(fresh(base, model)))
+    torch.testing.assert_close(logits(model), logits(fresh(tmp_path / "merged", model)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in BESIDE if "linear" not in kind and "end to end" not in kind]
+)
+def test_what_an_export_leaves_out_is_named_and_merged(kind: str, saved: Saved, tmp_path: Path) -> None:
+    """Biases of B, rows of tokens, factors of experts: the merged model has them, the export says why not."""
+    base, adapter, model = saved(kind)
+    try:
+        left_out = export(adapter, base, out=tmp_path / "out")["left_out"]
+    except CheckpointError as error:
+        left_out = {"all": str(error)}
+        assert "--merged" in left_out["all"]
+    merge(adapter, base, out=tmp_path / "merged")
+
+    assert left_out
     torch.testing.assert_close(logits(model), logits(fresh(tmp_path / "merged", model)), rtol=1e-4, atol=1e-5)
 
 

@@ -21,6 +21,7 @@ FACTOR = re.compile(
 _ORIGINAL = re.compile(r"\.original_module(?=\.)")
 _UNKNOWN = re.compile(r"\.lora_\w+(?:\.|$)")
 _NESTED = re.compile(r"(?:\.base_layer)+$")
+_TOKENS = re.compile(r"\.token_adapter\.trainable_tokens_(?P<kind>\w+)(?:\.(?P<adapter>[^.]+))?$")
 _SAVED = re.compile(r"\.modules_to_save(?:\.[^.]+(?=\.[^.]+$))?(?=\.)")
 _MOST = 4096  # highest rank: a matrix of rank × rank numbers is kept in memory
 # Integers and 8-bit floats need a scale, which adapters don't store.
@@ -29,7 +30,7 @@ _FLOATING = ("float64", "float32", "float16", "bfloat16")
 
 @dataclass
 class Pair:
-    """The tensors that change one parameter by scale · B·A."""
+    """The tensors that change one parameter by scale · B·A; a bias has no A, and changes by scale · B."""
 
     a: str = ""
     b: str = ""
@@ -42,6 +43,12 @@ class Sorted:
     """The tensors of an adapter, by kind."""
 
     pairs: dict[str, Pair] = field(default_factory=dict)  # parameter → its factors
+    biases: dict[str, str] = field(
+        default_factory=dict
+    )  # weight with factors → the bias of its B (lora_bias)
+    # module → its bare parameters, the outermost wrapper first (target_parameters)
+    nested: dict[str, list[Pair]] = field(default_factory=dict)
+    rows: dict[str, str] = field(default_factory=dict)  # embedding → its rows of single tokens
     whole: dict[str, str] = field(default_factory=dict)  # tensor → the parameter it is
     rest: dict[str, str] = field(default_factory=dict)  # tensor → why it is left out
 
@@ -57,31 +64,26 @@ def owner_of(tensor: str) -> str:
 def sort(names: Iterable[str], source: str, *, bare: frozenset[str] = frozenset()) -> Sorted:
     """Sort the tensors of an adapter; raises `CheckpointError` for a repeated or unpaired factor.
 
-    `bare` are modules, such as experts, whose own parameters are adapted. PEFT does not save the names of
-    these parameters, so their factors are left out.
+    `bare` are modules, such as experts, whose own parameters are adapted: PEFT nests one wrapper for each of
+    them, and does not save their names.
     """
     found, adapters = Sorted(), set()
+    nested: dict[str, dict[int, Pair]] = {}
     for name in sorted(names):
         match = FACTOR.search(name)
         if match is None:
-            if "token_adapter.trainable_tokens" in name:
-                found.rest[name] = "rows of single tokens (trainable_token_indices), which are not compared"
-            elif _UNKNOWN.search(name):
-                fix = "Merge it into its base with PEFT first"
-                raise CheckpointError(source, "a tensor of an unknown variant of LoRA", key=name, fix=fix)
-            elif _ORIGINAL.search(name):
-                found.rest[name] = "the base's own copy of a module that was trained whole"
-            else:
-                found.whole[name] = owner_of(name)
-            continue
-        if _NESTED.sub("", name[: match.start()]).rpartition(".")[2] in bare:
-            found.rest[name] = "factors of a bare parameter (target_parameters), which PEFT does not name"
-            continue
-        if match["param"] == "bias":
-            found.rest[name] = "a bias of the low-rank path (lora_bias), which is not compared"
+            _other(found, name, source)
             continue
         adapters.add(match["adapter"])
-        pair = found.pairs.setdefault(f"{name[: match.start()]}.weight", Pair())
+        module = name[: match.start()]
+        if match["param"] == "bias" and match["kind"] == "lora_B":
+            found.biases[f"{module}.weight"] = name
+            continue
+        inner = _NESTED.sub("", module)
+        if inner.rpartition(".")[2] in bare:
+            pair = nested.setdefault(inner, {}).setdefault(module.count(".base_layer"), Pair())
+        else:
+            pair = found.pairs.setdefault(f"{module}.weight", Pair())
         kind = match["kind"]
         pair.embedding = pair.embedding or kind.startswith("lora_embedding")
         slot = "magnitude" if kind.endswith("vector") else kind[-1].lower()
@@ -94,12 +96,38 @@ def sort(names: Iterable[str], source: str, *, bare: frozenset[str] = frozenset(
         raise CheckpointError(
             source, f"holds several adapters ({names_})", fix="Save the one to compare by itself"
         )
-    for owner, pair in found.pairs.items():
+    found.nested = {module: [by[depth] for depth in sorted(by)] for module, by in nested.items()}
+    _refuse_single(found, source)
+    return found
+
+
+def _other(found: Sorted, name: str, source: str) -> None:
+    """Sort a tensor that is no factor."""
+    tokens = _TOKENS.search(name)
+    if tokens is not None and tokens["kind"] == "delta":
+        found.rows[f"{name[: tokens.start()]}.weight"] = name
+    elif tokens is not None:
+        found.rest[name] = "the base's own rows of single tokens"
+    elif _UNKNOWN.search(name):
+        fix = "Merge it into its base with PEFT first"
+        raise CheckpointError(source, "a tensor of an unknown variant of LoRA", key=name, fix=fix)
+    elif _ORIGINAL.search(name):
+        found.rest[name] = "the base's own copy of a module that was trained whole"
+    else:
+        found.whole[name] = owner_of(name)
+
+
+def _refuse_single(found: Sorted, source: str) -> None:
+    """Raise `CheckpointError` for a factor without its partner."""
+    every = {**found.pairs, **{f"{m} ({n})": p for m, ps in found.nested.items() for n, p in enumerate(ps)}}
+    for owner, pair in every.items():
         if not pair.a or not pair.b:
             there, lacks = ("lora_A", "lora_B") if pair.a else ("lora_B", "lora_A")
             there = there if pair.a or pair.b else "lora_magnitude_vector"
             raise CheckpointError(source, f"{there} without {lacks}", key=owner)
-    return found
+    for owner, bias in found.biases.items():
+        if owner not in found.pairs:
+            raise CheckpointError(source, "a bias of lora_B without its factors", key=bias)
 
 
 @dataclass(frozen=True)
@@ -117,6 +145,11 @@ def checked(store: Store, recipe: Recipe) -> Checked:
     modules = {owner: bare_name(owner).removesuffix(".weight") for owner in found.pairs}
     of = recipe.of(modules.values(), store.name)
     rules = {owner: of[module] for owner, module in modules.items()}
+    for pair in (
+        *(pair for each in found.nested.values() for pair in each),
+        *map(_bias_alone, found.biases.values()),
+    ):
+        _floating(store, pair)
     for owner, pair in found.pairs.items():
         _floating(store, pair)
         _product(store, owner, pair, rank=rules[owner].rank)
@@ -125,8 +158,14 @@ def checked(store: Store, recipe: Recipe) -> Checked:
     return Checked(found, rules, tuple(_notes(recipe, modules.values(), decomposed=decomposed)))
 
 
+def _bias_alone(tensor: str) -> Pair:
+    return Pair(b=tensor)
+
+
 def made(store: Store, pair: Pair) -> tuple[int, ...]:
     """Return the shape (out, in) of the parameter that a pair changes."""
+    if not pair.a:
+        return store.headers[pair.b].shape
     a, b = store.headers[pair.a].shape, store.headers[pair.b].shape
     return (a[-1], b[0]) if pair.embedding else (b[0], *a[1:])
 
@@ -179,6 +218,7 @@ def _notes(recipe: Recipe, modules: Collection[str], *, decomposed: bool) -> Ite
         yield "it has DoRA magnitudes, but its config does not set use_dora: PEFT would not load them"
     for what, named in (("target_modules", recipe.targets), ("layers_to_transform", recipe.layers)):
         rest = [module for module in modules if named and named.isdisjoint(module.split("."))]
+        rest = [module for module in rest if not (recipe.ties and module.endswith("lm_head"))]
         if rest:
             reason = f"with factors are outside its {what}, so PEFT would not load them"
             yield f"{len(rest)} modules {reason} (first: {quoted(rest[0])})"

@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from affectlens.checkpoints.adapters.factor_names import Pair
@@ -21,6 +22,14 @@ class Factors(NamedTuple):
     gram: Tensor
 
 
+class Expert(NamedTuple):
+    """One of the experts that share two factors: its number, their number, and whether B·A is transposed."""
+
+    number: int
+    experts: int
+    turned: bool
+
+
 @dataclass(frozen=True, eq=False)
 class LowRank:
     """The factors of one site in an adapter, read when they are first used.
@@ -33,6 +42,13 @@ class LowRank:
     pair: Pair
     where: Storage
     scale: float | None
+    rank: int
+    expert: Expert | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the change is that of a whole matrix by two factors of its own."""
+        return bool(self.pair.a) and not self.pair.embedding and self.expert is None and not self.decomposed
 
     @property
     def decomposed(self) -> bool:
@@ -50,10 +66,12 @@ class LowRank:
     @property
     def scale_up_to_alpha(self) -> float:
         """The scale; 1/rank if alpha is unknown, so that modules of different rank can still be compared."""
-        return 1 / self.factors.a.shape[0] if self.scale is None else self.scale
+        return 1 / self.rank if self.scale is None else self.scale
 
     def read(self) -> Factors:
         """Read the factors from the store."""
+        if not self.pair.a:
+            return self._bias()
         a, b = (self.store.read(name).double() for name in (self.pair.a, self.pair.b))
         # An embedding changes by (B·A)ᵀ: A is (rank, vocabulary), B is (hidden, rank).
         if self.pair.embedding:
@@ -63,6 +81,21 @@ class LowRank:
         for name, factor in ((self.pair.a, a), (self.pair.b, b)):
             if not torch.isfinite(factor).all():
                 raise CheckpointError(self.store.name, "NaN or infinity in a LoRA factor", key=name)
+        if self.expert is not None:
+            number, count, turned = self.expert
+            a, b = rearrange(a, "(e r) i -> e r i", e=count)[number], b[:, number::count]
+            b, a = (a.mT, b.mT) if turned else (b, a)
+        return self._cut(b, a)
+
+    def _bias(self) -> Factors:
+        """Return the bias of B, which is added to the bias of the matrix, as a change of rank 1."""
+        b = self.store.read(self.pair.b).double().reshape(-1, 1)
+        if not torch.isfinite(b).all():
+            raise CheckpointError(self.store.name, "NaN or infinity in a LoRA bias", key=self.pair.b)
+        return self._cut(b, torch.ones(1, 1, dtype=b.dtype))
+
+    def _cut(self, b: Tensor, a: Tensor) -> Factors:
+        """Keep the rows or columns of a site."""
         cut = self.where.cut
         if cut is not None:
             # Rows of a site are rows of B, columns are columns of A; a stored transpose swaps the two.

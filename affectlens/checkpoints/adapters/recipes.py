@@ -29,6 +29,10 @@ PLAIN_PRESETS = ("blsp-emo", "emotion-qwen", "humanomni", "omni-thinker")
 _RESIDUAL = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # Variants of LoRA whose change is not scale · B·A.
 _VARIANTS = ("kasa_config", "use_bdlora", "monteclora_config", "velora_config", "use_qalora", "arrow_config")
+_ACTIVATED = (
+    "it is an activated LoRA (aLoRA): its change applies to tokens from its invocation tokens on, and to no "
+    "others, so it can't be merged into the weights"
+)
 _MOST = 1e9  # bound of any number in a config; a larger one is a mistake, or malicious
 _LONGEST = 1000  # characters of a pattern; PEFT makes patterns of module names, which have up to 200
 _SECONDS = 2.0  # to match all patterns; 500 patterns on 500 names take one second
@@ -62,7 +66,15 @@ class Recipe:
     layers: frozenset[str] = frozenset()  # numbers of the adapted layers; empty for all
     notes: tuple[str, ...] = ()  # for the user
     base: str = ""  # as the adapter names it; only compared, never opened
-    bare: frozenset[str] = frozenset()  # modules whose own parameters are adapted, such as stacked experts
+    parameters: tuple[str, ...] = ()  # adapted by themselves, such as stacked experts
+    tokens: object = None  # whose rows are trained, as the config states them
+    ties: bool = False  # factors of the output embedding are those of the input embedding
+
+    @property
+    def bare(self) -> frozenset[str]:
+        """Modules whose own parameters are adapted."""
+        parts = (name.split(".") for name in self.parameters)
+        return frozenset(part[-2] if len(part) > 1 else "experts" for part in parts)
 
     def of(self, modules: Iterable[str], source: str) -> dict[str, "ScaleRule"]:
         """Return the scale rule of each module; raises `CheckpointError` for invalid or slow patterns."""
@@ -97,9 +109,14 @@ def recipe(name: str, config: Mapping[str, Any], *, preset: str | None, alpha: f
         dora=_flag(name, "use_dora", config),
         targets=frozenset(target.rpartition(".")[2] for target in _texts(config.get("target_modules"))),
         layers=_layers(config.get("layers_to_transform")),
-        bare=_bare(config.get("target_parameters")),
+        parameters=tuple(_texts(config.get("target_parameters"))),
+        tokens=config.get("trainable_token_indices"),
+        ties=config.get("ensure_weight_tying") is True,
         base=str(config.get("base_model_name_or_path") or ""),
-        notes=(f"its config says alpha {stated:g}, so alpha={alpha:g} was not used",) if ignored else (),
+        notes=(
+            *((f"its config says alpha {stated:g}, so alpha={alpha:g} was not used",) if ignored else ()),
+            *((_ACTIVATED,) if config.get("alora_invocation_tokens") else ()),
+        ),
     )
 
 
@@ -155,10 +172,6 @@ def _plain(name: str, config: Mapping[str, Any]) -> None:
                 f"{variant}: it changes weights in another way than LoRA",
                 fix="Merge it with PEFT first",
             )
-
-
-def _bare(targets: object) -> frozenset[str]:
-    return frozenset(name.split(".")[-2] for name in _texts(targets) if "." in name)
 
 
 def _layers(stated: object) -> frozenset[str]:

@@ -23,6 +23,11 @@ def about_drift(drift: Drift) -> Said:
     except NoSuchSite:
         return _none(drift)
     if sums.still:
+        if _compared(drift):
+            return barred(
+                "The compared attention and feed-forward weights of the language tower did not move at all; "
+                "the ledger lists what was not compared."
+            )
         return barred(
             "The attention and feed-forward weights of the language tower did not move at all, so no change "
             "of behaviour comes from them."
@@ -39,13 +44,19 @@ def place(drift: Drift) -> str:
     except NoSuchSite:
         return ""
     if sums.still:
-        return "no attention or feed-forward weight of the language tower moved"
+        return f"no {_compared(drift)}attention or feed-forward weight of the language tower moved"
     first = sums.leaders("relative")
     if not first:
         return ""
     rivals = _same(sums, "relative", role=first[0])
     also = f", and also leads under {listed(rivals)}" if rivals else ""
     return f"by ‖Δ‖/‖W‖, {first[0]} moved most{also}"
+
+
+def _compared(drift: Drift) -> str:
+    """Return the word that limits a sentence to the compared weights, if others were not compared."""
+    left_out = {"only-base", "only-tuned", "reshaped", "skipped"}
+    return "compared " if left_out & set(drift.ledger["state"]) else ""
 
 
 def _none(drift: Drift) -> Said:

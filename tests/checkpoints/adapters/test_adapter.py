@@ -42,6 +42,31 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "llava",
         {"target_modules": ["patch_embedding", "fc1", "q_proj", "gate_proj"]},
     ),
+    "bias of B": ("qwen2", {"target_modules": ["q_proj", "v_proj"], "lora_bias": True}),
+    "bias of a fused B": ("gpt2", {"target_modules": ["c_attn"], "fan_in_fan_out": True, "lora_bias": True}),
+    "rows of tokens": (
+        "llama",
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [9, 5], "lm_head": [3]}},
+    ),
+    "rows of tied tokens": ("gemma2", {"target_modules": ["q_proj"], "trainable_token_indices": [4, 2]}),
+    "parameters of a linear layer": (
+        "llama",
+        {"target_modules": ["q_proj"], "target_parameters": ["mlp.gate_proj.weight"]},
+    ),
+    **{
+        f"experts of {model_type}": (
+            model_type,
+            {
+                "target_modules": ["q_proj"],
+                "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+                "rank_pattern": {r".*\.1\..*down_proj": 2},
+                "use_rslora": True,
+            },
+        )
+        for model_type in ("mixtral", "gpt_oss", "llama4_text", "qwen3_vl_moe", "granitemoe")
+    },
+    "experts by their leaf": ("mixtral", {"target_modules": [], "target_parameters": ["down_proj"]}),
+    "experts laid end to end": ("dbrx", {"target_modules": [], "target_parameters": ["mlp.w2"]}),
 }
 
 
@@ -132,7 +157,13 @@ def test_elementwise_measures_need_the_exact_way(
 
 
 @pytest.mark.filterwarnings("ignore:.*")
-@pytest.mark.parametrize("kind", ["lora", "saved whole", "fused"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "lora", "saved whole", "fused", "bias of B", "rows of tokens", "rows of tied tokens",
+        "experts of mixtral", "experts of gpt_oss",
+    ],
+)  # fmt: skip
 def test_a_live_model_with_an_adapter_is_read_as_what_it_computes(kind: str) -> None:
     """A live model with an adapter reads like its merge, over its own base."""
     base, model = adapted(kind)
@@ -364,6 +395,93 @@ def test_a_config_that_contradicts_its_factors_is_told(
 
 
 @pytest.mark.filterwarnings("ignore:.*")
+@pytest.mark.filterwarnings("ignore:.*")
+def test_bare_parameters_of_one_shape_are_left_out_and_unknown(tmp_path: Path) -> None:
+    """If shapes don't say which factors are whose, no parameter of the module is said not to have moved."""
+    save, bare = tiny_of("dbrx").float().save_pretrained, ["mlp.w1", "mlp.w2"]
+    save(tmp_path / "base")
+    for name, targets in (("both", ["out_proj"]), ("alone", [])):
+        config = LoraConfig(target_modules=targets, target_parameters=bare, init_lora_weights=False)
+        get_peft_model(tiny_of("dbrx").float(), config).save_pretrained(tmp_path / name)
+
+    drift = al.diff(tmp_path / "base", tmp_path / "both", progress=False)
+
+    assert {"o_proj"} == set(drift.frame.query("frobenius > 0")["role"])
+    assert not set(drift.frame["parameter"].str.rpartition(".")[2]) & {"w1", "w2"}
+    assert "v1" in set(drift.frame["parameter"].str.rpartition(".")[2])
+    assert "target_parameters" in " ".join(drift.findings)
+    with pytest.raises(CheckpointError, match="nothing in it can be read: factors of a bare parameter"):
+        al.diff(tmp_path / "base", tmp_path / "alone", progress=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+def test_the_factors_of_tied_embeddings_count_once(tmp_path: Path) -> None:
+    """With `ensure_weight_tying` PEFT saves them for both embeddings, which stay one matrix."""
+    tiny_of("gemma2").float().save_pretrained(tmp_path / "base")
+    settings = {"target_modules": ["embed_tokens", "q_proj"], "ensure_weight_tying": True}
+    model = get_peft_model(tiny_of("gemma2").float(), LoraConfig(init_lora_weights=False, **settings))
+    model.save_pretrained(tmp_path / "adapter")
+    embedding = model.base_model.model.model.embed_tokens  # type: ignore[union-attr, operator]
+
+    drift = al.diff(tmp_path / "base", tmp_path / "adapter", progress=False)
+
+    moved = drift.frame.query("frobenius > 0").set_index("role")["frobenius"]
+    assert {"embed_tokens", "q_proj"} == set(moved.index)
+    expected = float(embedding.get_delta_weight("default").norm())  # type: ignore[operator, union-attr]
+    assert pytest.approx(expected, rel=1e-5) == moved["embed_tokens"]
+    assert not any("would not load" in finding for finding in drift.findings)
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+def test_an_activated_lora_is_named(tmp_path: Path) -> None:
+    """Its change is not that of a merged model: it begins at its invocation tokens."""
+    tiny_of("llama").float().save_pretrained(tmp_path / "base")
+    config = LoraConfig(target_modules=["q_proj"], alora_invocation_tokens=[5, 6], task_type="CAUSAL_LM")
+    get_peft_model(tiny_of("llama").float(), config).save_pretrained(tmp_path / "adapter")
+
+    drift = al.diff(tmp_path / "base", tmp_path / "adapter", progress=False)
+
+    assert any("aLoRA" in finding and "invocation tokens" in finding for finding in drift.findings)
+
+
+BAD_TOKENS: dict[str, tuple[object, str]] = {
+    "none": (None, "its config lists no tokens"),
+    "of another module": ({"lm_head": [1, 2]}, "its config lists no tokens"),
+    "too few": ([1], "rows of shape"),
+    "twice the same": ([1, 1], "must differ"),
+    "beyond the vocabulary": ([1, 10**6], "must differ and be below"),
+    "negative": ([1, -1], "must differ and be below"),
+    "no numbers": (["a", "b"], "its config lists no tokens"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+@pytest.mark.parametrize("case", BAD_TOKENS)
+def test_rows_of_tokens_that_the_config_does_not_explain(case: str, tmp_path: Path) -> None:
+    """Each is a clear error."""
+    stated, reason = BAD_TOKENS[case]
+    tiny_of("llama").float().save_pretrained(tmp_path / "base")
+    config = LoraConfig(target_modules=["q_proj"], trainable_token_indices=[1, 2])
+    get_peft_model(tiny_of("llama").float(), config).save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "trainable_token_indices": stated}))
+
+    with pytest.raises(CheckpointError, match=reason):
+        al.diff(tmp_path / "base", tmp_path / "adapter", progress=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+def test_an_adapter_of_whole_tensors_that_base_lacks_is_an_error(tmp_path: Path) -> None:
+    """Base alone would be compared with itself."""
+    tiny_of("llama").float().save_pretrained(tmp_path / "base")
+    config = LoraConfig(target_modules=["q_proj"])
+    get_peft_model(tiny_of("llama").float(), config).save_pretrained(tmp_path / "adapter")
+    save_file({"encoder.block.0.wi": torch.ones(4, 4)}, tmp_path / "adapter" / "adapter_model.safetensors")
+
+    with pytest.raises(NothingToCompare, match="none of the 1 parameters of adapter"):
+        al.diff(tmp_path / "base", tmp_path / "adapter", progress=False)
+
+
 def test_an_adapter_alone_needs_its_base(saved: Callable[[str], tuple[Path, Path, nn.Module]]) -> None:
     """The base that a config names is never opened: the path comes from a stranger."""
     _, adapter, _ = saved("lora")
