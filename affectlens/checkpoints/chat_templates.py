@@ -1,19 +1,18 @@
-"""Read the chat template in the files of a checkpoint, without transformers."""
+"""Read the chat template in the files of a tokenizer or processor, as data."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from affectlens.checkpoints.bytes import LocalFile, Span
 from affectlens.checkpoints.documents import read_json
-from affectlens.checkpoints.folders import inside
 from affectlens.errors import CheckpointError
-from affectlens.files import opened
 
 _TEMPLATE = "chat_template.jinja"
 # In the order in which transformers looks for it; the tokenizer's own comes last.
 _IN_JSON = ("chat_template.json", "processor_config.json", "tokenizer_config.json")
 _PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+NAMES = (_TEMPLATE, *dict.fromkeys((*_IN_JSON, *_PROCESSORS)))
 _MOST = 4_000_000  # bytes
 
 
@@ -23,22 +22,25 @@ class ChatTemplate(NamedTuple):
     text: str | Mapping[str, str]
     tokenizers: bool
 
+    @property
+    def by_name(self) -> Mapping[str, str]:
+        """All templates by name; a single one is called "default"."""
+        return {"default": self.text} if isinstance(self.text, str) else self.text
 
-def chat_template(folder: Path) -> ChatTemplate | None:
-    """Return the chat template of a model or adapter; None where its files have none.
+
+def chat_template(paths: Mapping[str, Path]) -> ChatTemplate | None:
+    """Return the chat template in some files, given by name; None where they have none.
 
     Raises `CheckpointError` for a file that can't be read.
     """
-    if (folder / _TEMPLATE).exists():
+    if _TEMPLATE in paths:
         # Beside a processor, the file is the processor's.
-        alone = not any((folder / name).exists() for name in _PROCESSORS)
-        return ChatTemplate(_text(inside(folder, _TEMPLATE)), tokenizers=alone)
+        alone = not any(name in paths for name in _PROCESSORS)
+        return ChatTemplate(_text(paths[_TEMPLATE]), tokenizers=alone)
     for name in _IN_JSON:
-        if (folder / name).exists():
-            file = inside(folder, name)
-            found = _named(read_json(file).content.get("chat_template"))
-            if found:
-                return ChatTemplate(found, tokenizers=name == _IN_JSON[-1])
+        found = _named(read_json(paths[name]).content.get("chat_template")) if name in paths else None
+        if found:
+            return ChatTemplate(found, tokenizers=name == _IN_JSON[-1])
     return None
 
 
@@ -51,12 +53,8 @@ def _named(found: object) -> str | Mapping[str, str] | None:
     return found if isinstance(found, str) else None
 
 
-def _text(file: Path) -> str:
-    with os.fdopen(opened(file), "rb") as stream:
-        raw = stream.read(_MOST + 1)
-    if len(raw) > _MOST:
-        raise CheckpointError(file, f"larger than {_MOST:,} bytes")
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
-        raise CheckpointError(file, "is not UTF-8 text") from None
+def _text(path: Path) -> str:
+    file = LocalFile(path)
+    if file.size > _MOST:
+        raise CheckpointError(path, f"larger than {_MOST:,} bytes")
+    return bytes(Span(file, 0, file.size).read()).decode("utf-8", "replace")

@@ -55,7 +55,7 @@ class Pairing:
             return {}
         own = (site for site in self.compared if site.role in VOCABULARY and site.tower == "language")
         lengths = {site: [side.shape(site)[0] for side in self.sides(site)] for site in own}
-        return {site: within(self.words.rows, *both) for site, both in lengths.items()}
+        return {site: within(self.words.rows, base=b, tuned=t) for site, (b, t) in lengths.items()}
 
     @property
     def compared(self) -> Sites:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from affectlens.checkpoints.bytes import LocalFile, Span
+from affectlens.checkpoints.chat_templates import NAMES, chat_template
 from affectlens.checkpoints.documents import read_json
 from affectlens.checkpoints.folders import inside
 from affectlens.checkpoints.store import Store
 from affectlens.errors import CheckpointError
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "tekken.json")
-_TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 _LARGEST = 64_000_000  # bytes
 _MOST = 10_000_000  # tokens; the largest vocabularies have a thirtieth of it
 # Parts of tokenizer.json that decide which tokens a text becomes.
@@ -78,20 +78,8 @@ class TokenizerFiles:
     @cached_property
     def templates(self) -> Mapping[str, str]:
         """The chat templates by name; the usual one is called "default"."""
-        for name in _TEMPLATES:
-            if name not in self.paths:
-                continue
-            if name.endswith(".jinja"):
-                return {"default": _raw(self.paths[name]).decode("utf-8", "replace")}
-            stated = read_json(self.paths[name]).content.get("chat_template")
-            if isinstance(stated, list):
-                pairs = ((one.get("name"), one.get("template")) for one in stated if isinstance(one, dict))
-                stated = {key: text for key, text in pairs if isinstance(key, str) and isinstance(text, str)}
-            if isinstance(stated, str):
-                return {"default": stated}
-            if isinstance(stated, dict) and stated:
-                return {str(key): str(text) for key, text in stated.items()}
-        return {}
+        found = chat_template(self.paths)
+        return found.by_name if found is not None else {}
 
     @cached_property
     def _fast(self) -> Mapping[str, Any]:
@@ -105,7 +93,7 @@ def open_tokenizer(store: Store) -> TokenizerFiles | None:
 
 
 def _beside(store: Store) -> Iterator[tuple[str, Path]]:
-    names = (*_VOCABULARIES, "added_tokens.json", *_TEMPLATES)
+    names = (*_VOCABULARIES, "added_tokens.json", *NAMES)
     if not store.source:
         return
     if os.path.exists(store.source):  # noqa: PTH110  for any string, where Path.exists raises

@@ -25,8 +25,8 @@ import torch
 from torch import nn
 
 from affectlens.checkpoints import Checkpoint, Source, open_checkpoint
-from affectlens.checkpoints.chat_templates import ChatTemplate, chat_template
-from affectlens.checkpoints.folders import BESIDE_CODE, KNOWN, open_store
+from affectlens.checkpoints.chat_templates import NAMES, ChatTemplate, chat_template
+from affectlens.checkpoints.folders import BESIDE_CODE, KNOWN, inside, open_store
 from affectlens.checkpoints.hub.downloading import fetched
 from affectlens.checkpoints.opening import local, named_on_hub
 from affectlens.checkpoints.quantized import unpacked
@@ -108,7 +108,8 @@ def load_template(source: Source) -> ChatTemplate | None:
 
     Raises `CheckpointError` for a file that can't be read.
     """
-    return chat_template(_found(source, None, code=False)[0])
+    folder = _found(source, None, code=False)[0]
+    return chat_template({name: inside(folder, name) for name in NAMES if (folder / name).exists()})
 
 
 def _name_after(folder: Path, *parts: Any) -> None:

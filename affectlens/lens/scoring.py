@@ -30,12 +30,16 @@ def label_logps(model: nn.Module, asked: Choices) -> Float[Tensor, "batch label"
     """
     ids = _padded(asked)
     longest = ids.shape[-1]
-    with _noting_positions(model, on=longest > 1) as noted:
-        out = called(model, asked.batch, use_cache=longest > 1)
+    # A recurrent model's state can't be taken back; transformers marks it.
+    goes_back = (
+        longest > 1 and not encodes(model) and not getattr(inner(answering(model)), "_is_stateful", False)
+    )
+    with _noting_positions(model, on=goes_back) as noted:
+        out = called(model, asked.batch, use_cache=goes_back)
     logps = out.logits[:, -1].float().log_softmax(-1)
     found = _at(logps[:, None], ids[:, :, :1]).squeeze(-1)
-    cache = getattr(out, "past_key_values", None) if longest > 1 else None
-    rewinds = not encodes(model) and _rewinds(cache, longest)
+    cache = getattr(out, "past_key_values", None) if goes_back else None
+    rewinds = _rewinds(cache, longest)
     for number in (ids[:, :, 1:] != _NONE).any(2).any(0).nonzero().flatten().tolist():
         label = ids[:, number]
         label = label[:, : int((label != _NONE).sum(1).max())]
