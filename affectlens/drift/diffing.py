@@ -19,6 +19,11 @@ from affectlens.errors import NothingToCompare, TableError
 from affectlens.sites import Site
 from affectlens.table import provenance
 
+_DELTA = (
+    "Tuned looks like a delta, the difference from its base that was published in its place: its norms are "
+    "near zero. Add it to its base first, as by `python -m fastchat.model.apply_delta`."
+)
+
 
 def diff(
     base: Source,
@@ -170,7 +175,9 @@ def findings(frame: pd.DataFrame, found: Collection[Sums]) -> Iterator[str]:
         )
     if rounded:
         yield f"{rounded} of {moved} parameters that moved changed only by rounding to another dtype."
-    if unrelated(frame):
+    if is_delta(frame):
+        yield _DELTA
+    elif unrelated(frame):
         yield "This is probably not the base: the weights of tuned are unrelated to it (cosine ≈ 0)."
     yield from _zeros(frame)
     yield from _casting(frame)
@@ -234,6 +241,13 @@ def unrelated(frame: pd.DataFrame) -> bool:
     return bool(big["cosine"].abs().median() < 0.1 and big["relative"].median() > 0.9)
 
 
+def is_delta(frame: pd.DataFrame) -> bool:
+    """Return whether tuned holds differences from base in place of weights: its norms shrank to nothing."""
+    norms = frame[(frame["role"] == "norm") & (frame["param"] == "weight") & (frame["base_norm"] > 0)]
+    shrunk = norms["tuned_norm"] < 0.5 * norms["base_norm"]
+    return unrelated(frame) and bool(len(norms)) and bool(shrunk.mean() > 0.5)
+
+
 def _matrices(frame: pd.DataFrame) -> pd.DataFrame:
     # Norms start from ones in every model, so those of unrelated models resemble each other.
     return frame[(frame["param"] == "weight") & (frame["role"] != "norm") & (frame["size"] >= 256)]
@@ -241,6 +255,8 @@ def _matrices(frame: pd.DataFrame) -> pd.DataFrame:
 
 def refuse_unrelated(drift: Drift) -> Drift:
     """Return the drift of related models; raise `NothingToCompare` for unrelated ones of one shape."""
+    if is_delta(drift.frame):
+        raise NothingToCompare(_DELTA)
     if unrelated(drift.frame):
         names = [source["name"] for source in drift.origin["sources"].values()]
         raise NothingToCompare(

@@ -24,7 +24,9 @@ def stillness(pairing: Pairing, frame: pd.DataFrame) -> Iterator[str]:
     stored = {site for side in (pairing.base, pairing.tuned) for site in side.storage if _matrix(side, site)}
     compared = stored & set(pairing.compared)
     skipped = {**pairing.base.skipped, **pairing.tuned.skipped}
-    left_out = len(stored - compared) + sum(size > 1 for _, size in skipped.values())  # not for one scale
+    left_out = bool(stored - compared) or any(
+        size > 1 for _, size in skipped.values()
+    )  # one number is a scale
     if not compared:
         yield (
             "No matrix of the language model was compared, so whether the language model moved is not known: "
@@ -32,8 +34,8 @@ def stillness(pairing: Pairing, frame: pd.DataFrame) -> Iterator[str]:
         )
     elif not _moved(reached) and left_out:
         yield (
-            f"The {len(compared)} compared matrices of the language model did not move at all; {left_out} "
-            "tensors were not compared, so whether the language model moved is not known."
+            f"The {len(compared)} compared matrices of the language model did not move at all; others were not "
+            "compared, so whether the language model moved is not known."
         )
     elif not _moved(reached):
         yield "The language model did not move at all: its drift is exactly zero."

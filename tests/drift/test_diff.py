@@ -103,6 +103,22 @@ def test_strangers_of_one_shape_are_told(save: Callable[..., Path]) -> None:
         refuse_unrelated(drift)
 
 
+def test_a_delta_in_place_of_weights_is_named(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Vicuna was published as a difference: a stranger's norms are near one, a delta's near zero."""
+    before, after = (
+        {name: tensor for file in side.glob("*.safetensors") for name, tensor in load_file(file).items()}
+        for side in pair
+    )
+    save_file({name: after[name] - before[name] for name in before}, tmp_path / "model.safetensors")
+
+    drift = al.diff(pair[0], tmp_path)
+
+    assert "Tuned looks like a delta" in " ".join(drift.findings)
+    assert "apply_delta" in " ".join(drift.findings)
+    with pytest.raises(NothingToCompare, match="looks like a delta"):
+        refuse_unrelated(drift)
+
+
 def test_models_without_a_common_matrix_are_an_error(
     pair: tuple[Path, Path], save: Callable[..., Path]
 ) -> None:
