@@ -45,7 +45,7 @@ class Pairing:
     @cached_property
     def words(self) -> Words:
         """How the tokenizers of the two differ."""
-        return compare_words(self.base.store, self.tuned.store)
+        return compare_words(self.base.tokenizer, self.tuned.tokenizer)
 
     @cached_property
     def matched(self) -> Mapping[Site, tuple[Rows, Rows]]:

@@ -27,9 +27,17 @@ _PARTS = ("normalizer", "pre_tokenizer", "post_processor")
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """The files of a tokenizer in one folder; `open_tokenizer` finds them."""
+    """The files of a tokenizer in one folder, each with its size and time; `open_tokenizer` finds them.
 
-    paths: Mapping[str, Path]
+    Equal ones have the same content, so that comparing them once is enough.
+    """
+
+    files: tuple[tuple[str, Path, int, int], ...]
+
+    @property
+    def paths(self) -> Mapping[str, Path]:
+        """The paths by name."""
+        return {name: path for name, path, _, _ in self.files}
 
     @cached_property
     def content(self) -> str:
@@ -89,7 +97,9 @@ class TokenizerFiles:
 def open_tokenizer(store: Store) -> TokenizerFiles | None:
     """Return the tokenizer files beside the files of a store; None if there are none on this machine."""
     found = dict(_beside(store))
-    return TokenizerFiles(found) if any(name in found for name in _VOCABULARIES) else None
+    states = ((name, path, path.stat()) for name, path in found.items())
+    files = tuple((name, path, state.st_size, state.st_mtime_ns) for name, path, state in states)
+    return TokenizerFiles(files) if any(name in found for name in _VOCABULARIES) else None
 
 
 def _beside(store: Store) -> Iterator[tuple[str, Path]]:

@@ -1,6 +1,7 @@
 """Compare the tokenizers of two checkpoints: rows of embeddings are the same words only in one order."""
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,24 +29,29 @@ def compare_words(base: Store, tuned: Store) -> Words:
         one, two = open_tokenizer(base), open_tokenizer(tuned)
         if one is None or two is None or one.paths == two.paths:
             return Words()
-        found, rows = list(_templates(one, two)), None
-        if one.content != two.content:
-            found += _parts(one, two)
-            rows = None if one.tokens is None or two.tokens is None else _rows(one.tokens, two.tokens)
-            found += _vocabularies(one.tokens, two.tokens)
-        return Words(tuple(found), rows)
+        return _compared(one, two)
     except CheckpointError as error:
         where = plain(Path(error.path).name)  # the folder is no business of a result
         return Words((f"The tokenizers were not compared: {where} {error.reason}.",))
+
+
+@lru_cache(maxsize=16)
+def _compared(one: TokenizerFiles, two: TokenizerFiles) -> Words:
+    found, rows = list(_templates(one, two)), None
+    if one.content != two.content:
+        found += _parts(one, two)
+        rows = None if one.tokens is None or two.tokens is None else _rows(one.tokens, two.tokens)
+        found += _vocabularies(one.tokens, two.tokens)
+    return Words(tuple(found), rows)
 
 
 def _templates(one: TokenizerFiles, two: TokenizerFiles) -> Iterator[str]:
     names = sorted(one.templates.keys() & two.templates.keys())
     if bool(one.templates) != bool(two.templates):
         has, lacks = ("base", "tuned") if one.templates else ("tuned", "base")
-        yield f"The chat templates differ: {has} has one, {lacks} has none, so each is asked in its own form."
+        yield f"The chat templates differ: {has} has one, {lacks} has none, so their own prompts differ."
     elif any(one.templates[name].strip() != two.templates[name].strip() for name in names):
-        yield "The chat templates of base and tuned differ: each is asked in its own form."
+        yield "The chat templates of base and tuned differ, so their own prompts differ."
 
 
 def _parts(one: TokenizerFiles, two: TokenizerFiles) -> Iterator[str]:

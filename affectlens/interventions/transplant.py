@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from affectlens.checkpoints import Checkpoint, Source, open_checkpoint
+from affectlens.checkpoints import Checkpoint, Source, open_checkpoint, pair
 from affectlens.checkpoints.bytes import Span
 from affectlens.checkpoints.memory import MemoryStore
 from affectlens.checkpoints.settings import differing
+from affectlens.checkpoints.tying import VOCABULARY
+from affectlens.checkpoints.vocabulary import Rows, compare_words
 from affectlens.errors import LensError
 from affectlens.interventions.edits import Edits, Places, finite, only_sites, set_fields
 from affectlens.lens import Live
 from affectlens.sites import Site, Sites
-
-_VOCABULARY = ("embed_tokens", "lm_head")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Transplant:
     the bit; other values interpolate or amplify, computed in float32. The donor is a path, hub id,
     `Checkpoint` or module. Raises `LensError` for an `alpha` that is not finite and, when it is applied,
     `NoSuchSite` where the donor lacks a site and `LensError` where its shape differs.
+
+    Where the two tokenizers give the same tokens other numbers, rows of embeddings are matched by token.
 
     >>> import affectlens as al
     >>> base, tuned, *_ = al.load_demo()
@@ -53,17 +55,27 @@ class Transplant:
         """Return the donor's values, mixed with the live ones by `alpha`."""
         donor = fitting_donor(self.donor, live, sites=self.sites)
 
+        words = any(site.role in VOCABULARY for site in self.sites)
+        matched = pair(live, donor).matched if words else {}
+
+        def by_token(site: Site, rows: tuple[Rows, Rows]) -> Tensor:
+            """Return the donor's rows in the order of the live tokens; tokens it lacks keep theirs."""
+            here, there = (torch.from_numpy(side) for side in rows)
+            theirs = donor.read(site)
+            found = live.read(site).to(device=theirs.device, dtype=theirs.dtype, copy=True)
+            found[here] = theirs[there]
+            return found
+
         def edit(site: Site, wanted: slice | None = None) -> Tensor:
             if self.alpha == 0:
                 return live.read(site, wanted)
-            there = donor.read(site, wanted)
+            rows = matched.get(site.at())
+            there = donor.read(site, wanted) if rows is None else by_token(site, rows)[wanted or ...]
             return there if self.alpha == 1 else _mixed(live.read(site, wanted), there, alpha=self.alpha)
 
         def stored(site: Site) -> Span | None:
-            alike = (
-                self.alpha == 1 and site.at() not in donor.factors and donor.dtype(site) == live.dtype(site)
-            )
-            return donor.span(site) if alike else None
+            copied = self.alpha == 1 and site.at() not in {*matched, *donor.factors}
+            return donor.span(site) if copied and donor.dtype(site) == live.dtype(site) else None
 
         return Edits(self.sites, edit, stored=stored)
 
@@ -109,6 +121,7 @@ def _sentences(lens: Live, donor: Checkpoint, sites: Sites) -> Iterator[str]:
     ours = lens.source if lens.source is not None and donor.store.format != "memory" else live
     if settings := differing(ours.config, donor.config):
         yield f"The config of {name} differs, and a transplant does not copy it: {', '.join(settings)}."
+    yield from compare_words(live.tokenizer, donor.tokenizer).findings
     merged = [site for site in sites if site.at() in donor.factors]
     if merged:
         yield (
@@ -121,7 +134,7 @@ def _sentences(lens: Live, donor: Checkpoint, sites: Sites) -> Iterator[str]:
     if recast:
         kinds = f"{donor.dtype(recast[0])} in {name} and {ours.dtype(recast[0])} here"
         yield f"{len(recast)} of these sites are {kinds} (first: {recast[0]})."
-    if donor.tied != live.tied and any(site.role in _VOCABULARY for site in sites):
+    if donor.tied != live.tied and any(site.role in VOCABULARY for site in sites):
         tied, own = (name, "here") if donor.tied else ("this model", f"in {name}")
         yield f"The output embedding of {tied} is its input embedding; {own} it is a separate matrix."
     other = [site for site in _buffers(lens) - sites if site in donor.sites and _differs(live, donor, site)]

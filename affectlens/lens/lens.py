@@ -81,7 +81,10 @@ class Lens(Live):
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """The live parameters, seen as a checkpoint."""
-        return open_checkpoint(self.model)
+        found = open_checkpoint(self.model)
+        if self.source is not None:
+            found.tokenizer = self.source.tokenizer
+        return found
 
     @property
     def sites(self) -> Sites:

@@ -2,7 +2,7 @@
 
     a file of JSON lines ── examples ──▶ Example ── task ──▶ Task (examples, labels, prompt)
     the files it names ── pictures, sounds, films ──▶ pictures, sounds, frames
-    a model's answers ── task.read_answer ──▶ Scores, whose metrics are the rows of scores.METRICS
+    a model's answers ── written_answers.read_answer ──▶ Scores, whose metrics are the rows of scores.METRICS
 
 Names are resolved when first used: a task is read without pandas, Pillow or torch.
 """
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from affectlens.tasks.pictures import open_picture
     from affectlens.tasks.scores import METRICS, Scores
     from affectlens.tasks.sounds import open_sound
-    from affectlens.tasks.task import KINDS, Task, load_task, read_answer
+    from affectlens.tasks.task import KINDS, Task, load_task
+    from affectlens.tasks.written_answers import read_answer
 
 __all__ = [
     "KINDS",
@@ -43,6 +44,6 @@ __getattr__ = resolver(
         "open_film": "films",
         "open_picture": "pictures",
         "open_sound": "sounds",
-        "read_answer": "task",
+        "read_answer": "written_answers",
     },
 )

@@ -1,13 +1,13 @@
-"""A task: examples, the closed set of their labels, and the prompt; and how written answers are read."""
+"""A task: examples, the closed set of their labels, and the prompt."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from affectlens.errors import TaskError, near
+from affectlens.errors import TaskError, near, warn
 from affectlens.tasks.examples import Example, read_examples
+from affectlens.tasks.written_answers import alike
 
 # kind → prompt. `labels` adds no question to the text.
 KINDS = {
@@ -16,8 +16,6 @@ KINDS = {
     "labels": "{text}",
 }
 ROLES = ("affective", "control", "neutral")
-_CLAUSE = re.compile(r"[.,;:!?\n]|\bbut\b")
-_NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|hardly|without)\b|n['’]t\b")
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,11 @@ class Task:
         if stray:
             raise TaskError(
                 f"task {self.name!r}: the labels {stray[:5]} of its examples are not among {self.labels}"
+            )
+        for one, other in alike(self.labels):
+            warn(
+                f"task {self.name!r}: the labels {one!r} and {other!r} differ only in case, spaces or "
+                "Unicode form, and count as two; if they are one, give the examples one spelling"
             )
 
     @property
@@ -133,23 +136,3 @@ def _signed(example: Example) -> Example | None:
     if not value or value != value:
         return None
     return replace(example, label="positive" if value > 0 else "negative")
-
-
-def read_answer(text: str, labels: Sequence[str]) -> str | None:
-    """Return the one label that an answer names, or None.
-
-    The label must be a whole word, the only label in the answer, and not negated earlier in its clause. An
-    answer that lists several labels gives None: it would be right whatever the truth.
-
-    >>> read_answer("Happy.", ["happy", "sad"]), read_answer("happy or sad", ["happy", "sad"])
-    ('happy', None)
-    """
-    by_word = {label.lower(): label for label in labels}
-    # The longest first, so that 'very happy' is not read as 'happy'.
-    words = "|".join(re.escape(word) for word in sorted(by_word, key=len, reverse=True))
-    named: set[str | None] = set()
-    for clause in _CLAUSE.split(text.lower()):
-        for match in re.finditer(rf"(?<!\w)(?:{words})(?!\w)", clause):
-            negated = _NEGATION.search(clause, 0, match.start())
-            named.add(None if negated else by_word[match[0]])
-    return named.pop() if len(named) == 1 else None

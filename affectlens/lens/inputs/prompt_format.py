@@ -15,25 +15,17 @@ from affectlens.errors import LensError, quoted
 from affectlens.lens.failures import told
 from affectlens.lens.inputs.rendering import MEDIA, rendered, variables
 from affectlens.tasks import Example
+from affectlens.tasks.written_answers import THOUGHTS, UNSPACED
 
 # Both mean: answer at once, without writing a thought first.
 _WITHOUT_THOUGHT = {"enable_thinking": False, "thinking": False}
-_THOUGHTS = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<thought>", "</thought>"),
-    ("<seed:think>", "</seed:think>"),
-    ("[THINK]", "[/THINK]"),
-    ("◁think▷", "◁/think▷"),
-)
 _PROBE = "qzxjk"  # no template contains it
 _PRINTED_PARTS = re.compile(r"['\"]type['\"]\s*:\s*['\"]text['\"]")  # a list of parts, printed by a template
 # These processors put the placeholders in front of the text themselves.
 ADDS_PLACEHOLDERS = ("Blip2Processor", "InstructBlipProcessor", "Florence2Processor", "GitProcessor")
 _PARTS = {"image": "image_processor", "audio": "feature_extractor", "video": "video_processor"}
-# Scripts without spaces between words: Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han, and their punctuation.
-UNSPACED = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef"
-_UNSPACED = re.compile(f"[{UNSPACED}]")
+# Scripts without spaces between words, and their punctuation.
+_UNSPACED = re.compile(f"[{UNSPACED}\u3000-\u303f\uff00-\uffef]")
 
 
 @dataclass(frozen=True)
@@ -282,4 +274,4 @@ def _placed(prompt: str, whole: str, trims: bool) -> Answered:
 def _open_thought(prompt: str) -> tuple[str, str] | None:
     """Return the tags of a thought that the end of a prompt opens."""
     end = prompt.rstrip()
-    return next((tags for tags in _THOUGHTS if end.endswith(tags[0])), None)
+    return next((tags for tags in THOUGHTS if end.endswith(tags[0])), None)
