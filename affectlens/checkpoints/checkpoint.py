@@ -65,9 +65,7 @@ class Checkpoint:
         self, store: Store, *, like: "Checkpoint | None" = None, change: AdapterChange | None = None
     ) -> None:
         self.store, self.change, self.config = store, change, store.config
-        self.tokenizer: Store = (
-            store  # beside it are the tokenizer's files; for a live model, where it was loaded
-        )
+        self.tokenizer = store  # its folder has the tokenizer; of a live model, where it came from
         # For a live model: reads its weights from before any active interventions.
         self.untouched: Checkpoint = self
         # Sites that an adapter changes by a product of factors.

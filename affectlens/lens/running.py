@@ -18,6 +18,7 @@ from affectlens.errors import LensError
 from affectlens.lens.failures import told
 from affectlens.lens.live import ANSWER, answering, config_of, encodes, inner
 from affectlens.lens.precision import logits_in_float32
+from affectlens.tasks.written_answers import THOUGHTS
 
 _NOTES = ("token_type_ids", "mm_token_type_ids")  # of a tokenizer, of models that take them
 # A checkpoint's own generation settings may sample, search or punish repetition.
@@ -173,8 +174,18 @@ def generated(
     with told("the model can't answer these examples"):
         out = _generate(answering(model))(**given, **settings)
     before = given["decoder_input_ids" if encodes(model) else "input_ids"]
-    texts: Sequence[str] = tokenizer.batch_decode(out[:, before.shape[1] :], skip_special_tokens=True)
-    return list(texts)
+    return _decoded(tokenizer, out[:, before.shape[1] :])
+
+
+def _decoded(tokenizer: Any, tokens: Int[Tensor, "batch token"]) -> list[str]:
+    """Return texts without special tokens, apart from those that begin and end a thought."""
+    tags = "".join(tag for both in THOUGHTS for tag in both)
+    special = {token for token in tokenizer.all_special_tokens if token}
+    kept = {token for token in special if token in tags}
+    texts = list(tokenizer.batch_decode(tokens, skip_special_tokens=not kept))
+    for token in sorted(special - kept if kept else (), key=len, reverse=True):
+        texts = [text.replace(token, "") for text in texts]
+    return texts
 
 
 def _generate(part: nn.Module) -> Callable[..., Tensor]:

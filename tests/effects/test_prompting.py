@@ -1,0 +1,80 @@
+"""Base and tuned are asked with one template, base's or tuned's, and results say which."""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import affectlens as al
+from affectlens.checkpoints.chat_templates import ChatTemplate, chat_template
+from affectlens.errors import LensError
+
+OTHER = "{% for m in messages %}{{ m.role }} {{ m.content[-1].text }}{% endfor %}"
+OTHER += "{% if add_generation_prompt %} :{% endif %}"
+
+
+@pytest.fixture
+def tuned(demo: al.Demo, tmp_path: Path) -> Path:
+    """The demo's tuned model with a chat template of its own."""
+    folder = Path(shutil.copytree(demo.tuned.store.source, tmp_path / "tuned"))
+    (folder / "chat_template.jinja").write_text(OTHER)
+    return folder
+
+
+def test_a_sweep_asks_as_base_or_as_tuned(lens: al.Lens, demo: al.Demo, tuned: Path) -> None:
+    """The first prompt in the result is that of the template asked for; base and tuned get the same one."""
+    task, gates = demo.task("sentences").head(6), demo.base.sites.where(tower="language", role="gate_proj")
+    grid = al.Grid(gates, donor=tuned, n_random=0)
+    own, other = (al.sweep(lens, grid, task, prompt_of=one, progress=False) for one in ("base", "tuned"))
+    prompts = [one.origin["prompts"]["sentences"] for one in (own, other)]
+
+    assert ["base", "tuned"] == [one.origin["prompt_of"] for one in (own, other)]
+    assert not prompts[0]["first"].startswith("user") and prompts[1]["first"].startswith("user ")
+    assert prompts[0]["template"] != prompts[1]["template"]
+    assert any("chat templates of base and tuned differ" in words for words in own.origin["findings"])
+    alone = al.evaluate(lens, task, prompt_of=tuned).metric("margin").value
+    rows = other.frame.query("sites == 'all' and metric == 'margin'")
+    assert pytest.approx(alone) == float(rows["baseline"].iloc[0])
+    spread = al.sweep(lens, grid, task, prompt_of="tuned", executor=ThreadPoolExecutor(1), progress=False)
+    assert spread.frame.equals(other.frame)
+
+
+def test_what_prompts_of_a_model_can_be_given(lens: al.Lens, demo: al.Demo, tuned: Path) -> None:
+    """`evaluate` takes a path or a lens; words that name nothing are refused with what is known."""
+    task = demo.task("sentences").head(6)
+    by_path = al.evaluate(lens, task, prompt_of=tuned).frame
+    by_lens = al.evaluate(lens, task, prompt_of=al.load(tuned, dtype="float32")).frame
+
+    assert by_path.equals(by_lens)
+    assert not by_path.equals(al.evaluate(lens, task).frame)
+    with pytest.raises(LensError, match="needs a tuned model"):
+        al.evaluate(lens, task, prompt_of="tuned")
+    with pytest.raises(LensError, match="unknown prompt_of='tunde'"):
+        al.evaluate(lens, task, prompt_of="tunde")
+    (tuned / "chat_template.jinja").unlink()
+    with pytest.raises(LensError, match="no chat template of its own"):
+        al.evaluate(lens, task, prompt_of=tuned)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("chat_template.jinja", "a", ChatTemplate("a", tokenizers=True)),
+        ("chat_template.json", '{"chat_template": "a"}', ChatTemplate("a", tokenizers=False)),
+        ("tokenizer_config.json", '{"chat_template": "a"}', ChatTemplate("a", tokenizers=True)),
+        (
+            "tokenizer_config.json",
+            '{"chat_template": [{"name": "default", "template": "a"}]}',
+            ChatTemplate({"default": "a"}, tokenizers=True),
+        ),
+        ("tokenizer_config.json", "{}", None),
+    ],
+)
+def test_where_templates_are_stored(
+    file: str, content: str, expected: ChatTemplate | None, tmp_path: Path
+) -> None:
+    """Every file that transformers reads a template from is read."""
+    (tmp_path / file).write_text(content)
+
+    assert expected == chat_template({file: tmp_path / file})
