@@ -34,8 +34,8 @@ def stillness(pairing: Pairing, frame: pd.DataFrame) -> Iterator[str]:
         )
     elif not _moved(reached) and left_out:
         yield (
-            f"The {len(compared)} compared matrices of the language model did not move at all; others were not "
-            "compared, so whether the language model moved is not known."
+            f"The {len(compared)} compared matrices of the language model did not move at all; others were "
+            "not compared, so whether the language model moved is not known."
         )
     elif not _moved(reached):
         yield "The language model did not move at all: its drift is exactly zero."
