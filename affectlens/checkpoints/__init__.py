@@ -6,7 +6,11 @@
                 ├─ hub/ ─────▶ safetensors                ranges of remote files
                 ├─ memory                                 a live module
                 ├─ quantized (eight_bit, four_bit)        weights unpacked as they are read
+                ├─ meta_format                            names and rows as transformers has them
                 └─ adapters/                              LoRA factors over a base
+
+`weight_files` says which files of a folder are weights, and what a folder without any is. A pairing knows
+`tying` (one matrix as both embeddings), `vocabulary` (rows of the same tokens) and `settings` (of configs).
 
 No model is built to read a checkpoint, and torch is imported only when tensors are read.
 """

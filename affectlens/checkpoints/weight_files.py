@@ -21,6 +21,7 @@ _NOT_WEIGHTS = (
     "training_args.*", "trainer_state*", "optimizer*", "*optim_states.*", "scheduler*", "scaler*", "sampler*",
     "dataloader*", "*rng_state*", "random_states*", "tokenizer*",
 )  # fmt: skip
+_FOLDERS = 200  # looked into
 _STEP = re.compile(r"checkpoint-(\d+)")
 _DISTRIBUTED = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} OUT.pth"
 
@@ -50,7 +51,7 @@ def no_checkpoint(folder: Path, there: list[str]) -> CheckpointError:
     """Return the error for a folder whose files, `there`, hold no checkpoint: what it is, and what helps."""
     for reason, fix in _known(folder, there):
         return CheckpointError(folder, reason, fix=fix)
-    inner = [name for name in there if _holds_weights(folder / name)]
+    inner = [name for name in there[:_FOLDERS] if _holds_weights(folder / name)]
     if inner:
         fix = f"Name one of: {listed([str(folder / name) for name in inner])}"
         return CheckpointError(folder, "no checkpoint here, but in its folders", fix=fix)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from affectlens.errors import LensError
@@ -85,23 +85,15 @@ def rows(batch: Mapping[str, Tensor]) -> int:
     return len(next(batch[name] for name in named if name in batch))
 
 
-def continued(
-    batch: Mapping[str, Tensor],
-    answer: Int[Tensor, "batch token"],
-    *,
-    there: Bool[Tensor, "batch token"],
-) -> dict[str, Tensor]:
-    """Append an answer to every example; of an encoder-decoder, to the decoder's input.
-
-    Shorter answers are padded on the right, where `there` is false.
-    """
+def continued(batch: Mapping[str, Tensor], answer: Int[Tensor, "batch token"]) -> dict[str, Tensor]:
+    """Append an answer to every example; of an encoder-decoder, to the decoder's input."""
     longer = dict(batch)
     decodes = "decoder_input_ids" in batch
     name = "decoder_input_ids" if decodes else "input_ids"
     longer[name] = torch.cat([batch[name], answer.to(batch[name])], dim=1)
     if not decodes:
         mask = batch.get("attention_mask", torch.ones_like(batch[name]))
-        longer["attention_mask"] = torch.cat([mask, there.to(mask)], dim=1)
+        longer["attention_mask"] = torch.cat([mask, torch.ones_like(answer).to(mask)], dim=1)
     for note in () if decodes else _NOTES:
         if note in batch:
             longer[note] = torch.cat([batch[note], torch.zeros_like(answer).to(batch[note])], dim=1)

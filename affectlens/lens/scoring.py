@@ -89,7 +89,7 @@ def _further(
 ) -> Float[Tensor, " batch"]:
     """Return the log-probability of a label's tokens after the first, and take the cache back."""
     given = label[:, :-1]
-    longer = continued(asked.batch, given.clamp(min=0), there=given != _NONE)
+    longer = continued(asked.batch, given.clamp(min=0))  # what stands behind a shorter label is not read
     ids = longer["input_ids"][:, -given.shape[1] :]
     step = {"input_ids": ids, "attention_mask": longer["attention_mask"]}
     if "position_ids" in longer:
@@ -105,7 +105,7 @@ def _further(
 def _whole(model: nn.Module, asked: Choices, *, label: Int[Tensor, "batch token"]) -> Float[Tensor, " batch"]:
     """Return the log-probability of a label from one pass over prompt and label."""
     length = label.shape[1]
-    longer = continued(asked.batch, label.clamp(min=0), there=label != _NONE)
+    longer = continued(asked.batch, label.clamp(min=0))
     out = called(model, longer, last=length + 1, answer=length)
     # The k positions before the last predict the k tokens of the label.
     logps = out.logits[:, -length - 1 : -1].float().log_softmax(-1)
