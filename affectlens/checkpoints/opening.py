@@ -19,9 +19,9 @@ from affectlens.errors import CheckpointError
 from affectlens.sites import Site, drawn, nodes, record
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
 
-Source = Union[str, Path, Checkpoint, "nn.Module"]
+Source = Union[str, Path, Checkpoint, "torch.nn.Module"]
 # The hub's own rules: for other names its client would raise an error of its own.
 _HUB_ID = re.compile(r"(?![^@]*(?:--|\.\.|\.git(?:@|$)))\b[\w.-]+\b/\b[\w.-]{1,96}\b(@[\w./-]+)?", re.ASCII)
 _CONFIGS = (ADAPTER, "config.json", "pytorch_model.bin.index.json")
