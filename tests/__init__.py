@@ -2,7 +2,7 @@
 
 from beartype.claw import beartype_packages
 
-# Shapes need jaxtyping's own check, which takes ten times as long: `pyproject.toml` lists where there are any.
+# Shapes need jaxtyping, which takes ten times as long: `pyproject.toml` lists where there are any.
 beartype_packages(
     [
         "affectlens.drift.torch_engine",
