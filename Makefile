@@ -3,8 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell sed -n 's/^torch==/torch==/p' .ci/constraints.txt)
-# One thread: a model this small waits for the second one more than it gains.
-RUN := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+# One thread: a model this small waits for the second one more than it gains. Compiled code is kept, whatever
+# the environment says: the tests start Python hundreds of times.
+RUN := PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 # All cores, up to eight (a worker takes about 1 GB); a worker that has nothing left takes tests from another.
 SPREAD := --numprocesses logical --maxprocesses 8 --dist worksteal

@@ -51,6 +51,7 @@ def build(kind: str, name: str) -> Any:
     """Build a model of two layers without weights; None if the default config does not allow it."""
     import torch
     import transformers
+    from transformers.initialization import no_init_weights
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     for attempt in (_shallow, _mended, _as_is):
@@ -58,7 +59,7 @@ def build(kind: str, name: str) -> Any:
             try:
                 model_class = getattr(transformers, name)
                 config = attempt((make or model_class.config_class)())
-                with torch.device("meta"), warnings.catch_warnings():
+                with torch.device("meta"), no_init_weights(), warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     return model_class._from_config(config)
             except Exception:

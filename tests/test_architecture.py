@@ -3,7 +3,9 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,22 @@ def test_the_search_for_cycles_finds_whole_ones() -> None:
     graph = {"a": {"b"}, "b": {"c", "d"}, "c": {"a"}, "d": {"e"}, "e": {"d"}, "f": {"a", "f"}, "g": set()}
 
     assert [["a", "b", "c"], ["d", "e"], ["f"]] == rings(graph)
+
+
+def test_every_stated_shape_is_checked() -> None:
+    """The tests run each module that annotates shapes under jaxtyping; numba's kernels would not compile."""
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text("utf-8"))
+    options = project["tool"]["pytest"]["ini_options"]["addopts"]
+    (checked,) = (o.partition("=")[2].split(",") for o in options if o.startswith("--jaxtyping-packages"))
+    stated = [
+        module_name(file)
+        for file in FILES
+        if any(
+            isinstance(node, ast.ImportFrom) and node.module == "jaxtyping" for node in ast.walk(tree(file))
+        )
+    ]
+
+    assert [*stated, "beartype.beartype"] == checked
 
 
 def test_there_is_no_star_import() -> None:
@@ -219,6 +237,7 @@ def loaded(code: str) -> list[str]:
     return found
 
 
+@cache
 def tree(file: Path) -> ast.Module:
     return ast.parse(file.read_text("utf-8"))
 

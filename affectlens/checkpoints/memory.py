@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Hashable, Mapping, MutableMapping
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -71,6 +72,12 @@ class MemoryStore:
             for key, tensor in tensors.items()
         }
 
+    def before(self) -> "MemoryStore":
+        """Return a store of the same tensors that reads their values from before any interventions."""
+        found = copy(self)
+        found.untouched = True
+        return found
+
     def shares(self, other: object) -> bool:
         """Return whether another store serves any of the same tensor objects."""
         if not isinstance(other, MemoryStore):
@@ -124,16 +131,16 @@ def store_of(module: nn.Module) -> MemoryStore:
 
     Raises `CheckpointError` for parameters on the meta device, unless accelerate offloaded them.
     """
-    elsewhere = _offloaded(module)
-    for name, parameter in module.named_parameters():
-        if parameter.is_meta and name not in elsewhere:
+    elsewhere, saved = _offloaded(module), saved_tensors(module)
+    for name, tensor in saved.items():
+        if tensor.is_meta and name not in elsewhere and isinstance(tensor, nn.Parameter):
             fix = "Load the weights first, or name their folder"
             raise CheckpointError(type(module).__name__, "is on the meta device", key=name, fix=fix)
     config = getattr(module, "config", None)
     known = config.to_dict() if config is not None and hasattr(config, "to_dict") else {}
     # accelerate replaces each tied parameter by a placeholder of its own, so they no longer look tied.
     tied = {name for name in getattr(module, "all_tied_weights_keys", None) or {} if name in elsewhere}
-    tensors = {name: tensor for name, tensor in saved_tensors(module).items() if name not in tied}
+    tensors = {name: tensor for name, tensor in saved.items() if name not in tied}
     return MemoryStore(tensors, name=type(module).__name__, config=known, elsewhere=elsewhere)
 
 
@@ -142,7 +149,7 @@ def _offloaded(module: nn.Module) -> dict[str, Callable[[], Tensor]]:
     found: dict[str, Callable[[], Tensor]] = {}
     for name, part in module.named_modules():
         hook = getattr(part, "_hf_hook", None)
-        for one in getattr(hook, "hooks", (hook,)):
+        for one in getattr(hook, "hooks", (hook,) if hook is not None else ()):
             kept = getattr(one, "weights_map", None)
             for own, parameter in part.named_parameters(recurse=getattr(one, "place_submodules", False)):
                 if kept is not None and parameter.is_meta:

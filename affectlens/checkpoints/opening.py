@@ -22,9 +22,11 @@ from affectlens.errors import CheckpointError
 from affectlens.sites import Site, drawn, nodes, record
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
 
-Source = Union[str, Path, Checkpoint, "nn.Module"]
+    from affectlens.checkpoints.memory import MemoryStore
+
+Source = Union[str, Path, Checkpoint, "torch.nn.Module"]
 # The hub's own rules: for other names its client would raise an error of its own.
 _HUB_ID = re.compile(r"(?![^@]*(?:--|\.\.|\.git(?:@|$)))\b[\w.-]+\b/\b[\w.-]{1,96}\b(@[\w./-]+)?", re.ASCII)
 _CONFIGS = (ADAPTER, "config.json", "pytorch_model.bin.index.json")
@@ -59,10 +61,10 @@ def open_checkpoint(
         below = None if base is None else open_checkpoint(base)
         store = as_transformers(unpacked(store), below)
         return _opened(store, config, base=below, preset=preset, alpha=alpha)
+    now, config = _live(source)
     # A live module gets two views: with the interventions that are active now, and from before them.
-    found, before = (_live(source, untouched=untouched) for untouched in (False, True))
     live, live.untouched = (
-        _opened(store, config, base=base, preset=preset, alpha=alpha) for store, config in (found, before)
+        _opened(store, config, base=base, preset=preset, alpha=alpha) for store in (now, now.before())
     )
     return live
 
@@ -219,13 +221,11 @@ def _parted(store: Store, found: Sorted) -> tuple[Checkpoint, Store]:
     return base, JoinedStore(store, rest, config=store.config)
 
 
-def _live(source: object, *, untouched: bool) -> tuple[Store, Mapping[str, Any]]:
+def _live(source: object) -> tuple["MemoryStore", Mapping[str, Any]]:
     # A module can exist only if torch is imported already; importing it just to ask would be slow.
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(source, torch.nn.Module):
         from affectlens.checkpoints.memory import peft_config, store_of
 
-        store = store_of(source)
-        store.untouched = untouched
-        return store, peft_config(source)
+        return store_of(source), peft_config(source)
     raise CheckpointError(type(source).__name__, "is not a path, hub id, Checkpoint or nn.Module")

@@ -69,14 +69,16 @@ class Effects(Table):
         if frame.empty:
             known = dict.fromkeys(self.frame["metric"])
             raise TableError(f"no row has metric={metric!r}. Metrics: {near(metric, known)}")
+        draws = frame[frame["kind"] == "random-control"].groupby(["action", "task", "null_of"])["effect"]
+        nulls = dict(iter(draws))
+        signs = {task: _direction(frame, task) for task in frame["task"].unique()}
         rows = []
-        for _, row in frame[frame["kind"] == "effect"].iterrows():
-            same = (frame["action"] == row["action"]) & (frame["task"] == row["task"])
-            null = frame[same & (frame["kind"] == "random-control") & (frame["null_of"] == row["null_of"])]
-            if null.empty:
+        for row in frame[frame["kind"] == "effect"].to_dict("records"):
+            null = nulls.get((row["action"], row["task"], row["null_of"]))
+            if null is None:
                 continue
-            sign = _direction(frame, str(row["task"])) * (-1.0 if row["action"] == "revert" else 1.0)
-            strong = int((sign * null["effect"] >= sign * row["effect"]).sum())
+            sign = signs[row["task"]] * (-1.0 if row["action"] == "revert" else 1.0)
+            strong = int((sign * null >= sign * row["effect"]).sum())
             # The effect itself counts as one of the draws, or p could be 0.
             p = (strong + 1) / (len(null) + 1) if len(null) >= 999 else None
             named = {name: row[name] for name in ("action", "sites", "task")}

@@ -16,11 +16,15 @@ _EXPERT = re.compile(rf"(?:^|\.)experts\.(?:expert_)?({INDEX})(?=\.)")
 _END_TO_END = re.compile(r"(?:^|\.)experts\.mlp\.")  # DBRX concatenates its experts in one matrix
 _SHARED = re.compile(r"(?:^|\.)shared_(?:experts?|mlp)(?=\.)")
 _MOST_EXPERTS = 4096  # a header of a few bytes may claim any number, and each becomes a site
+# BERT and its kin put the matrices of one block into these submodules.
+_HALVES = re.compile(r"(?<=\w)\.(?:self|attention|output|intermediate)$")
 _WHOLE = {
     "gate_proj": ("gate_up_proj",), "up_proj": ("gate_up_proj", "up_proj"), "down_proj": ("down_proj",),
     "fc1": ("up_proj",), "fc2": ("down_proj",),
 }  # fmt: skip
 _IN_EXPERT = ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2")
+
+_Block = tuple[str, str]  # what a parameter has in common with its siblings: tower, and path of the parent
 
 
 class Laid(NamedTuple):
@@ -54,14 +58,16 @@ def lay_out(
     names = canonical([*shapes, *(context or {})], config)
     known = {names[tensor]: shape for tensor, shape in {**(context or {}), **shapes}.items()}
     settings = sections(config, TOWERS)
-    where = _with_glu(places(known, model_type(config)), known, settings)
-    beside = _beside(where, known)
+    plain = places(known, model_type(config))
+    blocks = {name: _block(place) for name, place in plain.items()}
+    where = _with_glu(plain, known, settings=settings, blocks=blocks)
+    beside = _beside(where, known, blocks)
     conv1d = _conv1d(where, known)
     laid = {}
     for tensor, shape in shapes.items():
         name = names[tensor]
         place = where[name]
-        near = beside[_block(place)]
+        near = beside[blocks[name]]
         tower = place.position.tower
         kind = str(settings[tower]["model_type"])
         setting = Setting(kind, tower, place.module.removesuffix("_bias"), tensor, near, settings[tower])
@@ -115,45 +121,43 @@ def _stacked(name: str, role: str, model_type: str) -> str:
 
 
 def _with_glu(
-    where: dict[str, Placement], shapes: Mapping[str, Shape], settings: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Placement]:
+    where: Mapping[str, Placement],
+    shapes: Mapping[str, Shape],
+    *,
+    settings: Mapping[str, Mapping[str, Any]],
+    blocks: Mapping[str, _Block],
+) -> Mapping[str, Placement]:
     """Recognise a gate in the first matrix of an MLP with plain names: it is twice as wide as needed."""
-    last = {_block(p): shapes[name] for name, p in where.items() if p.role == "fc2" and p.param != "bias"}
+    last = {blocks[name]: shapes[name] for name, p in where.items() if p.role == "fc2" and p.param != "bias"}
     gated = set()
     for name, place in where.items():
-        first, second = shapes[name], last.get(_block(place), ())
-        if (
-            place.role == "fc1"
-            and place.param != "bias"
-            and len(first) == len(second) == 2
-            and first[0] == 2 * second[1]
-        ):
+        if place.role != "fc1" or place.param == "bias":
+            continue
+        first, second = shapes[name], last.get(blocks[name], ())
+        if len(first) == len(second) == 2 and first[0] == 2 * second[1]:
             kind = str(settings[place.position.tower]["model_type"])
             if glu_in_fc1(place.module, kind):
-                gated.add(_block(place))
+                gated.add(blocks[name])
     new = {"fc1": "gate_up_proj", "fc2": "down_proj"}
     return {
-        name: place._replace(role=new.get(place.role, place.role)) if _block(place) in gated else place
+        name: place._replace(role=new.get(place.role, place.role)) if blocks[name] in gated else place
         for name, place in where.items()
     }
 
 
-def _block(place: Placement) -> tuple[str, str]:
-    """Return what a parameter has in common with its siblings: the tower, and the path of the parent."""
+def _block(place: Placement) -> _Block:
+    """Return the block of a parameter."""
     parent = WRAPPED.sub("", place.module).rpartition(".")[0]
-    # BERT and its kin put the matrices of one block into these submodules.
-    return place.position.tower, re.sub(r"(?<=\w)\.(?:self|attention|output|intermediate)$", "", parent)
+    return place.position.tower, _HALVES.sub("", parent)
 
 
 def _beside(
-    where: Mapping[str, Placement], shapes: Mapping[str, Shape]
-) -> Mapping[tuple[str, str], dict[str, Shape]]:
-    found: dict[tuple[str, str], dict[str, Shape]] = defaultdict(dict)
+    where: Mapping[str, Placement], shapes: Mapping[str, Shape], blocks: Mapping[str, _Block]
+) -> Mapping[_Block, Mapping[str, Shape]]:
+    found: dict[_Block, dict[str, Shape]] = defaultdict(dict)
     for name, place in where.items():
-        if place.param == "bias" or name.endswith("_bias"):
-            found[_block(place)].setdefault(f"{place.role}.bias", shapes[name])
-        else:
-            found[_block(place)].setdefault(place.role, shapes[name])
+        bias = place.param == "bias" or name.endswith("_bias")
+        found[blocks[name]].setdefault(f"{place.role}.bias" if bias else place.role, shapes[name])
     return found
 
 

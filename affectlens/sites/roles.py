@@ -6,6 +6,7 @@ MLPs, which no row matches.
 """
 
 import re
+from functools import lru_cache
 
 from affectlens.sites.mlps import FUSED_GATE_UP, in_mlp
 from affectlens.sites.module import (  # fmt: skip
@@ -204,10 +205,16 @@ _TABLE: tuple[tuple[str, re.Pattern[str], Need | None], ...] = tuple(
 
 def role(module: Module) -> str:
     """Name the role of a module; `other` if its name and siblings establish none."""
-    for found, pattern, need in _TABLE:
-        if pattern.search(module.local) and (need is None or need(module)):
+    for found, need in _rows(module.local):
+        if need is None or need(module):
             return found
     return _of_bias(module) or in_mlp(module) or _by_shape(module)
+
+
+@lru_cache(maxsize=1 << 14)
+def _rows(local: str) -> tuple[tuple[str, Need | None], ...]:
+    """Return the rows whose pattern matches a path; every layer has the same paths."""
+    return tuple((found, need) for found, pattern, need in _TABLE if pattern.search(local))
 
 
 def _of_bias(module: Module) -> str | None:

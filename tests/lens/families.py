@@ -10,6 +10,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+import affectlens as al
 from tests.conftest import nudge
 from tests.tiny_models import class_for, shrink
 
@@ -238,16 +239,29 @@ GATED = tuple(family.name for family in FAMILIES if family.gated)
 FEW = ("llama", "phi3", "gpt2", "qwen2_moe", "qwen2_5_vl", "gemma3", "qwen2_5_omni", "t5_gated")
 
 
+_LENSES: dict[nn.Module, al.Lens] = {}  # of the models below, which live as long as the tests
+
+
+def _shared(model: nn.Module) -> nn.Module:
+    _LENSES[model] = al.Lens(model)
+    return model
+
+
 @cache
 def base(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Return the model that the tests share; they restore what they change."""
-    return BY_NAME[name].build().to(dtype)
+    return _shared(BY_NAME[name].build().to(dtype))
 
 
 @cache
 def tuned(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Return the same model with every parameter changed."""
-    return nudge(BY_NAME[name].build(), "", scale=0.02).to(dtype)
+    return _shared(nudge(BY_NAME[name].build(), "", scale=0.02).to(dtype))
+
+
+def lens_of(model: nn.Module) -> al.Lens:
+    """Return a lens on a model; on one that the tests share always the same, which is opened once."""
+    return _LENSES.get(model) or al.Lens(model)
 
 
 def typed(batch: Batch, dtype: torch.dtype) -> Batch:

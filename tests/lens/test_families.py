@@ -12,7 +12,7 @@ import affectlens as al
 from affectlens.errors import Remark
 from affectlens.lens.inputs.rendering import spans
 from affectlens.sites import ATTENTION, MLP
-from tests.lens.families import BY_NAME, FAMILIES, GATED, NAMES, base, logits, tuned
+from tests.lens.families import BY_NAME, FAMILIES, GATED, NAMES, base, lens_of, logits, tuned
 from tests.lens.test_lens import same, snapshot
 from tests.numbers import differ
 
@@ -37,7 +37,7 @@ def changed(model: nn.Module, batch: dict[str, torch.Tensor], *interventions: ob
     """The logits inside a block, whatever is said on entering it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Remark)
-        with al.Lens(model).intervene(*interventions):  # type: ignore[arg-type]
+        with lens_of(model).intervene(*interventions):  # type: ignore[arg-type]
             return logits(model, batch)
 
 

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pytest
 import torch
 
+from affectlens.sites import Laid, Site, Storage, lay_out
+from affectlens.sites.locating import sites_of
 from affectlens.sites.site import Shape
 from benchmarks.conversions import Rule, architectures, build, memory, renamings
 
@@ -23,6 +26,16 @@ class Architecture:
     classes: Mapping[str, str]  # the class of the module that owns each parameter
     around: Mapping[str, type]  # the class of that module's parent
     rules: list[Rule]
+
+    @cached_property
+    def laid(self) -> Mapping[str, Laid]:
+        """The tensors in memory, described."""
+        return lay_out(self.memory, self.config)
+
+    @property
+    def sites(self) -> tuple[Mapping[Site, Storage], Mapping[Site, Storage]]:
+        """The sites in memory and on disk."""
+        return sites_of(self.laid), sites_of(lay_out(self.disk, self.config))
 
 
 @pytest.fixture(scope="session")

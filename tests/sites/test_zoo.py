@@ -5,8 +5,9 @@ import json
 import re
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
-from affectlens.sites import Laid, lay_out, locate
+from affectlens.sites import Laid
 from benchmarks.conversions import TABLE, generate, write
 
 from .conftest import Architecture
@@ -25,7 +26,7 @@ ACTIVATION = r"(?:act\w*|silu|gelu|sigmoid|relu|swish|non_?lin\w*|activation\w*)
 def claims(zoo: list[Architecture], *roles: str) -> Iterator[tuple[Architecture, str, Laid]]:
     """Yield the plain matrices that get one of these roles."""
     for one in zoo:
-        for tensor, laid in lay_out(one.memory, one.config).items():
+        for tensor, laid in one.laid.items():
             if (
                 laid.place.role in roles
                 and laid.place.param == "weight"
@@ -37,7 +38,16 @@ def claims(zoo: list[Architecture], *roles: str) -> Iterator[tuple[Architecture,
 
 @cache
 def source(kind: type) -> str:
-    return inspect.getsource(kind)
+    """Return the code of a class; `inspect.getsource` parses the whole file for each."""
+    pattern = rf"^( *)class {kind.__name__}\b.*\n(?:(?:\1[ )].*)?\n)*"
+    body = re.search(pattern, text(inspect.getfile(kind)), re.MULTILINE)
+    assert body is not None, kind
+    return body[0]
+
+
+@cache
+def text(file: str) -> str:
+    return Path(file).read_text("utf-8")
 
 
 def activated(one: Architecture, tensor: str) -> bool:
@@ -67,7 +77,7 @@ def test_both_layouts_of_a_model_have_the_same_sites(zoo: list[Architecture]) ->
     """Other names, fused or stacked tensors of a file change no site and no shape."""
     different = set()
     for one in zoo:
-        memory, disk = (locate(shapes, config=one.config) for shapes in (one.memory, one.disk))
+        memory, disk = one.sites
         if {s: w.shape for s, w in memory.items()} != {s: w.shape for s, w in disk.items()}:
             different.add(one.kind)
 
@@ -94,7 +104,7 @@ def test_every_gated_product_in_the_code_is_a_gate_and_an_up(zoo: list[Architect
     """If the code of an MLP multiplies act(self.x(…)) by self.y(…), x is the gate and y is up."""
     missed, total = [], 0
     for one in zoo:
-        found = lay_out(one.memory, one.config)
+        found = one.laid
         for tensor, laid in found.items():
             path, _, leaf = tensor.removesuffix(".weight").rpartition(".")
             if not tensor.endswith(".weight") or len(laid.shape) != 2 or "mlp" not in path.lower():
@@ -113,7 +123,7 @@ def test_classes_agree_with_roles(zoo: list[Architecture]) -> None:
     """Norms and embeddings in the code have the role of one, linear layers do not."""
     wrong, total = [], 0
     for one in zoo:
-        for tensor, laid in lay_out(one.memory, one.config).items():
+        for tensor, laid in one.laid.items():
             kind, role = one.classes[tensor], laid.place.role
             norm = "Norm" in kind and len(laid.shape) == 1
             linear = kind in ("Linear", "Conv1D")

@@ -1,6 +1,7 @@
 """Report: tables as sentences, figures and numbers in one file that needs no network."""
 
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 from affectlens.drift.drift import Drift
@@ -36,7 +37,7 @@ class Report:
         self.title = title
         self.notes = (notes,) if isinstance(notes, str) else tuple(notes)
 
-    @property
+    @cached_property
     def conclusions(self) -> Conclusions | None:
         """What may and may not be concluded, or None without a `Drift` or `Effects`."""
         drift, effects = self._drift, self._effects

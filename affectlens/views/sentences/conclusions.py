@@ -69,9 +69,10 @@ def _findings(drift: Drift | None, effects: Effects | None) -> Iterator[Said]:
 
 def _metrics_disagree(effects: Effects, readings: tuple[Reading, ...]) -> Iterator[Said]:
     for metric in metrics(effects)[1:]:
+        ranks = effects.ranks(metric)
         for outcome in outcomes(effects, metric):
             ours = next((one for one in readings if one.outcome.task == outcome.task), None)
-            theirs = Reading(outcome, effects.ranks(metric))
+            theirs = Reading(outcome, ranks)
             one, two = ours and ours.best("transplant"), theirs.best("transplant")
             if (
                 ours is None

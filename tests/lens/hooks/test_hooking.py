@@ -11,7 +11,7 @@ import affectlens as al
 from affectlens.errors import LensError
 from affectlens.lens.hooks.places import place_of
 from affectlens.sites import Point, Points, Site
-from tests.lens.families import BY_NAME, FAMILIES, FEW, NAMES, Batch, base, logits, tuned
+from tests.lens.families import BY_NAME, FAMILIES, FEW, NAMES, Batch, base, lens_of, logits, tuned
 from tests.lens.test_families import changed, language
 from tests.lens.test_lens import same, snapshot
 from tests.numbers import differ
@@ -29,7 +29,7 @@ def points(model: nn.Module, kind: str, *, tower: str | None = "language", span:
 
 @cache
 def _points(model: nn.Module, kind: str, tower: str | None) -> Points:
-    found, places, lens = [], set(), al.Lens(model)
+    found, places, lens = [], set(), lens_of(model)
     for site in lens.sites:
         point = Point(site, kind)
         if tower not in (None, site.tower) or not passes(site, kind):
@@ -46,7 +46,7 @@ def _points(model: nn.Module, kind: str, tower: str | None) -> Points:
 
 def reached(model: nn.Module, where: Points, batch: Batch) -> Points:
     """Return the points whose module runs: some towers have parts that this model does not use."""
-    lens, called = al.Lens(model), set()
+    lens, called = lens_of(model), set()
     names = {point: place_of(point, model=model, live=lens.checkpoint).module for point in where}
     handles = [
         model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: called.add(name))
@@ -74,7 +74,7 @@ def own(found: Tensor, batch: Batch) -> Tensor:
 
 
 def patched(model: nn.Module, where: Points, batch: Batch, *, source: nn.Module | None = None) -> Tensor:
-    recorded = al.Lens(source or model).record(where, batch)
+    recorded = lens_of(source or model).record(where, batch)
     return changed(model, batch, al.Patch(where, source=recorded))
 
 
@@ -133,7 +133,7 @@ def test_ones_own_activations_in_a_span_change_nothing(name: str, medium: str, k
     where = points(model, kind, span=medium)
     everywhere = Points(Point(point.site, kind) for point in where)
     expected = logits(model, batch)
-    whole = al.Lens(model).record(everywhere, batch)
+    whole = lens_of(model).record(everywhere, batch)
 
     assert torch.equal(expected, patched(model, where, batch))
     assert torch.equal(expected, changed(model, batch, al.Patch(where, source=whole)))
