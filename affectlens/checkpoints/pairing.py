@@ -53,9 +53,12 @@ class Pairing:
         # An adapter's rows are those of its base.
         if self.words.rows is None or self.tuned.change is not None:
             return {}
-        own = (site for site in self.compared if site.role in VOCABULARY and site.tower == "language")
-        lengths = {site: [side.shape(site)[0] for side in self.sides(site)] for site in own}
-        return {site: within(self.words.rows, *both) for site, both in lengths.items()}
+        found = {}
+        for site in self.compared:
+            if site.role in VOCABULARY and site.tower == "language":
+                base, tuned = (side.shape(site)[0] for side in self.sides(site))
+                found[site] = within(self.words.rows, (base, tuned))
+        return found
 
     @property
     def compared(self) -> Sites:

@@ -87,8 +87,9 @@ def _rows(one: Mapping[str, int], two: Mapping[str, int]) -> tuple[Rows, Rows] |
     return np.array(order, np.int64), np.array([pairs[number] for number in order], np.int64)
 
 
-def within(rows: tuple[Rows, Rows], base: int, tuned: int) -> tuple[Rows, Rows]:
+def within(rows: tuple[Rows, Rows], lengths: tuple[int, int]) -> tuple[Rows, Rows]:
     """Keep the pairs of rows that two matrices of these lengths have, and pair the rows beyond all tokens."""
+    base, tuned = lengths
     last = max(int(rows[0].max(initial=-1)), int(rows[1].max(initial=-1))) + 1
     more = np.arange(last, min(base, tuned), dtype=np.int64)
     one, two = (np.concatenate([side, more]) for side in rows)
