@@ -12,6 +12,8 @@ from affectlens.checkpoints.documents import Document, plain_name, read_json, we
 from affectlens.checkpoints.safetensors import SafetensorsStore
 from affectlens.checkpoints.store import Store, together
 from affectlens.checkpoints.weight_files import (
+    WHOLE,
+    adapters_among,
     foreign_among,
     listed,
     mlx_adapter,
@@ -34,8 +36,6 @@ _WHOLE = (
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _TORCH = (".bin", ".pth", ".pt", ".ckpt")
 _REQUIRED = "non_lora_"  # files that trainers save with an adapter; one that can't be read is an error
-# Other forms of the same weights, as repositories of the hub hold them.
-_SAME = ("pytorch_model", "consolidated", "tf_model", "flax_model", "adapter_model")
 # Files that transformers reads beside the weights.
 KNOWN = re.compile(
     r"(?:generation_|processor_|preprocessor_|video_preprocessor_|tokenizer_)?config\.json"
@@ -166,7 +166,14 @@ def _unread(folder: Path, name: str) -> list[str]:
     own = [name]
     if name.endswith(".index.json"):
         own = list(read_json(inside(folder, name)).content["weight_map"].values())
-    return [file for file in weights_among(_names(folder)) if file not in own and not file.startswith(_SAME)]
+    known = (*own, *_ADAPTERS)
+    # A shard that the index lacks is worth a word, another form of the same weights is not.
+    forms = (
+        name
+        for name in weights_among(_names(folder))
+        if name.startswith("model") or not WHOLE.fullmatch(name)
+    )
+    return [name for name in forms if name not in known]
 
 
 def _adapter(folder: Path, source: str) -> Store:
@@ -181,6 +188,9 @@ def _adapter(folder: Path, source: str) -> Store:
     notes = [f"{file} beside the adapter can't be read" for file in foreign_among(_names(folder))]
     for file in weights_among(_names(folder)):
         if file in _ADAPTERS:
+            continue
+        if file not in adapters_among([file]):
+            notes.append(f"{file} beside the adapter was not read: by its name it holds a whole model")
             continue
         try:
             more = _store(source, [inside(folder, file)], None)

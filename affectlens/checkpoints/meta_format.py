@@ -19,7 +19,7 @@ from affectlens.sites.tower_configs import number
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MARK = re.compile(r"(?:model\.)?(?:vision_encoder\.transformer\.)?layers\.\d+\.attention\.w[qk]\.")
+_MARK = re.compile(r"(?P<prefix>model\.)?(?:vision_encoder\.transformer\.)?layers\.\d+\.attention\.w[qk]\.")
 _TURNED = re.compile(_MARK.pattern + "(?!lora_A)")  # the rows of A's output are its rank
 _VISION, _AUDIO = "vision_encoder.", "mm_whisper_embeddings."
 _SLOTS = {
@@ -135,24 +135,25 @@ class MetaStore:
         return self.inner.facts
 
 
-def as_transformers(store: Store, base: Checkpoint | None) -> Store:
-    """Return a store under transformers' names; one that has them already is returned as it is.
+def in_meta_format(store: Store) -> bool:
+    """Return whether the tensors of a store have the names of Meta's and Mistral's files."""
+    return any(_MARK.match(bare_name(tensor)) for tensor in store.headers)
+
+
+def as_transformers(store: Store, base: Checkpoint | None) -> MetaStore:
+    """Return a store in Meta's format under transformers' names.
 
     The number of heads is that of the store's config or `params.json`, else that of `base`.
     """
-    if not any(_MARK.match(bare_name(tensor)) for tensor in store.headers):
-        return store
     inside = base is not None and any(
         one.memory.startswith("model.language_model.") for one in base.laid.values()
     )
     several = inside or any(bare_name(tensor).startswith((_VISION, _AUDIO)) for tensor in store.headers)
-    text = "language_model.model" if several else "model"
-    names = {tensor: _renamed(tensor, text) for tensor in (*store.headers, *store.skipped, *store.aliases)}
     sizes: dict[str, int] = {}
     for config in (store.config, base.config if base is not None else {}):
         for tower, size in _sizes(store, config).items():
             sizes.setdefault(tower, size)
-    return MetaStore(store, names, sizes=sizes)
+    return MetaStore(store, _names(store, "language_model.model" if several else "model"), sizes=sizes)
 
 
 def lora_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,8 +167,20 @@ def lora_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"peft_type": "LORA", "r": rank, "lora_alpha": scaling * rank}
 
 
-def _renamed(tensor: str, text: str) -> str:
-    name = bare_name(tensor).removeprefix("model.") if _MARK.match(bare_name(tensor)) else bare_name(tensor)
+def _names(store: Store, text: str) -> dict[str, str]:
+    """Map each name to transformers'; one that another tensor has already stays as it is."""
+    marks = (_MARK.match(bare_name(tensor)) for tensor in store.headers)
+    prefix = next((mark["prefix"] or "" for mark in marks if mark), "")
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for tensor in (*store.headers, *store.skipped, *store.aliases):
+        name = _renamed(bare_name(tensor).removeprefix(prefix), text)
+        names[tensor] = tensor if name in taken else name
+        taken.add(names[tensor])
+    return names
+
+
+def _renamed(name: str, text: str) -> str:
     for pattern, replacement in _RULES:
         name = pattern.sub(replacement, name)
     if "experts" not in name and name.startswith(("TEXT.", "vision_tower.", "audio_tower.")):

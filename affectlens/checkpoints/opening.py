@@ -14,10 +14,10 @@ from affectlens.checkpoints.adapters.lone_adapter import Adapter
 from affectlens.checkpoints.adapters.recipes import preset_of, recipe
 from affectlens.checkpoints.checkpoint import Checkpoint, describe
 from affectlens.checkpoints.folders import ADAPTER, adapter_config, open_store
-from affectlens.checkpoints.meta_format import MetaStore, as_transformers, lora_config
+from affectlens.checkpoints.meta_format import MetaStore, as_transformers, in_meta_format, lora_config
 from affectlens.checkpoints.quantized import unpacked
 from affectlens.checkpoints.store import JoinedStore, Store
-from affectlens.checkpoints.weight_files import weights_among
+from affectlens.checkpoints.weight_files import adapters_among
 from affectlens.errors import CheckpointError
 from affectlens.sites import Site, drawn, nodes, record
 
@@ -58,9 +58,11 @@ def open_checkpoint(
         return source
     if isinstance(source, str | Path):
         store, config = stored(source)
-        below = None if base is None else open_checkpoint(base)
-        store = as_transformers(unpacked(store), below)
-        return _opened(store, config, base=below, preset=preset, alpha=alpha)
+        store = unpacked(store)
+        if in_meta_format(store):
+            base = None if base is None else open_checkpoint(base)
+            store = as_transformers(store, base)
+        return _opened(store, config, base=base, preset=preset, alpha=alpha)
     now, config = _live(source)
     # A live module gets two views: with the interventions that are active now, and from before them.
     live, live.untouched = (
@@ -102,7 +104,7 @@ def look(source: Source) -> Look:
         store = unpacked(store)
         if config or any(FACTOR.search(name) for name in store.headers):
             return Look(Adapter(store, config))
-        return Look(Checkpoint(as_transformers(store, None)))
+        return Look(Checkpoint(as_transformers(store, None) if in_meta_format(store) else store))
     return Look(open_checkpoint(source))
 
 
@@ -151,7 +153,7 @@ def stored(source: str | Path) -> tuple[Store, Mapping[str, Any]]:
     weights = [name for name in listing.files if name.endswith(".safetensors") and "/" not in name]
     # Adapters are small, and torch files have no header to read by ranges: both are downloaded.
     if ADAPTER in listing.files and not any(name.startswith("model") for name in weights):
-        beside = weights_among(name for name in listing.files if "/" not in name)
+        beside = adapters_among(name for name in listing.files if "/" not in name)
         wanted = [name for name in listing.files if name in beside or name in _CONFIGS]
     elif not weights:
         configs = [name for name in listing.files if name in _CONFIGS]

@@ -15,6 +15,8 @@ from affectlens.printable import plain
 
 _LONGEST = 80  # characters shown of each name in a list of files
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
+# Names under which repositories of the hub hold a whole model.
+WHOLE = re.compile(r"(?:(?:pytorch_)?model(?:-\d+-of-\d+)?|consolidated(?:\.\d+)?|(?:tf|flax)_model)\.\w+")
 # Opened only so that the error can name their format.
 _FOREIGN = ("*.gguf", "*.ckpt", "*.npz", "*.h5", "*.msgpack", "*.onnx")
 _NOT_WEIGHTS = (
@@ -29,6 +31,11 @@ _DISTRIBUTED = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch
 def weights_among(names: Iterable[str]) -> list[str]:
     """Return the names that may be files of weights, in a format that can be read."""
     return [name for name in _matching(names, _WEIGHTS) if not _matching([name], _NOT_WEIGHTS)]
+
+
+def adapters_among(names: Iterable[str]) -> list[str]:
+    """Return the files of weights of an adapter: all but those whose name says that they hold a model."""
+    return [name for name in weights_among(names) if not WHOLE.fullmatch(name)]
 
 
 def foreign_among(names: Iterable[str]) -> list[str]:

@@ -61,6 +61,10 @@ def adapted(store: Store, base: Checkpoint, *, recipe: Recipe) -> Checkpoint:
     whole = {
         site: where._replace(tensor=key[where.tensor]) for site, where in sites_of(laid, store.name).items()
     }
+    for site, where in whole.items():
+        if site in factors and where.tensor.removeprefix(f"{store.name}:") in found.rows.values():
+            reason = "rows of single tokens of an embedding that has factors too"
+            raise CheckpointError(store.name, reason, key=site.parameter, fix="Merge it with PEFT first")
     if not any(site in root.storage or site.role in VOCABULARY for site in (*factors, *whole)):
         raise _nothing_changed(store, root, known, skipped)
     parts: dict[str, tuple[Store, str]] = {name: (root.store, name) for name in root.store.headers}
@@ -158,7 +162,7 @@ def _rows(
     store: Store, root: Checkpoint, rows: Mapping[str, str], recipe: Recipe
 ) -> Iterator[tuple[str, tuple[Store, str]]]:
     """Yield each embedding with its rows of single tokens replaced."""
-    names = canonical([*rows, *context_of(root)], root.config)
+    names = canonical([*rows, *context_of(root)], root.config) if rows else {}
     at = {laid.name: tensor for tensor, laid in root.laid.items()}
     for owner, tensor in rows.items():
         module = bare_name(owner).removesuffix(".weight")
@@ -197,6 +201,8 @@ def _without(root: Checkpoint, unknown: frozenset[Site]) -> Checkpoint:
 def _named(root: Checkpoint, owners: Iterable[str]) -> frozenset[Site]:
     """Return the sites of base that these names mean."""
     listed = list(owners)
+    if not listed:
+        return frozenset()
     found = canonical([*listed, *context_of(root)], root.config)
     names = {found[owner] for owner in listed}
     return frozenset(s for s, where in root.storage.items() if root.laid[where.tensor].name in names)

@@ -49,8 +49,9 @@ def bare_changes(
     skipped: dict[str, str] = {}
     unknown: set[Site] = set()
     tells = model_type(root.config) in _TELLS
+    parameters = _parameters(root, list(nested), recipe)
     for module, pairs in nested.items():
-        there = _parameters(root, module, recipe)
+        there = parameters[module]
         turns = _matched(store, pairs, there, tells)
         if turns is None:
             skipped |= {name: _UNCLEAR for pair in pairs for name in (pair.a, pair.b)}
@@ -67,16 +68,23 @@ def bare_changes(
     return BareChanges(factors, skipped, frozenset(unknown))
 
 
-def _parameters(root: Checkpoint, module: str, recipe: Recipe) -> list[_Bare]:
-    """Return the parameters of a module that the config names."""
+def _parameters(root: Checkpoint, modules: list[str], recipe: Recipe) -> dict[str, list[_Bare]]:
+    """Return the parameters of each module that the config names."""
+    if not modules:
+        return {}
     leaves = sorted({target.rpartition(".")[2] for target in recipe.parameters})
-    names = canonical([*(f"{module}.{leaf}" for leaf in leaves), *context_of(root)], root.config)
-    found = []
-    for leaf in leaves:
-        named, name = f"{bare_name(module)}.{leaf}", names[f"{module}.{leaf}"]
-        if any(named == target or named.endswith(f".{target}") for target in recipe.parameters):
-            sites = [site for site in root.storage if site.parameter == name]
-            found += [_bare(root, named, sites)] if sites else []
+    every = [f"{module}.{leaf}" for module in modules for leaf in leaves]
+    names = canonical([*every, *context_of(root)], root.config)
+    sites: dict[str, list[Site]] = {}
+    for site in root.storage:
+        sites.setdefault(site.parameter, []).append(site)
+    found: dict[str, list[_Bare]] = {module: [] for module in modules}
+    for module in modules:
+        for leaf in leaves:
+            named, own = f"{bare_name(module)}.{leaf}", sites.get(names[f"{module}.{leaf}"])
+            wanted = any(named == target or named.endswith(f".{target}") for target in recipe.parameters)
+            if wanted and own:
+                found[module].append(_bare(root, named, own))
     return found
 
 
