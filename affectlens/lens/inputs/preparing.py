@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from affectlens.errors import LensError, quoted
-from affectlens.lens.inputs.rendering import MEDIA, rendered, spans
+from affectlens.lens.inputs.placeholders import MEDIA, spans
+from affectlens.lens.inputs.rendering import rendered
 from affectlens.lens.running import told
 from affectlens.tasks import Example
 from affectlens.tasks.films import open_film
