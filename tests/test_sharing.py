@@ -13,14 +13,25 @@ import affectlens as al
 from tests.conftest import nudge, tiny
 
 PROCESSES = 8
+# Imports once and forks: no process has compiled anything, and all of them start at the same moment.
 PROGRAM = """
-import json, sys
+import json, os, sys
 import affectlens as al
 from affectlens.drift import numba_engine
 
-drift = al.diff(*sys.argv[1:], progress=False)
-stats = numba_engine.measure.stats
-print(json.dumps([drift.frame["frobenius"].tolist(), sum(stats.cache_hits.values())]))
+def run(name):
+    child = os.fork()
+    if not child:
+        drift = al.diff(*sys.argv[2:], progress=False)
+        hits = sum(numba_engine.measure.stats.cache_hits.values())
+        with open(name, "w") as file:
+            json.dump([drift.frame["frobenius"].tolist(), hits], file)
+        os._exit(0)
+    return child
+
+os.chdir(sys.argv[1])
+codes = [os.waitpid(child, 0)[1] for child in [run(f"{number}.json") for number in range(PROCESSES)]]
+print([*codes, os.waitpid(run("last.json"), 0)[1]])
 """
 
 
@@ -31,23 +42,15 @@ def test_eight_processes_compile_into_one_cache(save: Callable[..., Path], tmp_p
         for name, model in (("base", tiny("llama")), ("tuned", nudge(tiny("llama"), "")))
     ]
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    program = PROGRAM.replace("PROCESSES", str(PROCESSES))
+    command = [sys.executable, "-c", program, str(tmp_path), *pair]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
 
-    def start() -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *pair],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-
-    ended = [(*run.communicate(timeout=300), run.returncode) for run in [start() for _ in range(PROCESSES)]]
-    out, errors, code = (*(ninth := start()).communicate(timeout=60), ninth.returncode)
-
-    assert [("", 0)] * PROCESSES == [(errors, code) for _, errors, code in ended]
-    assert ("", 0) == (errors, code)
-    norms, hits = json.loads(out)
-    assert [norms] * PROCESSES == [json.loads(printed)[0] for printed, _, _ in ended]
+    assert (0, "") == (run.returncode, run.stderr)
+    assert [0] * (PROCESSES + 1) == json.loads(run.stdout)
+    found = [json.loads((tmp_path / f"{number}.json").read_text()) for number in range(PROCESSES)]
+    norms, hits = json.loads((tmp_path / "last.json").read_text())
+    assert [norms] * PROCESSES == [one for one, _ in found]
     assert hits > 0
 
 

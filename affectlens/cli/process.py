@@ -10,9 +10,10 @@ import time
 import traceback
 import warnings
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from affectlens.errors import AffectlensError
 from affectlens.printable import seen, sentence
@@ -47,17 +48,23 @@ def run() -> Ending:
     """Run the verb on the command line and return how it ended."""
     try:
         _prepare()
-        from typer.main import get_command
-
-        from affectlens.cli.verbs import app
-
         # Calling the app instead would let click handle Ctrl-C and closed pipes, with other exit codes.
-        with get_command(app).make_context("affectlens", sys.argv[1:]) as context:
+        with _command().make_context("affectlens", sys.argv[1:]) as context:
             context.command.invoke(context)
         sys.stdout.flush()
     except BaseException as error:
         return ending(error)
     return Ending(0)
+
+
+@cache
+def _command() -> Any:
+    """Return the verbs as one command of click's; making it takes longer than some verbs."""
+    from typer.main import get_command
+
+    from affectlens.cli.verbs import app
+
+    return get_command(app)
 
 
 def ending(error: BaseException) -> Ending:

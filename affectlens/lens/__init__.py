@@ -14,7 +14,7 @@ from affectlens.lens.hooks.hooking import Rewrite, without
 from affectlens.lens.hooks.places import module_name
 from affectlens.lens.hooks.positions import Moment
 from affectlens.lens.hooks.recording import Recording, record
-from affectlens.lens.inputs.rendering import spans
+from affectlens.lens.inputs.placeholders import spans
 from affectlens.lens.intervening import ActivationIntervention, Intervention
 from affectlens.lens.lens import Lens
 from affectlens.lens.live import Live

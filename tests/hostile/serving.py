@@ -6,6 +6,7 @@ each run would take longer than most runs do. The system ends this process when 
 time, `running` when it hangs.
 """
 
+import gc
 import json
 import math
 import os
@@ -57,6 +58,7 @@ def _warm() -> None:
         sys.argv = ["affectlens", *argv]
         main()
     sys.stdout.flush()
+    gc.freeze()  # or each run would have what the last ones left searched for garbage, all modules included
 
 
 class _Watch:

@@ -10,7 +10,7 @@ from torch import nn
 
 import affectlens as al
 from affectlens.errors import Remark
-from affectlens.lens.inputs.rendering import spans
+from affectlens.lens.inputs.placeholders import spans
 from affectlens.sites import ATTENTION, MLP
 from tests.lens.families import BY_NAME, FAMILIES, GATED, NAMES, base, lens_of, logits, tuned
 from tests.lens.test_lens import same, snapshot

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from affectlens.errors import LensError
-from affectlens.lens.inputs.rendering import spans
+from affectlens.lens.inputs.placeholders import spans
 from affectlens.lens.live import ANSWER, UNSEEN, answering, config_of, encodes, inner
 from affectlens.lens.restoring import Swaps
 from affectlens.sites import Span

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from affectlens.errors import LensError, quoted
 from affectlens.lens.failures import told
+from affectlens.lens.inputs.placeholders import MEDIA, spans
 from affectlens.lens.inputs.prompt_format import ADDS_PLACEHOLDERS, PromptFormat
-from affectlens.lens.inputs.rendering import MEDIA, spans
 from affectlens.lens.inputs.tokens import shortened, special_tokens
 from affectlens.tasks import Example
 from affectlens.tasks.films import open_film

@@ -13,7 +13,8 @@ from typing import Any
 from affectlens.checkpoints.chat_templates import ChatTemplate
 from affectlens.errors import LensError, quoted
 from affectlens.lens.failures import told
-from affectlens.lens.inputs.rendering import MEDIA, rendered, variables
+from affectlens.lens.inputs.placeholders import MEDIA
+from affectlens.lens.inputs.rendering import rendered, variables
 from affectlens.tasks import Example
 from affectlens.tasks.written_answers import THOUGHTS, UNSPACED
 

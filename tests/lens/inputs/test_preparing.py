@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import affectlens as al
 from affectlens.errors import LensError, TaskError
 from affectlens.lens.inputs import processors
-from affectlens.lens.inputs.rendering import spans
+from affectlens.lens.inputs.placeholders import spans
 from affectlens.lens.live import config_of
 from tests.lens.families import AUDIO, IMAGE, VIDEO, base
 from tests.lens.processors import processor, tokenizer

@@ -9,7 +9,7 @@ import torch
 
 import affectlens as al
 from affectlens.errors import MissingExtra, Remark
-from affectlens.lens.inputs.rendering import spans
+from affectlens.lens.inputs.placeholders import spans
 from affectlens.lens.live import config_of
 from tests import clips
 from tests.lens.families import base
