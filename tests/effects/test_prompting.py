@@ -30,7 +30,8 @@ def test_a_sweep_asks_as_base_or_as_tuned(lens: al.Lens, demo: al.Demo, tuned: P
     prompts = [one.origin["prompts"]["sentences"] for one in (own, other)]
 
     assert ["base", "tuned"] == [one.origin["prompt_of"] for one in (own, other)]
-    assert not prompts[0]["first"].startswith("user") and prompts[1]["first"].startswith("user ")
+    assert not prompts[0]["first"].startswith("user")
+    assert prompts[1]["first"].startswith("user ")
     assert prompts[0]["template"] != prompts[1]["template"]
     assert any("chat templates of base and tuned differ" in words for words in own.origin["findings"])
     alone = al.evaluate(lens, task, prompt_of=tuned).metric("margin").value
