@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import nudge, tiny
+from tests.small_models import nudge, tiny
 
 # Runs in a separate process, so that no other test uses its memory and files.
 PROGRAM = """

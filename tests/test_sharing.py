@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 import affectlens as al
-from tests.conftest import nudge, tiny
+from tests.small_models import nudge, tiny
 
 PROCESSES = 8
 # Imports once and forks: no process has compiled anything, and all of them start at the same moment.

@@ -42,7 +42,7 @@ def contestants(rank: int, shape: tuple[int, int]) -> dict[str, Callable[[], Any
 
     def delta() -> LowRank:
         store: Any = _Factors({"a": a, "b": b})
-        return LowRank(store, Pair(a="a", b="b"), Storage("w", shape), scale=1.0)
+        return LowRank(store, Pair(a="a", b="b"), Storage("w", shape), scale=1.0, rank=rank)
 
     def norm() -> float:
         change = delta()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import affectlens as al
 from affectlens.errors import CheckpointError, NoSuchSite
-from tests.conftest import nudge
+from tests.small_models import nudge
 from tests.tiny_models import tiny as tiny_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*")

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import affectlens as al
-from tests.conftest import tiny
+from tests.small_models import tiny
 
 SIZE = tiny("llama").config.vocab_size  # type: ignore[union-attr, operator]
 TOKENS = [f"w{number}" for number in range(SIZE - 4)]  # four rows pad the matrix

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import affectlens as al
 from affectlens.errors import CheckpointError
-from tests.conftest import nudge, tiny
+from tests.small_models import nudge, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*")
 

@@ -17,7 +17,7 @@ import affectlens as al
 from affectlens.cli.modifying import numbers
 from affectlens.cli.process import run
 from affectlens.writing import read_record
-from tests.conftest import nudge, tiny
+from tests.small_models import nudge, tiny
 
 # Sends itself the interrupt when the second block of weights is written.
 INTERRUPTED = """

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 import affectlens as al
-from tests.conftest import tiny
 from tests.hostile.running import Server
+from tests.small_models import tiny
 from tests.tiny_models import tiny as zoo_tiny
 
 ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}

@@ -15,7 +15,7 @@ import affectlens as al
 from affectlens.drift.agreements import Agreement, agreement, contrast_over_runs
 from affectlens.errors import NoSuchSite, TableError
 from affectlens.stats.ranks import chance, kendall_w, median_interval, sign_test
-from tests.conftest import nudge, tiny
+from tests.small_models import nudge, tiny
 
 ROLES = ("q_proj", "v_proj", "gate_proj", "up_proj")
 NORMS = ("frobenius", "rms", "relative", "mean_abs", "max_abs")

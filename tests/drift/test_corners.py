@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import affectlens as al
 from affectlens.errors import CheckpointError, TableError
-from tests.conftest import nudge, tiny
 from tests.drift.test_equalities import made
+from tests.small_models import nudge, tiny
 from tests.tiny_models import tiny as tiny_of
 
 

@@ -13,8 +13,8 @@ import affectlens as al
 from affectlens.drift.diffing import refuse_unrelated
 from affectlens.drift.groups import contrast
 from affectlens.errors import NoSuchSite, NothingToCompare, TableError
-from tests.conftest import nudge, tiny
 from tests.numbers import LANES
+from tests.small_models import nudge, tiny
 
 COLUMNS = (
     "parameter", "tower", "stack", "layer", "role", "expert", "size", "dtype",

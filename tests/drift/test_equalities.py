@@ -22,8 +22,8 @@ from affectlens.checkpoints.slicing import put
 from affectlens.drift import blocks, parts, torch_engine
 from affectlens.sites import Site
 from tests.checkpoints.adapters.test_adapter import adapted
-from tests.conftest import nudge, tiny
 from tests.numbers import LANES, differ
+from tests.small_models import nudge, tiny
 from tests.tiny_models import tiny as tiny_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*")  # PEFT has much to say

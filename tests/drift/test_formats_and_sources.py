@@ -23,8 +23,8 @@ from affectlens.checkpoints.safetensors import INDEX
 from affectlens.errors import CheckpointError, NothingToCompare
 from tests.checkpoints.hub.hub_server import Hub, git_oid, serving
 from tests.checkpoints.test_quantized import nf4
-from tests.conftest import nudge, tiny
 from tests.numbers import LANES
+from tests.small_models import nudge, tiny
 from tests.tiny_models import tiny as tiny_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*")  # PEFT has much to say

@@ -23,8 +23,8 @@ from affectlens.drift import parts
 from affectlens.drift.measures import BLOCKWISE
 from affectlens.errors import CheckpointError, NoSuchSite, TableError
 from tests.checkpoints.adapters.test_adapter import bare
-from tests.conftest import nudge, tiny
 from tests.numbers import LANES
+from tests.small_models import nudge, tiny
 from tests.tiny_models import tiny as tiny_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*")  # PEFT has much to say

@@ -13,7 +13,7 @@ from torch import Tensor
 import affectlens as al
 from affectlens.errors import NothingToCompare
 from affectlens.views.sentences.about_drift import about_drift
-from tests.conftest import nudge, tiny
+from tests.small_models import nudge, tiny
 
 WEIGHTS = {name: tensor.detach().clone() for name, tensor in tiny("llama").named_parameters()}
 TUNED = {name: tensor.detach().clone() for name, tensor in nudge(tiny("llama"), "proj").named_parameters()}

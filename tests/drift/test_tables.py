@@ -11,7 +11,7 @@ from affectlens.drift.groups import aggregate, contrast
 from affectlens.errors import NoSuchSite, TableError
 from affectlens.views.figures.norms import norm_contrast
 from affectlens.views.sentences.conclusions import conclude
-from tests.conftest import nudge, tiny
+from tests.small_models import nudge, tiny
 
 GATE_UP = ("gate_proj", "up_proj")
 MEASURES = ("frobenius", "rms", "relative", "mean_abs", "max_abs")

@@ -11,8 +11,8 @@ from torch import nn
 import affectlens as al
 from affectlens.drift.trajectories import Trajectory, trajectory
 from affectlens.errors import TableError
-from tests.conftest import nudge, tiny
 from tests.numbers import LANES
+from tests.small_models import nudge, tiny
 
 COLUMNS = (
     "step", "name", "parameter", "tower", "stack", "layer", "role", "expert", "param", "label", "size",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import affectlens as al
-from tests.conftest import nudge
+from tests.small_models import nudge
 from tests.tiny_models import class_for, shrink
 
 Batch = dict[str, Tensor]

@@ -11,11 +11,11 @@ from torch import nn
 
 import affectlens as al
 from affectlens.errors import Remark
-from tests.conftest import nudge
 from tests.lens.families import BY_NAME, NAMES, base, logits, tuned
 from tests.lens.test_families import told
 from tests.lens.test_wrapping import adapted
 from tests.numbers import differ
+from tests.small_models import nudge
 from tests.tiny_models import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

@@ -12,8 +12,8 @@ from torch import nn
 import affectlens as al
 from affectlens.checkpoints.slicing import same_bits
 from affectlens.errors import CheckpointError, LensError, NoSuchSite
-from tests.conftest import nudge, tiny
 from tests.numbers import differ
+from tests.small_models import nudge, tiny
 
 FAMILIES = ("llama", "qwen2", "gemma2", "llava", "qwen2_5_vl", "gemma3")
 DTYPES = (torch.float32, torch.bfloat16)

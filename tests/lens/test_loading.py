@@ -26,8 +26,8 @@ from affectlens.errors import CheckpointError, LensError, MissingExtra
 from affectlens.lens.inputs import rendering
 from affectlens.lens.isolation import cleaned
 from tests.checkpoints.hub.hub_server import Hub, posing
-from tests.conftest import tiny
 from tests.numbers import differ
+from tests.small_models import tiny
 
 CONFIG, TOKENS, PROCESSOR = "config.json", "tokenizer_config.json", "processor_config.json"
 EVIL = {"code.py": "from pathlib import Path\nPath(__file__).with_name('RAN').touch()\nraise SystemExit\n"}

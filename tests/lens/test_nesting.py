@@ -12,10 +12,10 @@ from torch import nn
 
 import affectlens as al
 from affectlens.errors import LensError
-from tests.conftest import tiny
 from tests.lens.families import BY_NAME, base, logits, tuned
 from tests.lens.test_lens import same, snapshot
 from tests.lens.test_paired import adapted
+from tests.small_models import tiny
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),  # PEFT's own

@@ -12,9 +12,9 @@ from torch import nn
 
 import affectlens as al
 from affectlens.errors import LensError, Remark
-from tests.conftest import nudge, tiny
 from tests.lens.families import BY_NAME, NAMES, base, logits, tuned
 from tests.lens.test_lens import same, snapshot
+from tests.small_models import nudge, tiny
 
 
 def adapted(model: nn.Module, targets: list[str], **settings: Any) -> nn.Module:

@@ -17,8 +17,8 @@ from torch import nn
 
 import affectlens as al
 from affectlens.lens.restoring import Swaps
-from tests.conftest import nudge, tiny
 from tests.lens.test_lens import same, snapshot
+from tests.small_models import nudge, tiny
 
 FAMILIES = ("llama", "qwen2", "gemma2", "llava", "qwen2_5_vl", "gemma3")  # gemma's embeddings are tied
 ERRORS = (RuntimeError, KeyboardInterrupt, MemoryError, SystemExit, StopIteration)
@@ -111,7 +111,7 @@ MOMENTS = """
 import gc, signal, time
 import numpy as np, torch
 import affectlens as al
-from tests.conftest import nudge, tiny
+from tests.small_models import nudge, tiny
 from tests.lens.test_lens import same, snapshot
 
 signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))

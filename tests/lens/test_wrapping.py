@@ -10,11 +10,11 @@ from torch import nn
 
 import affectlens as al
 from affectlens.errors import CheckpointError, LensError
-from tests.conftest import nudge
 from tests.lens.families import BY_NAME, base, logits, tuned
 from tests.lens.test_families import changed
 from tests.lens.test_lens import same, snapshot
 from tests.numbers import differ
+from tests.small_models import nudge
 
 # PEFT asks a model of transformers for a flag by its former name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

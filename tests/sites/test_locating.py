@@ -8,7 +8,7 @@ import affectlens as al
 from affectlens.checkpoints.memory import from_module
 from affectlens.errors import CheckpointError
 from affectlens.sites import locate
-from tests.conftest import TEXT, tiny
+from tests.small_models import TEXT, tiny
 
 TEXT_ONLY = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
 MULTIMODAL = ("llava", "gemma3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")

@@ -8,7 +8,7 @@ import affectlens as al
 from affectlens.checkpoints.memory import from_module
 from affectlens.errors import NoSuchSite
 from affectlens.sites import locate
-from tests.conftest import tiny
+from tests.small_models import tiny
 
 CHOICES = (
     {"role": "gate_proj", "tower": "language"},

@@ -7,7 +7,7 @@ from affectlens.checkpoints.memory import from_module
 from affectlens.errors import NoSuchSite
 from affectlens.interventions import Zero
 from affectlens.lens import Lens
-from tests.conftest import tiny
+from tests.small_models import tiny
 
 # (role, kind, how many, dimension, shared); llama with 4 heads of 8, 2 of them for k and v, 48 neurons
 CASES = (

@@ -25,8 +25,8 @@ from affectlens.interventions.edits import Edits
 from affectlens.sites import Site, Sites
 from affectlens.writing import read_record, shards, write
 from tests.checkpoints.hub.hub_server import posing
-from tests.conftest import nudge
-from tests.conftest import tiny as small
+from tests.small_models import nudge
+from tests.small_models import tiny as small
 from tests.tiny_models import tiny
 
 # How a base lies on disk: the type of model, and how it is saved.
