@@ -10,7 +10,7 @@ pytestmark = pytest.mark.docs
 HOWTOS = Path(__file__).parents[1] / "docs" / "howto"
 
 
-@pytest.mark.parametrize("name", ["doors", "edit-checkpoints", "interventions"])
+@pytest.mark.parametrize("name", ["doors", "edit-checkpoints", "interventions", "prompts"])
 def test_the_code_of_a_howto_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a reader would type it, in one session."""
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 
 import warnings
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ import affectlens as al
 from affectlens.effects.evaluating import prepare_task
 from affectlens.errors import LensError, Remark, TaskError
 from affectlens.lens.asking import ask
+from affectlens.lens.inputs.choices import choices
 from affectlens.lens.inputs.rendering import DATE
 from tests.lens.inputs.tokenizers import KINDS, wrapped
 
+HOWTO = Path(__file__).parents[3] / "docs" / "howto" / "prompts.md"
 LABELS = ("happy", "sad", "not good")
 TEXT = "the movie was bad : which emotion is this"
 _TURNS = "{% for m in messages %}"
@@ -128,6 +131,26 @@ def test_prompt_and_label_are_those_of_transformers(shape: str, kind: str, syste
         assert tokenizer.decode(ids).replace(" ", "").endswith(label.replace(" ", ""))
         assert not rest.strip()
     assert len(set(prepared.labels)) == len(LABELS)
+
+
+def test_the_docs_show_which_shapes_merge() -> None:
+    """Each row of the table in the how-to states whether a token of the cue is scored with the label."""
+    example = examples_of({"role": "user", "content": TEXT})[0]
+    lines = [f"| template | {' | '.join(KINDS)} |", f"| --- |{' --- |' * len(KINDS)}"]
+    for shape, template in TEMPLATES.items():
+        cells = [shape]
+        for kind in KINDS:
+            lens = lens_of(wrapped(kind, template))
+            with warnings.catch_warnings(action="ignore"):
+                found = choices(
+                    lens.prompt_format, [example], labels=LABELS, prompt="", config=lens.model.config
+                )
+            alone = lens.prepare(example)["input_ids"]
+            merges = found.batch["input_ids"].shape[1] < alone.shape[1]
+            cells.append("exact, merges" if merges else "exact")
+        lines.append(f"| {' | '.join(cells)} |")
+
+    assert "\n".join(lines) in HOWTO.read_text("utf-8")
 
 
 @pytest.mark.parametrize("kind", KINDS)
