@@ -61,12 +61,13 @@ def study(
     executor: Any = None,
     progress: bool = True,
     prompt_of: str = "base",
+    cue: str = "",
 ) -> Study:
     """Diff a pair, sweep the roles of its language model over tasks, and write a report.
 
     `control` is another tuning of the same base, on something other than affect. With `out`, the tables and
     the report are saved there, and meanwhile a journal, from which the same study resumes after a break.
-    `executor` and `prompt_of` are passed on to `sweep`, `trust_remote_code` to `load`.
+    `executor` and `prompt_of` are passed on to `sweep`, `cue` and `trust_remote_code` to `load`.
 
     Raises what `diff`, `load` and `sweep` raise, and `NothingToCompare` for two unrelated models.
 
@@ -83,7 +84,7 @@ def study(
     after = open_checkpoint(tuned, base=before)
     other = None if control is None else open_checkpoint(control, base=before)
     drift = refuse_unrelated(diff(before, after, control=other, progress=progress))
-    lens = load(before, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    lens = load(before, dtype=dtype, device=device, cue=cue, trust_remote_code=trust_remote_code)
     draws = {"n_random": n_random, "seed": seed}
     grid = Grid(before.sites, roles(before.sites), actions, donor=after, control=other, **draws)
     journal = None if out is None else Path(out) / "sweep.journal"

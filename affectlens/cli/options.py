@@ -48,6 +48,12 @@ ControlTasks = Annotated[
     list[str] | None,
     typer.Option("--control-task", help="The same for a task that the control was tuned on."),
 ]
+PromptOf = Annotated[
+    str, typer.Option(help="Whose chat template asks all models: base or tuned, a folder or hub id.")
+]
+Cue = Annotated[
+    str, typer.Option(help="Text behind every prompt, e.g. $'\\n</think>\\n\\n' to close a thought in bash.")
+]
 Draws = Annotated[int, typer.Option(help="Number of draws of the layer-stratified null.")]
 Seed = Annotated[int, typer.Option(help="Seed of the draws.")]
 Workers = Annotated[

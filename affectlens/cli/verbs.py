@@ -11,11 +11,13 @@ from affectlens.cli.options import (
     Base,
     Control,
     ControlTasks,
+    Cue,
     Draws,
     Dtype,
     Folder,
     Output,
     Preset,
+    PromptOf,
     Seed,
     Tasks,
     Trust,
@@ -130,6 +132,8 @@ def sweep(
     actions: Annotated[
         str, typer.Option(help="Any of transplant, revert and zero, with commas between.")
     ] = "transplant,revert",
+    prompt_of: PromptOf = "base",
+    cue: Cue = "",
     n_random: Draws = 20,
     seed: Seed = 0,
     dtype: Dtype = "auto",
@@ -156,8 +160,8 @@ def sweep(
     grid = Grid(before.sites, by, chosen, donor=tuned, control=control, n_random=n_random, seed=seed)
     kept = journal or (output and output.with_name(f"{output.name}.journal"))
     executor = processes(workers) if workers else None
-    lens = load(before, dtype=dtype, trust_remote_code=trust_remote_code)
-    effects = sweep_(lens, grid, tasks, executor=executor, journal=kept)
+    lens = load(before, dtype=dtype, cue=cue, trust_remote_code=trust_remote_code)
+    effects = sweep_(lens, grid, tasks, prompt_of=prompt_of, executor=executor, journal=kept)
     if output is not None:
         effects.save(output)
     print("\n".join(tell_effects(effects)))
@@ -176,6 +180,8 @@ def study(
     control: Control = None,
     control_task: ControlTasks = None,
     out: Folder = Path("study"),
+    prompt_of: PromptOf = "base",
+    cue: Cue = "",
     n_random: Draws = 20,
     seed: Seed = 0,
     dtype: Dtype = "auto",
@@ -192,6 +198,8 @@ def study(
         tasks=[*_tasks(task), *_tasks(control_task or [], "control")],
         control=control,
         out=out,
+        prompt_of=prompt_of,
+        cue=cue,
         n_random=n_random,
         seed=seed,
         dtype=dtype,

@@ -120,6 +120,15 @@ class PreparedTask:
         return tuple(row for one in self.choices for row in one.labels)
 
     @cached_property
+    def prompts(self) -> str:
+        """A hash of the tokens of prompts and labels, which are the same on every machine."""
+        whole = [
+            {name: values for name, values in batch.items() if not values.is_floating_point()}
+            for batch in self.batches
+        ]
+        return combined([fingerprint(batch) for batch in whole], self.by_row)
+
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of the model's inputs, the label tokens, the labels and the gold labels."""
         batches = [fingerprint(batch) for batch in self.batches]

@@ -10,7 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,6 @@ from affectlens.checkpoints.opening import opens_again
 from affectlens.effects.caching import remembering_senses
 from affectlens.effects.evaluating import PreparedTask, judge, prepare_task
 from affectlens.effects.journal import Journal, combined, fingerprint
-from affectlens.effects.prompting import asked_as
 from affectlens.errors import LensError, Remark
 from affectlens.executing import Failed, execute
 from affectlens.interventions import Transplant, Zero
@@ -60,7 +59,6 @@ class SweepContext:
     lens: Lens
     donors: Mapping[str, Checkpoint]
     prepared: dict[str, PreparedTask]
-    prompt_of: str = "base"  # whose chat template asks
 
     def __post_init__(self) -> None:
         # Taken before any batch is halved: a key must not depend on how much memory was free.
@@ -116,7 +114,8 @@ class WorkerSetup:
     batch_size: int
     changed: Sites
     weights: str  # the fingerprint that the worker's own base must have
-    prompt_of: str = "base"
+    asked: Mapping[str, Any]  # how prompts are written: fields of PromptFormat
+    prompts: tuple[str, ...]  # fingerprints of the prompts that the worker's own must have, by task
     code: str = ""  # the revision of the model's own code, where that was allowed to run
 
 
@@ -220,9 +219,15 @@ def worker_setup(context: SweepContext, *, changed: Sites) -> WorkerSetup:
         batch_size=max(one.batch_size for one in context.prepared.values()),
         changed=changed,
         weights=context.weights,
-        prompt_of=context.prompt_of,
+        asked=_asked(context),
+        prompts=tuple(one.prompts for one in context.prepared.values()),
         code=str((lens.remote_code or {}).get("revision", "")),
     )
+
+
+def _asked(context: SweepContext) -> Mapping[str, Any]:
+    form = next((one.form for one in context.prepared.values()), None)
+    return {} if form is None else {"options": form.options, "cue": form.cue, "template": form.used}
 
 
 _LOCK = threading.Lock()  # weights are swapped in place, so threads of one process take turns
@@ -249,15 +254,17 @@ def _built(setup: WorkerSetup) -> tuple[SweepContext, ExitStack]:
     )
     base = lens.source or lens.checkpoint
     donors = {name: open_checkpoint(source, base=base) for name, source in setup.donors}
-    form = asked_as(lens, setup.prompt_of, tuned=donors.get("tuned")).prompt_format
+    form = replace(lens.prompt_format, **setup.asked) if setup.tasks else None
     size = setup.batch_size
     tasks = {task.name: prepare_task(lens, task, batch_size=size, form=form) for task in setup.tasks}
     context = SweepContext(lens, donors, tasks)
-    if context.weights != setup.weights:
-        raise LensError(
-            "a worker that loads the base from its files gets other weights than this lens has. "
-            "Leave executor= out for a model that was changed after it was loaded"
-        )
+    found = {"weights": context.weights, "prompts": tuple(one.prompts for one in tasks.values())}
+    for what, one in found.items():
+        if one != getattr(setup, what):
+            raise LensError(
+                f"a worker that loads the base from its files gets other {what} than this lens has. "
+                "Leave executor= out for a model that was changed after it was loaded"
+            )
     stack = ExitStack()
     stack.enter_context(remembering_senses(lens.model, lens.checkpoint, changed=setup.changed))
     return context, stack

@@ -75,7 +75,7 @@ def sweep(
     base, tuned = JudgingJob((), tuple(prepared)), JudgingJob(swept.whole, tuple(prepared))
     jobs = {unit: JudgingJob(swept.steps(unit), _judges(unit, asked)) for unit in swept.units()}
     judged, failed = collect(
-        SweepContext(lens, swept.donors, dict(prepared), prompt_of),
+        SweepContext(lens, swept.donors, dict(prepared)),
         (base, tuned, *jobs.values()),
         needed=(base, tuned),
         executor=executor,

@@ -1,7 +1,9 @@
 """Base and tuned are asked with one template, base's or tuned's, and results say which."""
 
+import copy
+import multiprocessing
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,27 @@ def test_a_sweep_asks_as_base_or_as_tuned(lens: al.Lens, demo: al.Demo, tuned: P
     assert pytest.approx(alone) == float(rows["baseline"].iloc[0])
     spread = al.sweep(lens, grid, task, prompt_of="tuned", executor=ThreadPoolExecutor(1), progress=False)
     assert spread.frame.equals(other.frame)
+
+
+def test_workers_ask_as_this_process_does(demo: al.Demo) -> None:
+    """What was set on the lens reaches a process that loads the base again, or the sweep is refused."""
+    task, gates = demo.task("sentences").head(6), demo.base.sites.where(tower="language", role="gate_proj")
+    grid = al.Grid(gates, donor=demo.tuned, n_random=0)
+    lens = al.load(demo.base, dtype="float32", cue=" so")
+    here = al.sweep(lens, grid, task, progress=False).frame
+
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        there = al.sweep(lens, grid, task, executor=pool, progress=False).frame
+        plain = al.sweep(al.load(demo.base, dtype="float32"), grid, task, executor=pool, progress=False).frame
+    assert there.equals(here)
+    assert not plain.equals(here)
+    lens.template = ChatTemplate(OTHER, tokenizers=False)
+    other = al.sweep(lens, grid, task, progress=False).frame
+    assert al.sweep(lens, grid, task, executor=ThreadPoolExecutor(1), progress=False).frame.equals(other)
+    lens.processor = copy.deepcopy(lens.processor)
+    lens.processor.tokenizer.add_special_tokens({"additional_special_tokens": ["user "]})
+    with pytest.raises(LensError, match="gets other prompts than this lens has"):
+        al.sweep(lens, grid, task, executor=ThreadPoolExecutor(1), progress=False)
 
 
 def test_what_prompts_of_a_model_can_be_given(lens: al.Lens, demo: al.Demo, tuned: Path) -> None:
