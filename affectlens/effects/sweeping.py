@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from affectlens.checkpoints import Checkpoint, open_checkpoint, pair
+from affectlens.checkpoints import Checkpoint, Pairing, open_checkpoint, pair
 from affectlens.checkpoints.slicing import same_bits
 from affectlens.effects.effects import Effects, compare
 from affectlens.effects.evaluating import PreparedTask, describe, prepare_task, to_scores
@@ -22,7 +22,8 @@ from affectlens.effects.prompting import asked_as, describe_prompts
 from affectlens.errors import NothingToCompare, TaskError
 from affectlens.executing import Failed
 from affectlens.lens import Lens
-from affectlens.sites import Sites
+from affectlens.lens.live import remark
+from affectlens.sites import Site, Sites
 from affectlens.table import provenance
 from affectlens.tasks import Scores, Task
 
@@ -198,18 +199,27 @@ def _prepare(lens: Lens, grid: Grid) -> _Sweep:
             f"{tuned.store.name} equals the base in every weight, so there is nothing to transplant"
         )
     control_moved = Sites(()) if control is None else _changed_sites(lens, control)
-    return _Sweep(lens, grid, tuned, moved, control, control_moved, pair(root, tuned).unlike)
+    unlike = pair(root, tuned).unlike
+    for words in unlike:
+        remark(lens, words)
+    return _Sweep(lens, grid, tuned, moved, control, control_moved, unlike)
 
 
 def _changed_sites(lens: Lens, donor: Checkpoint) -> Sites:
     """Return the sites where a donor differs from base, compared in the dtype of the live model."""
     # A change that rounding to the live dtype removes would change nothing in the live model.
-    live = lens.checkpoint
-    return Sites(
-        site
-        for site in pair(live, donor).comparable
-        if not same_bits(live.read(site).cpu(), donor.read(site).to(live.read(site).dtype).cpu())
-    )
+    pairing = pair(lens.checkpoint, donor)
+    return Sites(site for site in pairing.comparable if not _same(pairing, site))
+
+
+def _same(pairing: Pairing, site: Site) -> bool:
+    """Return whether a donor has the same values at a site, in an embedding for the same tokens."""
+    live = pairing.base.read(site).cpu()
+    donor = pairing.tuned.read(site).to(live.dtype).cpu()
+    if site in pairing.matched:
+        ours, theirs = (torch.from_numpy(rows) for rows in pairing.matched[site])
+        live, donor = live[ours], donor[theirs]
+    return same_bits(live, donor)
 
 
 def _unequal_labels(prepared: PreparedTask) -> str:

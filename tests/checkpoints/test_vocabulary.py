@@ -1,17 +1,22 @@
 """Embeddings whose tokens are in another order are compared row by row of the same token."""
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
+import transformers
 from safetensors.torch import save_file
+from tokenizers import models, pre_tokenizers
 from torch import Tensor
 
 import affectlens as al
+from affectlens.errors import NothingToCompare
 from tests.small_models import tiny
 
 SIZE = tiny("llama").config.vocab_size  # type: ignore[union-attr, operator]
@@ -45,6 +50,14 @@ def slow(folder: Path, tokens: list[str]) -> None:
 
 def wordpiece(folder: Path, tokens: list[str]) -> None:
     (folder / "vocab.txt").write_text("\n".join(tokens))
+
+
+def whole(folder: Path, tokens: list[str]) -> None:
+    """Write a tokenizer that transformers loads."""
+    numbers = {token: number for number, token in enumerate(tokens)}
+    made = tokenizers.Tokenizer(models.WordLevel(numbers, unk_token="w0"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=made, pad_token="w0").save_pretrained(folder)
 
 
 Write = Callable[[Path, list[str]], None]
@@ -258,3 +271,36 @@ def test_a_broken_tokenizer_breaks_no_diff(case: str, tmp_path: Path) -> None:
 
     assert not drift.frame["frobenius"].any()
     assert len(drift.findings) >= 2
+
+
+def test_a_transplant_copies_the_rows_of_the_same_tokens(tmp_path: Path) -> None:
+    """All weights of the same model in another order of tokens change nothing; half of a change is half."""
+    base = folder_of(tmp_path / "base", WEIGHTS, TOKENS, write=whole)
+    same, moved = (
+        folder_of(tmp_path / f"moved by {step}", *reordered(BACK, step=step), write=whole)
+        for step in (0.0, 1.0)
+    )
+    lens = al.load(base)
+    ids = torch.tensor([[1, 5, 9, 30]])
+    before = lens.run({"input_ids": ids})
+
+    with warnings.catch_warnings(record=True) as told, lens.intervene(al.Transplant(lens.sites, donor=same)):
+        assert torch.equal(before, lens.run({"input_ids": ids}))
+    assert any("common tokens have another number" in str(one.message) for one in told)
+    for alpha in (1.0, 0.5):
+        words = lens.sites.where(role="embed_tokens")
+        with lens.intervene(al.Transplant(words, donor=moved, alpha=alpha)):
+            found = lens.parameters[NAMES[0]]
+            assert torch.allclose(found[: len(TOKENS)], WEIGHTS[NAMES[0]][: len(TOKENS)] + alpha)
+    assert torch.equal(before, lens.run({"input_ids": ids}))
+
+
+def test_a_sweep_knows_that_nothing_but_the_order_changed(tmp_path: Path) -> None:
+    """A donor whose tokens are in another order, and whose rows are the same, has nothing to transplant."""
+    base = folder_of(tmp_path / "base", WEIGHTS, TOKENS, write=whole)
+    same = folder_of(tmp_path / "same", *reordered(BACK), write=whole)
+    lens = al.load(base)
+    task = al.Task("t", (al.Example("1", "w1", text="w2"), al.Example("2", "w3", text="w4")), ("w1", "w3"))
+
+    with pytest.raises(NothingToCompare, match="equals the base in every weight"):
+        al.sweep(lens, al.Grid(lens.sites, donor=same), task, progress=False)

@@ -10,7 +10,7 @@ import pytest
 
 import affectlens as al
 from affectlens.checkpoints.chat_templates import ChatTemplate, chat_template
-from affectlens.errors import LensError
+from affectlens.errors import LensError, Remark
 
 OTHER = "{% for m in messages %}{{ m.role }} {{ m.content[-1].text }}{% endfor %}"
 OTHER += "{% if add_generation_prompt %} :{% endif %}"
@@ -28,7 +28,10 @@ def test_a_sweep_asks_as_base_or_as_tuned(lens: al.Lens, demo: al.Demo, tuned: P
     """The first prompt in the result is that of the template asked for; base and tuned get the same one."""
     task, gates = demo.task("sentences").head(6), demo.base.sites.where(tower="language", role="gate_proj")
     grid = al.Grid(gates, donor=tuned, n_random=0)
-    own, other = (al.sweep(lens, grid, task, prompt_of=one, progress=False) for one in ("base", "tuned"))
+    lens.told.clear()
+    with pytest.warns(Remark, match="chat templates of base and tuned differ"):
+        own = al.sweep(lens, grid, task, progress=False)
+    other = al.sweep(lens, grid, task, prompt_of="tuned", progress=False)
     prompts = [one.origin["prompts"]["sentences"] for one in (own, other)]
 
     assert ["base", "tuned"] == [one.origin["prompt_of"] for one in (own, other)]

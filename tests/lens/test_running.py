@@ -12,7 +12,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 import affectlens as al
 from affectlens.errors import LensError
 from affectlens.lens.live import answering, config_of, device_of
+from affectlens.lens.running import _decoded
+from affectlens.tasks.written_answers import read_answer
 from tests.lens.families import BY_NAME, base
+from tests.lens.inputs.tokenizers import wrapped
 from tests.lens.processors import processor
 from tests.tiny_models import shrink, tiny
 
@@ -184,3 +187,14 @@ def test_a_lens_needs_no_config() -> None:
 
     lens = al.Lens(Made(), processor("llama"))
     assert (2, 256) == tuple(lens.logits(SHORT, LONG).shape)
+
+
+def test_tokens_that_close_a_thought_are_kept_in_an_answer() -> None:
+    """Where they are special tokens, an answer without them would begin with the thought."""
+    tokens = wrapped("byte-level", None, "<think>", "</think>")
+    written = "<think> so sad </think> happy<|im_end|>"
+    ids = torch.tensor([tokens.encode(written, add_special_tokens=False)])
+
+    (text,) = _decoded(tokens, ids)
+    assert text == "<think> so sad </think> happy"
+    assert read_answer(text, ("happy", "sad")) == "happy"
