@@ -172,7 +172,8 @@ def generated(
 def _decoded(tokenizer: Any, tokens: Int[Tensor, "batch token"]) -> list[str]:
     """Return texts without special tokens, apart from those that begin and end a thought."""
     tags = "".join(tag for both in THOUGHTS for tag in both)
-    special = {token for token in tokenizer.all_special_tokens if token}
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    special = {*filter(None, tokenizer.all_special_tokens), *(str(one) for one in added if one.special)}
     kept = {token for token in special if token in tags}
     texts = list(tokenizer.batch_decode(tokens, skip_special_tokens=not kept))
     for token in sorted(special - kept if kept else (), key=len, reverse=True):

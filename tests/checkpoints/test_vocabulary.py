@@ -284,7 +284,8 @@ def test_a_transplant_copies_the_rows_of_the_same_tokens(tmp_path: Path) -> None
     ids = torch.tensor([[1, 5, 9, 30]])
     before = lens.run({"input_ids": ids})
 
-    with warnings.catch_warnings(record=True) as told, lens.intervene(al.Transplant(lens.sites, donor=same)):
+    change = al.Transplant(lens.sites, donor=same)
+    with warnings.catch_warnings(record=True, action="always") as told, lens.intervene(change):
         assert torch.equal(before, lens.run({"input_ids": ids}))
     assert any("common tokens have another number" in str(one.message) for one in told)
     for alpha in (1.0, 0.5):
