@@ -15,8 +15,9 @@ import affectlens
 ROOT = Path(affectlens.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 ORDER = (
-    "lazy", "printable", "html", "errors", "files", "executing", "stats", "sites", "table_formats",
-    "table_schema", "table_frames", "table", "checkpoints", "tasks", "demo", "drift", "probes", "lens",
+    "lazy", "printable", "html", "errors", "files", "progress", "executing", "stats", "sites",
+    "table_formats", "table_schema", "table_frames", "table", "checkpoints", "tasks", "demo", "drift",
+    "probes", "lens",
     "interventions", "writing", "effects", "tuning", "credit", "views", "studying", "cli", "__main__",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "nnsight", "transformer_lens", "peft", "plotly", "pandas")

@@ -16,7 +16,7 @@ def main() -> None:
         from affectlens.cli.process import run
 
         run().leave()
-    except BaseException:
+    except BaseException as error:
         if not interrupted():
             raise
-        leave()
+        leave(error)

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -106,10 +107,15 @@ def interrupted() -> bool:
     return _interrupted.is_set()
 
 
-def leave() -> NoReturn:
-    """End the process at once, even with imports half done and threads still running."""
+def leave(error: BaseException | None = None) -> NoReturn:
+    """End the process at once, even with imports half done and threads still running.
+
+    What the interrupted run says of itself, e.g. what it kept, is printed with the command that goes on.
+    """
+    notes = [seen(note) for note in getattr(error, "__notes__", ())]
+    again = [f"Go on with: {shlex.join(['affectlens', *sys.argv[1:]])}"] if notes else []
     with suppress(OSError):
-        os.write(2, b"interrupted\n")
+        os.write(2, "\n".join(["interrupted", *notes, *again, ""]).encode("utf-8", "replace"))
     os._exit(130)
 
 

@@ -1,11 +1,9 @@
 """`diff`: measure how far every parameter of a tuned checkpoint is from its base, and report findings."""
 
-import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from affectlens.checkpoints import Checkpoint, Pairing, Source, open_checkpoint, pair
 from affectlens.drift.blocks import Summing
@@ -16,6 +14,7 @@ from affectlens.drift.stillness import stillness
 from affectlens.drift.streaming import Show, engine, jobs, spread, stream
 from affectlens.drift.whole_matrices import spectral, symmetric
 from affectlens.errors import NothingToCompare, TableError
+from affectlens.progress import each, shown
 from affectlens.sites import Site
 from affectlens.table import provenance
 
@@ -70,12 +69,12 @@ def diff(
     beside = None if control is None else _paired(before, control, preset=preset, alpha=alpha)
     sides = (before, pairing.tuned, *([beside] if beside else []))
     plan = list(strips(pairing, beside, detail=wanted))
-    with _bar(plan, progress) as bar:
+    with shown(sum(strip.bytes for strip in plan), unit="B", what="diff", show=progress) as step:
         if executor is None:
-            found = stream(plan, Summing(engine(), custom), tell=bar.update)
+            found = stream(plan, Summing(engine(), custom), tell=step)
         else:
             work = jobs(plan, sides, alpha=alpha, preset=preset, detail=detail, custom=custom)
-            found = spread(plan, work, executor=executor, tell=bar.update)
+            found = spread(plan, work, executor=executor, tell=step)
     told = list(_unmeasured(plan, wanted))
     columns = [symmetric(pairing, tell=told.append, show=_each(progress))] if align else []
     if spectra:
@@ -103,19 +102,8 @@ def _unmeasured(plan: list[Strip], wanted: Detail) -> Iterator[str]:
             yield f"No {kind}s were measured: neither the config nor the shapes give their number."
 
 
-def _bar(plan: list[Strip], progress: bool) -> Any:
-    total = sum(strip.bytes for strip in plan)
-    return tqdm(total=total, unit="B", unit_scale=True, disable=not (progress and _watched()), leave=False)
-
-
 def _each(progress: bool) -> Show:
-    hidden = not (progress and _watched())
-    return lambda every, what: tqdm(every, unit=f" {what}", disable=hidden, leave=False)
-
-
-def _watched() -> bool:
-    """Return whether output goes to a terminal or a notebook: a bar would only fill a log."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    return lambda every, unit: each(every, total=len(every), unit=unit, what="diff", show=progress)
 
 
 def _named(measures: Mapping[str, Measure] | None) -> dict[str, Measure]:

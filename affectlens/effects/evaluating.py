@@ -3,14 +3,13 @@
     Task ── prepare_task ──▶ PreparedTask (batches, label tokens) ── judge ──▶ log-probabilities
          ── to_scores ──▶ Scores
 
-Where memory runs out, `fitting` halves the batch until it fits.
+Where memory runs out, the batch is halved until it fits.
 """
 
-import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,17 +22,17 @@ from affectlens.effects.prompting import PromptOf, asked_as, describe_prompts
 from affectlens.errors import LensError, TaskError, near
 from affectlens.lens import Lens, told
 from affectlens.lens.asking import ask
-from affectlens.lens.failures import out_of_memory
 from affectlens.lens.inputs.batching import batches
 from affectlens.lens.inputs.choices import Choices
 from affectlens.lens.inputs.prompt_format import PromptFormat
 from affectlens.lens.inputs.tokens import Ids
+from affectlens.lens.memory_use import fitting
 from affectlens.lens.scoring import label_logps as scored
+from affectlens.progress import Step, shown
 from affectlens.table import provenance
 from affectlens.tasks import METRICS, Example, Scores, Task, read_answer
 
 WAYS = ("constrained", "greedy")
-Result = TypeVar("Result")
 
 
 def evaluate(
@@ -44,6 +43,7 @@ def evaluate(
     batch_size: int = 32,
     max_new_tokens: int = 8,
     prompt_of: PromptOf = "base",
+    progress: bool = True,
 ) -> Scores:
     """Let the model answer every example of a task.
 
@@ -72,8 +72,10 @@ def evaluate(
         raise TaskError(f"batch_size must be 1 or more, got {batch_size}")
     lens = asked_as(lens, prompt_of)
     if answer == "constrained":
-        prepared = prepare_task(lens, task, batch_size=batch_size)
-        return to_scores(task, judge(lens, prepared)[0], form=prepared.form)
+        prepared = prepare_task(lens, task, batch_size=batch_size, progress=progress)
+        with shown(len(task), unit="example", what=f"evaluate {task.name}", show=progress) as step:
+            logps, _ = judge(lens, prepared, tell=step)
+        return to_scores(task, logps, form=prepared.form)
     if answer != "greedy":
         raise TaskError(f"unknown answer={answer!r}. Known: {near(answer, WAYS)}")
     texts: list[str] = []
@@ -82,9 +84,11 @@ def evaluate(
         some = task.examples[len(texts) : len(texts) + size]
         return lens.generate(*some, prompt=task.prompt, max_new_tokens=max_new_tokens)
 
-    while len(texts) < len(task):
-        written, batch_size = fitting(write, batch_size, what=_named(task))
-        texts += written
+    with shown(len(task), unit="example", what=f"evaluate {task.name}", show=progress) as step:
+        while len(texts) < len(task):
+            written, batch_size = fitting(write, batch_size, what=_named(task))
+            texts += written
+            step(len(written))
     frame = _frame(task, [read_answer(text, task.labels) for text in texts])
     frame["text"] = texts
     return Scores(frame, _origin(task, answer, form=lens.prompt_format))
@@ -139,7 +143,12 @@ class PreparedTask:
 
 
 def prepare_task(
-    lens: Lens, task: Task, *, batch_size: int = 32, form: PromptFormat | None = None
+    lens: Lens,
+    task: Task,
+    *,
+    batch_size: int = 32,
+    form: PromptFormat | None = None,
+    progress: bool = False,
 ) -> PreparedTask:
     """Render and tokenize all examples of a task with its labels, and open their media.
 
@@ -152,7 +161,11 @@ def prepare_task(
         with told(f"{_named(task)}: its labels can't be tokenized"):
             return ask(lens, some, labels=task.labels, prompt=task.prompt, form=form)
 
-    parts = list(batches(lens, task.examples, make=make, tensors=_batch, size=batch_size))
+    parts = []
+    with shown(len(task), unit="example", what=f"prepare {task.name}", show=progress) as step:
+        for part in batches(lens, task.examples, make=make, tensors=_batch, size=batch_size):
+            parts.append(part)
+            step(len(part[0]))
     prepared = PreparedTask(
         task,
         choices=tuple(found for _, found in parts),
@@ -168,24 +181,34 @@ def _batch(found: Choices) -> Mapping[str, Tensor]:
     return found.batch
 
 
-def judge(lens: Lens, prepared: PreparedTask) -> tuple[Float[Tensor, "examples labels"], PreparedTask]:
-    """Return the log-probability of each label, and the task in batches that fit into memory."""
+def judge(
+    lens: Lens, prepared: PreparedTask, *, tell: Step = lambda number: None
+) -> tuple[Float[Tensor, "examples labels"], PreparedTask]:
+    """Return the log-probability of each label, and the task in batches that fit into memory.
+
+    `tell` is given the number of examples of each batch that is done.
+    """
 
     def run(size: int) -> tuple[Float[Tensor, "examples labels"], PreparedTask]:
         whole = size == prepared.batch_size
         one = prepared if whole else prepare_task(lens, prepared.task, batch_size=size, form=prepared.form)
-        return label_logps(lens, one), one
+        return label_logps(lens, one, tell=tell), one
 
     return fitting(run, prepared.batch_size, what=_named(prepared.task))[0]
 
 
-def label_logps(lens: Lens, prepared: PreparedTask) -> Float[Tensor, "examples labels"]:
+def label_logps(
+    lens: Lens, prepared: PreparedTask, *, tell: Step = lambda number: None
+) -> Float[Tensor, "examples labels"]:
     """Return the log-probability of each label as the answer to each example, in float32.
 
     Raises `LensError` where the logits hold NaN: the argmax would be the first label, which may be gold.
     """
-    found = torch.cat([scored(lens.model, one) for one in prepared.choices])
-    found = found[torch.tensor(prepared.order).argsort()]
+    parts = []
+    for one in prepared.choices:
+        parts.append(scored(lens.model, one))
+        tell(len(one.labels))
+    found = torch.cat(parts)[torch.tensor(prepared.order).argsort()]
     if torch.isnan(found).any():
         raise LensError(
             f"task {prepared.task.name!r}: the model's logits hold NaN, so its answers can't be compared"
@@ -223,24 +246,6 @@ def describe(task: Task) -> dict[str, Any]:
     }
 
 
-def fitting(run: Callable[[int], Result], size: int, *, what: str) -> tuple[Result, int]:
-    """Run with a batch size, halved each time memory runs out; return the result and the size that fitted.
-
-    Raises `LensError` where even one example does not fit.
-    """
-    while True:
-        try:
-            return run(size), size
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            if size == 1:
-                raise LensError(f"{what}: not enough memory for even one example") from None
-        # Outside `except`: the error keeps the frames of the failed run, and with them its tensors, alive.
-        size //= 2
-        _free_memory()
-
-
 def _named(task: Task) -> str:
     return f"task {task.name!r}"
 
@@ -272,9 +277,3 @@ def _frame(task: Task, predictions: list[str | None] | list[str]) -> pd.DataFram
 def _origin(task: Task, answer: str, *, form: PromptFormat | None) -> dict[str, Any]:
     asked = {} if form is None else {"prompts": describe_prompts(form, task)}
     return {"task": describe(task), "answer": answer, **asked, **provenance()}
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from tqdm import tqdm
 
 from affectlens.checkpoints import Checkpoint, open_checkpoint
 from affectlens.checkpoints.opening import opens_again
@@ -28,6 +27,7 @@ from affectlens.errors import LensError, Remark
 from affectlens.executing import Failed, execute
 from affectlens.interventions import Transplant, Zero
 from affectlens.lens import Intervention, Lens, load
+from affectlens.progress import shown
 from affectlens.sites import Sites
 from affectlens.table import versions
 from affectlens.tasks import Task
@@ -126,11 +126,12 @@ def collect(
     needed: Collection[JudgingJob],
     executor: Any = None,
     journal: str | Path | None = None,
-    progress: bool = True,
+    begin: Callable[[Collection[JudgingJob]], object] | None = None,
 ) -> Collected:
     """Judge each model once, in order; return the answers, and the jobs that failed however often tried.
 
-    Raises the error of a job that fails if it is one of the `needed`, and `JournalError`.
+    `begin` is called with the jobs that no journal holds; without it no progress is shown. Raises the error
+    of a job that fails if it is one of the `needed`, and `JournalError`.
     """
     wanted = list(dict.fromkeys(jobs))  # two units can be one model, e.g. the only group and the whole change
     changed = Sites(site for job in wanted for step in job.steps for site in step.sites)
@@ -140,15 +141,12 @@ def collect(
         stack.callback(kept.close)
         judged = {job: known for job in wanted if (known := kept.find(job)) is not None}
         left = [job for job in wanted if job not in judged]
+        if begin is not None:
+            begin(left)
+        stack.enter_context(_telling_what_is_kept(kept, judged, len(wanted)))
         work = _here(context, changed, stack) if executor is None else _in_workers(context, changed)
-        bar = tqdm(
-            total=len(wanted),
-            initial=len(judged),
-            unit="model",
-            disable=None if progress else True,
-            leave=False,
-        )
-        stack.enter_context(bar)
+        bar = shown(len(wanted), unit="model", what="sweep", initial=len(judged), show=begin is not None)
+        step = stack.enter_context(bar)
         # Closed on an error too, which cancels the jobs that workers have not begun.
         for job, outcome in stack.enter_context(closing(execute(work, left, executor=executor))):
             if not isinstance(outcome, Failed):
@@ -158,8 +156,24 @@ def collect(
                 raise outcome.error
             else:
                 failed[job] = outcome
-            bar.update()
+            step(1)
     return judged, failed
+
+
+@contextmanager
+def _telling_what_is_kept(kept: "_KeptAnswers", judged: Collection[JudgingJob], total: int) -> Iterator[None]:
+    """Add to an interrupt how much is done, and whether the same sweep goes on from there."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        count = f"{len(judged)} of {total} models"
+        if kept.journal is None:
+            stop.add_note(
+                f"{count} were judged and none is kept; a sweep with a journal would go on from there"
+            )
+        else:
+            stop.add_note(f"{count} are kept in {kept.journal.path}; the same sweep goes on from there")
+        raise
 
 
 def _here(context: SweepContext, changed: Sites, stack: ExitStack) -> Callable[[JudgingJob], Answers]:

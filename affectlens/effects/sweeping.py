@@ -4,8 +4,9 @@ Grid ── units ──▶ JudgingJob per unit, base and tuned ── judging.c
      ── effects.compare with base or tuned ──▶ the rows of Effects
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from affectlens.checkpoints import Checkpoint, Pairing, open_checkpoint, pair
 from affectlens.checkpoints.slicing import same_bits
 from affectlens.effects.effects import Effects, compare
+from affectlens.effects.estimating import measured
 from affectlens.effects.evaluating import PreparedTask, describe, prepare_task, to_scores
 from affectlens.effects.grid import Grid, GridUnit
 from affectlens.effects.judging import Answers, JudgingJob, SweepContext, WeightChange, collect
@@ -23,6 +25,7 @@ from affectlens.errors import NothingToCompare, TaskError
 from affectlens.executing import Failed
 from affectlens.lens import Lens
 from affectlens.lens.live import remark
+from affectlens.progress import SECONDS, say
 from affectlens.sites import Site, Sites
 from affectlens.table import provenance
 from affectlens.tasks import Scores, Task
@@ -75,13 +78,14 @@ def sweep(
     prepared = {task.name: prepare_task(lens, task, batch_size=batch_size, form=form) for task in asked}
     base, tuned = JudgingJob((), tuple(prepared)), JudgingJob(swept.whole, tuple(prepared))
     jobs = {unit: JudgingJob(swept.steps(unit), _judges(unit, asked)) for unit in swept.units()}
+    context = SweepContext(lens, swept.donors, dict(prepared))
     judged, failed = collect(
-        SweepContext(lens, swept.donors, dict(prepared)),
+        context,
         (base, tuned, *jobs.values()),
         needed=(base, tuned),
         executor=executor,
         journal=journal,
-        progress=progress,
+        begin=partial(_tell_estimate, context) if progress else None,
     )
     known = {job: _scores(found, asked) for job, found in judged.items()}
     ends = known[base], known[tuned]
@@ -91,6 +95,12 @@ def sweep(
     frame["seed"] = frame["seed"].astype("Int64")  # nullable: only draws have one
     lost = [_failure(unit, failed[job]) for unit, job in jobs.items() if job in failed]
     return Effects(frame, swept.origin(list(prepared.values()), lost) | {"prompt_of": prompt_of})
+
+
+def _tell_estimate(context: SweepContext, jobs: Collection[JudgingJob]) -> None:
+    found = measured(context, jobs) if jobs else None
+    if found is not None and found.seconds > SECONDS:
+        say(f"sweep: {found}")
 
 
 def _judges(unit: GridUnit, tasks: Sequence[Task]) -> tuple[str, ...]:

@@ -14,13 +14,13 @@ from io import FileIO
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from affectlens.checkpoints import Header
 from affectlens.checkpoints.bytes import LocalFile, Span
 from affectlens.checkpoints.safetensors import DTYPES, INDEX
 from affectlens.checkpoints.store import JoinedStore
 from affectlens.files import opened
+from affectlens.progress import each
 from affectlens.sites import bare_name
 from affectlens.writing.edited_store import EditedStore
 
@@ -45,7 +45,7 @@ def rewrite(
         span = store.origin(tensor)
         assert span is not None, tensor
         edits[names[id(span.of)]].append((span, tensor))
-    for name, file in tqdm(files.items(), desc="write", unit="file", leave=False, disable=None):
+    for name, file in each(files.items(), total=len(files), unit="file", what="write"):
         if not edits[name]:
             copy_file(file, room / name, link=link)
         else:

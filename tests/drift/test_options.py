@@ -5,10 +5,11 @@ import math
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -303,7 +304,7 @@ def test_an_interrupt_takes_back_what_is_waiting(
             given.append(future)
             return future
 
-    monkeypatch.setattr("affectlens.drift.diffing.tqdm", Interrupting)
+    monkeypatch.setattr("affectlens.drift.diffing.shown", interrupting)
     with pytest.raises(KeyboardInterrupt):
         al.diff(folders["base"], folders["tuned"], executor=Waiting())
 
@@ -370,26 +371,19 @@ def test_the_rounding_column_is_what_casting_a_merge_costs() -> None:
 # what happens meanwhile
 
 
-class Interrupting:
-    """A progress bar whose user presses Ctrl-C."""
+@contextmanager
+def interrupting(total: int, **settings: Any) -> Iterator[Callable[[int], None]]:
+    """A progress bar under which Ctrl-C is pressed at the first bytes."""
 
-    def __init__(self, **settings: Any) -> None:
-        assert settings["total"] > 0
-
-    def __enter__(self) -> "Interrupting":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def update(self, count: int) -> None:
-        """Called with the bytes that were read."""
+    def step(count: int) -> None:
         raise KeyboardInterrupt
+
+    yield step
 
 
 def test_an_interrupt_leaves_no_thread_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """The call ends, and its threads with it."""
-    monkeypatch.setattr("affectlens.drift.diffing.tqdm", Interrupting)
+    monkeypatch.setattr("affectlens.drift.diffing.shown", interrupting)
     monkeypatch.setattr(parts, "PART", 1 << 9)
     before, threads = torch.get_num_threads(), set(threading.enumerate())
     torch.set_num_threads(4)
@@ -402,30 +396,23 @@ def test_an_interrupt_leaves_no_thread_behind(monkeypatch: pytest.MonkeyPatch) -
     assert threads == set(threading.enumerate())
 
 
-class Counting(Interrupting):
-    """A progress bar that keeps count."""
-
-    counts: ClassVar[list[int]] = []
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        Counting.counts = [settings["total"]]
-
-    def update(self, count: int) -> None:
-        """Called with the bytes that were read."""
-        Counting.counts.append(count)
-
-
 @pytest.mark.parametrize("spread", [False, True])
 def test_progress_ends_at_its_total(
     spread: bool, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In bytes, of both sides, alone or spread over workers."""
-    monkeypatch.setattr("affectlens.drift.diffing.tqdm", Counting)
+    counts: list[int] = []
+
+    @contextmanager
+    def counting(total: int, **settings: Any) -> Iterator[Callable[[int], None]]:
+        counts.append(total)
+        yield counts.append
+
+    monkeypatch.setattr("affectlens.drift.diffing.shown", counting)
     with ThreadPoolExecutor(1) as executor:
         al.diff(folders["base"], folders["tuned"], executor=executor if spread else None)
 
-    total_, *read = Counting.counts
+    total_, *read = counts
     assert 2 * 4 * al.open_checkpoint(BASE).parameters == total_ == sum(read)
 
 

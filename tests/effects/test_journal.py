@@ -406,4 +406,4 @@ def limit(monkeypatch: pytest.MonkeyPatch, most: int, error: Exception | None = 
 
 def test_nothing_asked_is_nothing_done(lens: al.Lens) -> None:
     """An empty sweep opens no journal and has no failures."""
-    assert ({}, {}) == collect(SweepContext(lens, {}, {}), [], needed=(), progress=False)
+    assert ({}, {}) == collect(SweepContext(lens, {}, {}), [], needed=())

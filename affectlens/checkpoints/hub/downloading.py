@@ -15,11 +15,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
 from affectlens.checkpoints.hub.listing import HubListing, listed, remote_file, weight_files
 from affectlens.errors import CheckpointError, WriteError
 from affectlens.files import whole
+from affectlens.progress import shown
 
 _PIECE = 2**24  # bytes per request
 _AT_ONCE = 4  # files downloaded together
@@ -35,10 +34,9 @@ def download(listing: HubListing, names: Iterable[str], *, revision: str = "") -
     folder = cache / "snapshots" / listing.commit
     lacking = [name for name in names if not (folder / name).exists()]
     size = sum(listing.files[name].size for name in lacking)
-    shown = {"unit": "B", "unit_scale": True, "desc": listing.repository, "leave": False}
     try:
-        with tqdm(total=size, disable=None if lacking else True, **shown) as bar:
-            for name, blob in _blobs(listing, lacking, into=cache / "blobs", told=bar.update):
+        with shown(size, unit="B", what=f"download {listing.repository}") as step:
+            for name, blob in _blobs(listing, lacking, into=cache / "blobs", told=step):
                 _link(folder / name, blob)
         _remember(cache / "refs", revision or "main", commit=listing.commit)
     except OSError as error:

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from affectlens.errors import LensError
+from affectlens.lens.memory_use import peak
 
 # The date of Llama 3's own template: a prompt must not depend on the day on which it is made.
 DATE = date(2024, 7, 26)
@@ -130,7 +131,7 @@ def _memory_limit(more: int) -> Iterator[None]:
 def _watched() -> Iterator[None]:
     """Check time and memory before every eighth line of Python that runs in the block."""
     # Processor time: on a busy machine the wall clock would stop a harmless template.
-    end, most, lines = time.thread_time() + SECONDS, _in_use() + _MEMORY, 0
+    end, most, lines = time.thread_time() + SECONDS, peak() + _MEMORY, 0
 
     def _watch(frame: FrameType, event: str, argument: Any) -> Any:
         nonlocal lines
@@ -139,7 +140,7 @@ def _watched() -> Iterator[None]:
             return _watch
         if time.thread_time() > end:
             raise LensError(f"the chat template took more than {SECONDS:g} s")
-        if _in_use() > most:
+        if peak() > most:
             raise _too_much()
         return _watch
 
@@ -149,16 +150,6 @@ def _watched() -> Iterator[None]:
         yield
     finally:
         sys.settrace(before)
-
-
-def _in_use() -> int:
-    """Return the peak memory of this process so far, in bytes; 0 where the system does not report it."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _too_much() -> LensError:
