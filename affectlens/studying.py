@@ -1,6 +1,6 @@
 """The whole argument in one call: drift, sweep and report for one pair of checkpoints."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ def study(
     tasks: Sequence[Task],
     control: Source | None = None,
     out: str | Path | None = None,
+    by: str | Mapping[str, Sites] | None = None,
     actions: tuple[str, ...] = ("transplant", "revert", "zero"),
     n_random: int = 20,
     seed: int = 0,
@@ -60,14 +61,16 @@ def study(
     trust_remote_code: bool = False,
     executor: Any = None,
     progress: bool = True,
+    batch_size: int = 64,
     prompt_of: str = "base",
     cue: str = "",
 ) -> Study:
     """Diff a pair, sweep the roles of its language model over tasks, and write a report.
 
-    `control` is another tuning of the same base, on something other than affect. With `out`, the tables and
-    the report are saved there, and meanwhile a journal, from which the same study resumes after a break.
-    `executor` and `prompt_of` are passed on to `sweep`, `cue` and `trust_remote_code` to `load`.
+    `control` is another tuning of the same base, on something other than affect. `by` groups the sites as in
+    `Grid`; by default roles, attention, MLP and the rest. With `out`, the tables and the report are saved
+    there, and meanwhile a journal, from which the same study resumes after a break. `executor`, `batch_size`
+    and `prompt_of` are passed on to `sweep`, `device`, `dtype`, `cue` and `trust_remote_code` to `load`.
 
     Raises what `diff`, `load` and `sweep` raise, and `NothingToCompare` for two unrelated models.
 
@@ -86,9 +89,10 @@ def study(
     drift = refuse_unrelated(diff(before, after, control=other, progress=progress))
     lens = load(before, dtype=dtype, device=device, cue=cue, trust_remote_code=trust_remote_code)
     draws = {"n_random": n_random, "seed": seed}
-    grid = Grid(before.sites, roles(before.sites), actions, donor=after, control=other, **draws)
+    groups = roles(before.sites) if by is None else by
+    grid = Grid(before.sites, groups, actions, donor=after, control=other, **draws)
     journal = None if out is None else Path(out) / "sweep.journal"
-    running = {"executor": executor, "journal": journal, "progress": progress}
+    running = {"batch_size": batch_size, "executor": executor, "journal": journal, "progress": progress}
     effects = sweep(lens, grid, tasks, prompt_of=prompt_of, **running)
     found = Study(
         drift, effects, Report(drift, effects, title=title or f"{before.store.name} → {after.store.name}")

@@ -18,6 +18,13 @@ _LORA_ALPHA = "LoRA's alpha, if no file states it."
 Alpha = Annotated[float | None, typer.Option(help=_LORA_ALPHA)]
 LoraAlpha = Annotated[float | None, typer.Option(help=_LORA_ALPHA)]
 Dtype = Annotated[str, typer.Option(help="dtype of the live model; auto keeps the stored one.")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu, cuda, cuda:1, mps, …; by default AFFECTLENS_DEVICE, else cpu."),
+]
+BatchSize = Annotated[
+    int, typer.Option(min=1, help="Most examples in one pass; halved where memory runs out.")
+]
 Trust = Annotated[
     bool,
     typer.Option(
@@ -34,6 +41,10 @@ Towers = Annotated[
     list[str] | None, typer.Option("--tower", help="language, vision, audio, …; may be repeated.")
 ]
 Layers = Annotated[str | None, typer.Option(help="Layers and ranges with both ends, e.g. 10-19,23.")]
+
+# What a sweep changes.
+By = Annotated[str, typer.Option(help="Group by site, role, layer or tower, or by several: role,layer.")]
+Actions = Annotated[str, typer.Option(help="Any of transplant, revert and zero, with commas between.")]
 
 # What a study compares and judges by.
 Control = Annotated[str | None, typer.Option(help="Another tuning of BASE, on something other than affect.")]

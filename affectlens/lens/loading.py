@@ -32,12 +32,13 @@ from affectlens.checkpoints.opening import local, named_on_hub
 from affectlens.checkpoints.quantized import unpacked
 from affectlens.errors import AffectlensError, CheckpointError, LensError, MissingExtra, near, quoted
 from affectlens.lens.building import build, refuse_unreasonable
-from affectlens.lens.failures import broken, line
+from affectlens.lens.failures import broken, line, out_of_memory
 from affectlens.lens.inputs.processors import load_processor
 from affectlens.lens.isolation import isolated, refuse_own_code, remote_code, torch_dtype
 from affectlens.lens.lens import Lens
 
 _ONE_AT_A_TIME = RLock()  # loading changes settings of the whole process
+DEVICE = "AFFECTLENS_DEVICE"  # the device of every lens that is loaded without `device`
 _DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
@@ -54,7 +55,8 @@ def load(
 ) -> Lens:
     """Load a checkpoint (a folder, a hub id, or an open checkpoint) as a lens.
 
-    `dtype` is a torch dtype, its name, or `"auto"` for the stored one. Quantised weights are unpacked.
+    `device` is by default the environment's `AFFECTLENS_DEVICE`, else the CPU. `dtype` is a torch dtype, its
+    name, or `"auto"` for the stored one. Quantised weights are unpacked.
     `device_map` spreads the model over devices with accelerate: `"auto"`, or a mapping from module names to
     devices, `"cpu"` or `"disk"`. Offloaded modules run, but their weights can't be changed; those on disk
     are kept in the temporary folder and deleted with the model. `revision` is a branch, tag or commit of a
@@ -211,6 +213,17 @@ def _built(make: Callable[[], nn.Module], checkpoint: Checkpoint, room: Path) ->
     raise failure
 
 
+def _moved(model: nn.Module, device: str | torch.device) -> nn.Module:
+    try:
+        return model.to(device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        raise LensError(
+            f"the model can't be put on the device {quoted(str(device))}: {line(error)}"
+        ) from None
+
+
 def _placed(
     build: Callable[..., nn.Module],
     *,
@@ -220,7 +233,8 @@ def _placed(
     """Build a model and put it on its device or devices."""
     if device_map is None:
         model = build(places={})
-        return model.to(device) if device is not None else model
+        asked_for = device if device is not None else os.environ.get(DEVICE) or None
+        return model if asked_for is None else _moved(model, asked_for)
     folder = tempfile.mkdtemp(prefix="affectlens-offloaded-")
     asked = device_map if isinstance(device_map, str) else dict(device_map)
     logger = logging.getLogger("accelerate")

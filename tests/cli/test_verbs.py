@@ -14,10 +14,12 @@ import torch
 from safetensors.torch import save_file
 
 import affectlens as al
+from affectlens.errors import LensError
 from tests.hostile.running import Server
 from tests.small_models import tiny
 from tests.tiny_models import tiny as zoo_tiny
 
+TASKS = Path(al.__file__).parent / "demo" / "tasks"
 ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -238,3 +240,44 @@ def test_wrong_tasks_are_told(affectlens: Run, task: str, pair: tuple[Path, Path
 
     assert 1 == run.returncode
     assert 1 == len(run.stderr.splitlines()), run.stderr
+
+
+def test_evaluate_prints_scores_and_saves_the_answers(
+    affectlens: Run, demo: al.Demo, lens: al.Lens, tmp_path: Path
+) -> None:
+    """The line is that of the library; several tasks don't fit into one table."""
+    task, out = TASKS / "sentences.jsonl", tmp_path / "answers.csv"
+    words = ("evaluate", demo.base.store.source, "--dtype", "float32", "--batch-size", 7, "-o", out)
+    run = affectlens(*words, "--task", f"labels={task}")
+    expected = al.evaluate(lens, al.load_task("labels", task))
+
+    assert (0, "") == (run.returncode, run.stderr)
+    assert run.stdout.splitlines()[0] == expected.summary
+    assert al.Scores.load(out).frame["prediction"].tolist() == expected.frame["prediction"].tolist()
+    both = affectlens(*words, "--task", f"a:labels={task}", "--task", f"b:labels={task}")
+    assert (both.returncode, both.stderr) == (
+        1,
+        "error: --output holds the answers to one task, but 2 were given\n",
+    )
+
+
+def test_the_device_is_that_of_the_option_or_the_environment(
+    affectlens: Run, demo: al.Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An option wins; a device that is not there is a clear error."""
+    words = ("evaluate", demo.base.store.source, "--task", f"labels={TASKS / 'sentences.jsonl'}")
+    run = affectlens(*words, "--device", "meadow")
+
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: the model can't be put on the device 'meadow': ")
+    monkeypatch.setenv("AFFECTLENS_DEVICE", "nowhere")
+    with pytest.raises(LensError, match="the device 'nowhere'"):
+        al.load(demo.base)
+    assert al.load(demo.base, device="cpu").device.type == "cpu"
+
+
+def test_the_version_is_that_of_the_package(affectlens: Run) -> None:
+    """One line, without a verb."""
+    run = affectlens("--version")
+
+    assert (0, f"affectlens {al.__version__}\n", "") == (run.returncode, run.stdout, run.stderr)
