@@ -90,11 +90,10 @@ def load(
         raise CheckpointError(folder, "no config.json here, so the model can't be built")
     refuse_unreasonable(checkpoint)
     with isolated(folder, code=trust_remote_code) as room, _alone(online=trust_remote_code):
-        ran = None
-        if trust_remote_code:
-            ran = remote_code(room, name=name, commit=commit, asked=revision or "")
-        else:
+        if not trust_remote_code:
             refuse_own_code(name, checkpoint.config)
+        pinned = partial(remote_code, room, name=name, commit=commit, asked=revision or "")
+        ran = pinned() if trust_remote_code else None
         own = ran is not None
         make = partial(build, room, checkpoint, dtype=wanted, code=own)
         model = _built(lambda: _placed(make, device=device, device_map=device_map), checkpoint, room)
