@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -77,6 +77,10 @@ class Table:
         frame = self.frame.dropna(subset=[name]).sort_values(name, ascending=False, kind="stable")
         return type(self)(frame.head(count).reset_index(drop=True), self.origin)
 
+    def head(self, count: int = 5) -> Self:
+        """Keep the first `count` rows."""
+        return type(self)(self.frame.head(count).reset_index(drop=True), self.origin)
+
     @property
     def sites(self) -> Sites:
         """The sites of the rows, ready for an intervention."""
@@ -135,6 +139,12 @@ class Table:
     def __len__(self) -> int:
         return len(self.frame)
 
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Iterate over the rows, each a mapping from column to value; null is None."""
+        names = list(self.frame.columns)
+        for row in self.frame.astype(object).itertuples(index=False, name=None):
+            yield {name: None if _null(value) else value for name, value in zip(names, row, strict=True)}
+
     def __repr__(self) -> str:
         words = (f"! {printable.sentence(notice)}" for notice in self.notices)
         lines = [textwrap.fill(one, _WIDTH, subsequent_indent="  ") for one in words]
@@ -172,11 +182,21 @@ class Table:
     @property
     def summary(self) -> str:
         """One line: the kind of table, its rows and its sources."""
+        of = self._named("").removeprefix(", ")
+        return f"{type(self).__name__}: {len(self)} rows" + (f", {of}" if of else "")
+
+    @property
+    def title(self) -> str:
+        """The kind of table and its sources."""
+        return self._named(type(self).__name__)
+
+    def _named(self, what: str) -> str:
+        """Return what a table or a part of it is, and of which sources."""
         sources = self.origin.get("sources", {})
         names = {side: printable.plain(source.get("name", "?")) for side, source in sources.items()}
         control = f" (control: {names.pop('control')})" if "control" in names else ""
         of = " → ".join(names.values()) + control
-        return f"{type(self).__name__}: {len(self)} rows" + (f", {of}" if of else "")
+        return f"{what}, {of}" if of else what
 
     def _shown(self) -> list[str]:
         names = [name for name in self.shown or flat(self.frame).columns if name in self.frame]
@@ -253,6 +273,10 @@ def _known(path: Path) -> str:
     if path.suffix not in WRITERS:
         raise TableError(f"{path.name}: can't write {path.suffix!r}. Kinds: {', '.join(WRITERS)}")
     return path.suffix
+
+
+def _null(value: Any) -> bool:
+    return pd.api.types.is_scalar(value) and bool(pd.isna(value))
 
 
 def _fits(value: Any, choice: Any) -> bool:

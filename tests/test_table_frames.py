@@ -1,5 +1,7 @@
 """Frames beside a result print all of their columns, whatever the width of the terminal."""
 
+import pickle
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -66,3 +68,31 @@ def test_names_from_files_can_not_forge_a_line() -> None:
     assert "\x1b" not in repr(evil)
     assert "<b>" not in evil._repr_html_()
     assert "<i>" not in evil._repr_html_()
+
+
+def test_a_title_and_the_named_columns_are_printed() -> None:
+    """The others are listed below; what is made of the frame is an ordinary one, with all columns."""
+    found = WholeFrame.of(pd.DataFrame({"a": [1.0, 2.0], "b": [3, 4], "c": "x"}), "Of <b>", shown=["a", "c"])
+    found.bars = ["a"]
+
+    assert repr(found).splitlines() == ["Of <b>", "a  c", "1  x", "2  x", "more columns: b"]
+    assert "Of &lt;b&gt;" in found._repr_html_()
+    assert "left/50% 68%" in found._repr_html_()
+    assert list(found.columns) == ["a", "b", "c"]
+    assert type(found.head(1)) is type(found[["b"]]) is pd.DataFrame
+    assert found.equals(pickle.loads(pickle.dumps(found)))
+
+
+def test_groups_and_contrasts_show_themselves(demo: al.Demo) -> None:
+    """With their sources, and without columns that say nothing."""
+    drift = al.diff(demo.base, demo.tuned, control=demo.control, progress=False)
+    first, header, *_ = repr(drift.by("role")).splitlines()
+
+    assert first == "Drift by role, base → tuned (control: control)"
+    assert header.split()[:5] == ["role", "sites", "relative", "rms", "frobenius"]
+    assert repr(drift.contrast("gate_proj", "up_proj")).startswith("gate_proj against up_proj, base → tuned")
+    assert "28 of 113 sites moved" in drift.summary
+    assert len(drift.head(2)) == 2
+    rows = list(drift)
+    assert [row["parameter"] for row in rows] == drift.frame["parameter"].tolist()
+    assert rows[0]["layer"] is None

@@ -20,6 +20,7 @@ from affectlens.drift.groups import (
     with_units,
 )
 from affectlens.errors import NoSuchSite, near
+from affectlens.printable import plain
 from affectlens.sites import Site
 from affectlens.table import Table, site_of
 from affectlens.table_frames import WholeFrame
@@ -107,6 +108,20 @@ class Drift(Table):
         return tuple(self.origin.get("findings", ()))
 
     @property
+    def summary(self) -> str:
+        """One line: how many sites moved, how far in all, and which roles furthest for their size."""
+        moved = int((self.frame["frobenius"] > 0).sum())
+        head = f"{self._named('Drift')}: {moved:,} of {len(self):,} sites moved"
+        if not moved:
+            return head
+        language = self.frame[self.frame["tower"] == "language"]
+        roles = aggregate(language, ["role"]).dropna(subset=["relative"]).nlargest(3, "relative")
+        most = ", ".join(
+            f"{plain(role)} {value:.3g}" for role, value in zip(roles["role"], roles["relative"], strict=True)
+        )
+        return head + (f"; ‖Δ‖/‖W_base‖ of the language model is largest in {most}" if most else "")
+
+    @property
     def tally(self) -> str:
         """The ledger in one line: the number of sites in each state."""
         states = self.ledger.groupby("state", sort=False)["sites"].sum()
@@ -129,16 +144,20 @@ class Drift(Table):
             rows = norms(frame, Groups.of(frame, groups))
         else:
             rows = aggregate(self.frame, groups, custom=self.origin.get("custom", ()))
-        if groups == ["layer"]:
-            return rows
-        return rows.sort_values("frobenius", kind="stable", ascending=False, ignore_index=True)
+        if groups != ["layer"]:
+            rows = rows.sort_values("frobenius", kind="stable", ascending=False, ignore_index=True)
+        within = () if rows["targeted"].eq(rows["sites"]).all() else ("targeted",)
+        shown = (*groups, "sites", *within, *self.bars, "control_relative", "control_cosine")
+        title = self._named(f"Drift by {', '.join(groups)}")
+        return WholeFrame.of(rows, title, shown=shown, bars=self.bars)
 
     def contrast(self, first: str, second: str) -> pd.DataFrame:
         """Compare two roles layer by layer under several norms, beside iid noise and the control.
 
         See `affectlens.drift.groups.contrast`. With one pair this is descriptive.
         """
-        return contrast(self.frame, first=first, second=second)
+        rows = contrast(self.frame, first=first, second=second)
+        return WholeFrame.of(rows, self._named(f"{first} against {second}"))
 
     def neurons(self, site: Site | str) -> pd.DataFrame:
         """Return the drift of each neuron of a gate, up or down projection, after `detail="neurons"`.

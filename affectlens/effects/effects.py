@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from affectlens.errors import TableError, near
+from affectlens.printable import plain
 from affectlens.stats.intervals import Interval
 from affectlens.table import Table
 from affectlens.table_frames import WholeFrame
@@ -51,6 +52,22 @@ class Effects(Table):
         | {"null_of": "text?", "parameters": "count?", "n": "count"},
     )
     about: ClassVar[Mapping[str, Shape]] = {"tasks": {...: TASK}, "failed": [{}]}
+
+    @property
+    def summary(self) -> str:
+        """One line: how many interventions were judged, and what the whole change does to each task."""
+        if self.frame.empty:
+            return super().summary
+        metric = "margin" if (self.frame["metric"] == "margin").any() else str(self.frame["metric"].iloc[0])
+        rows = self.frame[self.frame["metric"] == metric]
+        whole = rows[rows["kind"] == "reference"]
+        gains = [
+            f"{plain(row['task'])} {row['effect']:+.2f} [{row['effect_low']:+.2f}, {row['effect_high']:+.2f}]"
+            for row in whole.to_dict("records")
+        ]
+        count = len(rows[["action", "sites", "kind"]].drop_duplicates())
+        gain = f"; all of tuned in base changes the {plain(metric)}: {', '.join(gains)}" if gains else ""
+        return f"{self._named('Effects')}: {count} interventions on {rows['task'].nunique()} tasks{gain}"
 
     @property
     def failed(self) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from affectlens import html
 from affectlens.checkpoints import Checkpoint, Source, open_checkpoint
 from affectlens.checkpoints.chat_templates import ChatTemplate
 from affectlens.checkpoints.memory import saved_tensors
@@ -22,6 +23,7 @@ from affectlens.lens.intervening import ActivationIntervention, Intervening, Int
 from affectlens.lens.live import Live, device_of, remark
 from affectlens.lens.paired import Paired
 from affectlens.lens.running import forward, generated, typed
+from affectlens.lens.tower_sizes import COLUMNS, tower_sizes
 from affectlens.probes.claims import Verification
 from affectlens.probes.verifying import verify
 from affectlens.sites import Points, Site, Sites, Span
@@ -265,3 +267,6 @@ class Lens(Live):
     def __repr__(self) -> str:
         name, dtype = type(self.model).__name__, self.checkpoint.identity["dtype"]
         return f"Lens({name}: {self.checkpoint.parameters:,} parameters, {dtype}, {self.device})"
+
+    def _repr_html_(self) -> str:
+        return html.table(COLUMNS, tower_sizes(self.checkpoint, self.parameters), caption=repr(self))

@@ -82,6 +82,11 @@ class Task:
             f"{self.majority:.2f}, {self.role})"
         )
 
+    def _repr_html_(self) -> str:
+        from affectlens.tasks.gallery import gallery  # opens pictures, which a task itself never does
+
+        return gallery(repr(self), self.examples, prompt=self.prompt)
+
 
 def load_task(
     kind: str,

@@ -43,7 +43,7 @@ class Plot:
     >>> base, tuned, *_ = al.load_demo()
     >>> contrast = al.Plot("contrast", al.diff(base, tuned, progress=False), {"title": "Gate against up"})
     >>> contrast
-    Plot('contrast' of Drift: 113 rows, base → tuned, title='Gate against up')
+    Plot('contrast' of Drift, base → tuned, title='Gate against up')
     >>> contrast.figure.layout.xaxis.title.text
     'gate_proj / up_proj (median)'
     """
@@ -89,7 +89,7 @@ class Plot:
 
     def __repr__(self) -> str:
         options = "".join(f", {name}={plain(value)!r}" for name, value in self.options.items())
-        return f"Plot({self.kind!r} of {self.table.summary}{options})"
+        return f"Plot({self.kind!r} of {self.table.title}{options})"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         # Plotly's own bundle follows the renderer that the notebook has chosen, and opens no window.
@@ -107,7 +107,7 @@ def plot(table: Table, kind: str | None = None, **options: object) -> Plot:
     >>> base, tuned, *_ = al.load_demo()
     >>> spec = al.plot(al.diff(base, tuned, progress=False), measure="rms")
     >>> spec
-    Plot('map' of Drift: 113 rows, base → tuned, measure='rms')
+    Plot('map' of Drift, base → tuned, measure='rms')
     >>> spec.figure.layout.xaxis.ticktext
     ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
     """

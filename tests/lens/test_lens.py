@@ -12,6 +12,8 @@ from torch import nn
 import affectlens as al
 from affectlens.checkpoints.slicing import same_bits
 from affectlens.errors import CheckpointError, LensError, NoSuchSite
+from affectlens.lens.tower_sizes import tower_sizes
+from affectlens.sites import Points
 from tests.numbers import differ
 from tests.small_models import nudge, tiny
 
@@ -236,3 +238,27 @@ def test_the_diff_and_the_lens_read_the_same_file(pair: tuple[Path, Path], tmp_p
     checkpoint, lens = al.open_checkpoint(tmp_path / "both"), al.load(tmp_path / "both")
 
     assert all(torch.equal(checkpoint.read(site), lens.parameter(site)) for site in lens.sites)
+
+
+def test_a_lens_shows_its_towers(lens: al.Lens) -> None:
+    """Parameters and memory of the towers add up to those of the model."""
+    rows = tower_sizes(lens.checkpoint, lens.parameters)
+
+    assert [row[0] for row in rows] == ["language", "projector", "vision"]
+    assert sum(row[1] for row in rows) == lens.checkpoint.parameters  # type: ignore[misc]
+    assert "<td>language</td>" in lens._repr_html_()
+
+
+def test_a_recording_shows_the_shapes_of_its_spans(lens: al.Lens, demo: al.Demo) -> None:
+    """Positions without padding, by point and span; a point that nothing passed says so."""
+    task = demo.tasks[0]
+    gate = lens.sites.where(tower="language", role="gate_proj", layer=0)
+    points = Points([*gate.at("output", span="image"), *gate.at("output")])
+    examples = task.examples[:3]
+    found = lens.record(points, *examples, prompt=task.prompt)._repr_html_()
+    ids = lens.prepare(*examples, prompt=task.prompt)["attention_mask"]
+
+    assert f'<td class="n">{int(ids.sum())}</td><td>float32</td>' in found
+    assert "<td>image</td>" in found
+    assert "nothing passed" in lens.record(points)._repr_html_()
+    assert "sums over (352,)" in lens.record(points, *examples, prompt=task.prompt, keep="mean")._repr_html_()

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from affectlens import html
 from affectlens.errors import LensError, NoSuchSite, near
 from affectlens.lens.hooks.activations import Activations, Statistics, joined, of_span
 from affectlens.lens.hooks.hooking import Hook
@@ -130,6 +131,22 @@ class Recording:
 
     def __repr__(self) -> str:
         return f"Recording({self.points!r}, {self._keep})"
+
+    def _repr_html_(self) -> str:
+        rows = [(f"{point.site!r}@{point.kind}", point.span, *self._shape(point)) for point in self]
+        header = ("point", "span", "shape", "positions", "dtype")
+        return html.table(header, rows, caption=f"Recording of {len(self)} points: {self._keep}")
+
+    def _shape(self, point: Point) -> tuple[str, int, str]:
+        """Return the shape of what was kept, the positions that are no padding, and the dtype."""
+        if self._keep != "values":
+            sums = self._statistics[point]
+            shape = () if sums.total is None else tuple(sums.total.shape)
+            return f"sums over {shape}", sums.count, "float64"
+        if not self._passed[point]:
+            return "nothing passed", 0, ""
+        found = joined(self._passed[point])
+        return str(tuple(found.values.shape)), len(found.rows), str(found.values.dtype).removeprefix("torch.")
 
 
 def record(

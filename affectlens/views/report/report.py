@@ -27,7 +27,7 @@ class Report:
     >>> base, tuned, *_ = al.load_demo()
     >>> report = al.Report(al.diff(base, tuned, progress=False), title="What the tuning moved")
     >>> report
-    Report('What the tuning moved': Drift: 113 rows, base → tuned)
+    Report('What the tuning moved': Drift, base → tuned)
     >>> print(report.conclusions.answer)
     By ‖Δ‖/‖W‖, k_proj moved most.
     """
@@ -64,7 +64,7 @@ class Report:
         return Path(path)
 
     def __repr__(self) -> str:
-        return f"Report({plain(self.title)!r}: {'; '.join(table.summary for table in self.tables)})"
+        return f"Report({plain(self.title)!r}: {'; '.join(table.title for table in self.tables)})"
 
     def _repr_html_(self) -> str:
         more = paragraph('To save the whole report with its figures: .save("report.html")')
