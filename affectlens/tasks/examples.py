@@ -1,13 +1,12 @@
-"""Examples: JSON lines `{id, text | messages, image(s), audio, video, label, meta}`, and their chats."""
+"""Examples `{id, text | messages, image(s), audio, video, label, meta}`, and their chats."""
 
-import json
 import math
-import stat
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field
 from itertools import islice
+from os import PathLike, fspath
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from affectlens.errors import TaskError, quoted
 
@@ -36,33 +35,40 @@ _ASSISTANT = ("assistant", "gpt", "model", "bot")  # names of the role that answ
 _TEXT = 1_000_000  # characters; more than models take, and a tokenizer would need minutes
 _MOST = {"image": 1000, "audio": 100, "video": 100_000}  # files of one example
 _CONTENT = "the content of a message must be a string or a list of objects with a type"
-_LINE, _FILE = 64_000_000, 2_000_000_000  # bytes; the limits of one example and of a task
+
+
+Media = Any  # one file or several; once the example is made, a tuple
 
 
 @dataclass(frozen=True)
 class Example:
     """What a model is shown, and the label it should answer with.
 
-    Media are given as files. A film is a video file, a folder of frames, or a tuple of frames.
+    Media are files, one or several; a picture may also be a `PIL.Image`. A film is a video file, a folder of
+    frames, or a tuple of frames. `image` is a shorter name for one of `images`.
 
-    >>> example = Example("1", "happy", text="What a day!", images=("face.png",))
+    >>> example = Example("1", "happy", text="What a day!", image="face.png")
     >>> example.chat("{text} Which emotion is this?")[0]["content"]
     [{'type': 'image'}, {'type': 'text', 'text': 'What a day! Which emotion is this?'}]
     """
 
-    id: str
-    label: str
+    id: str = ""
+    label: str = ""
     text: str = ""
-    images: tuple[str, ...] = ()  # files; `sheet.png#xywh=x,y,w,h` is one picture of a sheet
+    images: Media = ()  # files; `sheet.png#xywh=x,y,w,h` is one picture of a sheet
     messages: tuple[Mapping[str, Any], ...] = ()  # a ready chat, whose parts place text and media
     meta: Mapping[str, Any] = field(default_factory=dict)
-    audio: tuple[str, ...] = ()
-    video: tuple[str | tuple[str, ...], ...] = ()
+    audio: Media = ()
+    video: Media = ()
 
-    def __post_init__(self) -> None:
-        for name in ("images", "audio", "video"):
-            if isinstance(getattr(self, name), str):  # its letters would be taken for files
-                raise TaskError(f"example {self.id!r}: {name} must be a tuple of files, got a string")
+    image: InitVar[Any] = None
+
+    def __post_init__(self, image: Any) -> None:
+        given = {"images": self.images, "audio": self.audio, "video": self.video}
+        if image is not None:
+            given["images"] = (*_several(given["images"]), image)
+        for name, files in given.items():
+            object.__setattr__(self, name, tuple(_named(one, name, self.id) for one in _several(files)))
 
     @property
     def media(self) -> Mapping[str, int]:
@@ -95,6 +101,25 @@ class Example:
         # Not str.format: a text with braces in it is data.
         parts.append({"type": "text", "text": prompt.replace("{text}", self.text).strip()})
         return [{"role": "user", "content": parts}]
+
+
+def _several(files: Any) -> tuple[Any, ...]:
+    """Return one file, or several in any sequence, as a tuple."""
+    return tuple(files) if isinstance(files, Sequence) and not isinstance(files, str) else (files,)
+
+
+def _named(file: Any, kind: str, where: str) -> Any:
+    """Return a file as its name, the frames of a film as theirs, and a picture in memory as it is."""
+    if isinstance(file, str):
+        return file
+    if isinstance(file, PathLike):
+        return fspath(file)
+    if kind == "images" and hasattr(file, "getexif"):  # a PIL.Image, without importing Pillow
+        return file
+    if kind == "video" and isinstance(file, Sequence):
+        return tuple(_named(frame, "frames", where) for frame in file)
+    wanted = "a file or a PIL.Image" if kind == "images" else "a file"
+    raise TaskError(f"example {where!r}: one of {kind} must be {wanted}, got a {type(file).__name__}")
 
 
 def from_json(entry: Any, *, folder: Path, where: str) -> Example:
@@ -190,73 +215,3 @@ def _check_sizes(entry: Mapping[str, Any], media: Mapping[str, list[Any]], *, wh
                 raise TaskError(
                     f"{where}: a file of type {kind} must be named by a string, got {_json(file)}"
                 )
-
-
-def read_examples(file: Path) -> list[Example]:
-    """Read a file of JSON lines. Raises `TaskError`, which names the file or the line."""
-    try:
-        state = file.stat()
-        if not stat.S_ISREG(state.st_mode):  # a pipe or device would never end
-            raise TaskError(f"{file}: this is not an ordinary file")
-        if state.st_size > _FILE:
-            raise TaskError(f"{file}: larger than {_FILE:,} bytes")
-        with open(file, "rb") as stream:
-            return list(_examples(stream, file))
-    except TaskError:
-        raise
-    except (FileNotFoundError, ValueError):  # ValueError: a name with a null character
-        raise TaskError(f"{file}: no such file of examples") from None
-    except OSError as error:
-        raise TaskError(f"{file}: can't be read ({error.strerror})") from None
-    except MemoryError:
-        raise TaskError(f"{file}: does not fit into memory") from None
-
-
-def _examples(stream: IO[bytes], file: Path) -> Iterator[Example]:
-    seen: dict[str, int] = {}
-    for number, line in enumerate(_lines(stream, file), 1):
-        if not line.strip():
-            continue
-        where = f"{file.name}, line {number}"
-        example = from_json(_parsed(line, where), folder=file.parent, where=where)
-        first = seen.setdefault(example.id, number)
-        if first != number:
-            raise TaskError(f"{where}: the id {example.id!r} is already used in line {first}")
-        yield example
-
-
-def _lines(stream: IO[bytes], file: Path) -> Iterator[bytes]:
-    # Only line feeds end a line: JSON strings may hold the other line ends that Python knows.
-    number = 0
-    while line := stream.readline(_LINE + 1):
-        number += 1
-        if len(line) > _LINE:
-            raise TaskError(f"{file.name}, line {number}: longer than {_LINE:,} bytes")
-        yield line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-
-
-def _parsed(line: bytes, where: str) -> Any:
-    try:
-        entry = json.loads(line.decode("utf-8"), object_pairs_hook=lambda pairs: _once(pairs, where))
-        if b"\\ud" in line.lower():  # the escape of a lone surrogate parses, but can't be encoded again
-            json.dumps(entry, ensure_ascii=False).encode("utf-8")
-    except UnicodeDecodeError:
-        raise TaskError(f"{where}: not UTF-8 text") from None
-    except UnicodeEncodeError:
-        raise TaskError(f"{where}: contains half of a character (a lone surrogate)") from None
-    except RecursionError:
-        raise TaskError(f"{where}: nested too deep") from None
-    except ValueError as error:
-        if isinstance(error, TaskError):
-            raise
-        raise TaskError(f"{where}: not valid JSON") from None
-    return entry
-
-
-def _once(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise TaskError(
-            f"{where}: a field appears twice in one object: {', '.join(k for k, _ in pairs)[:100]}"
-        )
-    return found

@@ -5,6 +5,8 @@ import io
 from collections.abc import Sequence
 from pathlib import PurePath
 
+from PIL import Image
+
 from affectlens import html
 from affectlens.errors import AffectlensError
 from affectlens.tasks.examples import Example
@@ -51,7 +53,7 @@ def _words(example: Example) -> list[str]:
     return lines
 
 
-def _picture(file: str) -> str:
+def _picture(file: str | Image.Image) -> str:
     try:
         picture = open_picture(file)
     except AffectlensError as error:
@@ -59,5 +61,5 @@ def _picture(file: str) -> str:
     picture.thumbnail((_PIXELS, _PIXELS))
     picture.save(stream := io.BytesIO(), "PNG")
     data = base64.b64encode(stream.getvalue()).decode("ascii")
-    name = html.escape(PurePath(file).name)
+    name = html.escape(PurePath(file).name if isinstance(file, str) else "picture")
     return f'<img src="data:image/png;base64,{data}" alt="{name}" title="{name}">'

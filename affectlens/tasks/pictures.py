@@ -35,8 +35,8 @@ _UPRIGHT: Mapping[int, Image.Transpose] = {
 _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF
 
 
-def open_picture(source: str) -> Image.Image:
-    """Open a picture as people see it, as RGB: a file, or the part `#xywh=x,y,w,h` of one.
+def open_picture(source: str | Image.Image) -> Image.Image:
+    """Open a picture as people see it, as RGB: a file, the part `#xywh=x,y,w,h` of one, or one in memory.
 
     EXIF orientation is applied, transparency lies on white, and 16 bits and floating-point numbers (0…1 or
     0…255) become 8 bits. Of an animation it is the first frame, with a `Remark`.
@@ -50,6 +50,8 @@ def open_picture(source: str) -> Image.Image:
     ...     open_picture(f"{folder}/sheet.png#xywh=32,0,32,32").size
     (32, 32)
     """
+    if isinstance(source, Image.Image):
+        return _in_memory(source)
     match = _FRAGMENT.match(source)
     if match is None:
         return _opened(source)
@@ -63,6 +65,15 @@ def open_picture(source: str) -> Image.Image:
 @lru_cache(maxsize=4)  # most tasks list the pictures of a sheet one after the other
 def _sheet(file: str) -> Image.Image:
     return _opened(file)
+
+
+def _in_memory(picture: Image.Image) -> Image.Image:
+    try:
+        return as_seen(picture)
+    except TaskError:
+        raise
+    except Exception:  # its file is read only now
+        raise TaskError(f"a picture of {picture.width} × {picture.height} pixels can't be read") from None
 
 
 def _opened(file: str) -> Image.Image:

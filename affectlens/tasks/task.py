@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from affectlens.errors import TaskError, near, warn
-from affectlens.tasks.examples import Example, read_examples
+from affectlens.tasks.example_files import read_examples
+from affectlens.tasks.examples import Example
 from affectlens.tasks.written_answers import alike
 
 # kind → prompt. `labels` adds no question to the text.
@@ -99,7 +100,7 @@ def load_task(
     fit: bool = False,
     about: str = "",
 ) -> Task:
-    """Load a task from a file of JSON lines (see `Example`).
+    """Load a task from JSON lines, a JSON array or a CSV table, whose fields are those of `Example`.
 
     `kind` is `emotion-labels`, `valence` or `labels`. It gives the prompt unless `prompt` is given;
     `{text}` and `{labels}` are filled in. `labels` defaults to the labels in the file. Examples whose label

@@ -1,12 +1,17 @@
 """Examples: a JSON line each, read strictly; an error names the line."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from PIL import Image
 
 import affectlens as al
 from affectlens.errors import TaskError
+from affectlens.tasks import open_picture
 
 GOOD = {"id": 1, "text": "what a day", "label": "happy"}
 BAD = (
@@ -83,9 +88,72 @@ def test_examples_name_their_media(tmp_path: Path) -> None:
     assert ["audio", "audio", "video", "text"] == [part["type"] for part in two.chat()[0]["content"]]
 
 
-def test_media_are_tuples() -> None:
-    """A string instead of a tuple is an error: its letters would be taken for files."""
-    example = al.Example("1", "x")
-    object.__setattr__(example, "audio", "a.wav")
-    with pytest.raises(TaskError, match="audio must be a tuple of files, got a string"):
-        example.__post_init__()
+def test_media_are_given_as_people_have_them(tmp_path: Path) -> None:
+    """One file or several, as a string, a path or a list; a picture also in memory."""
+    picture = Image.new("RGBA", (4, 2), (0, 0, 0, 0))
+    example = al.Example(
+        "1",
+        "x",
+        images=[picture, tmp_path / "b.png"],
+        image="c.png",
+        audio="a.wav",
+        video=[["1.png", "2.png"]],
+    )
+
+    assert example.images == (picture, str(tmp_path / "b.png"), "c.png")
+    assert (example.audio, example.video) == (("a.wav",), (("1.png", "2.png"),))
+    assert dict(example.media) == {"image": 3, "audio": 1, "video": 1}
+    assert replace(example, label="y").images == example.images
+    assert open_picture(picture).getpixel((0, 0)) == (255, 255, 255)
+    with pytest.raises(TaskError, match=r"one of images must be a file or a PIL\.Image, got a int"):
+        al.Example("1", "x", images=[3])
+    with pytest.raises(TaskError, match="one of audio must be a file, got a Image"):
+        al.Example("1", "x", audio=picture)
+
+
+def test_tables_and_arrays_are_tasks_too(tmp_path: Path) -> None:
+    """The same examples from JSON lines, a JSON array, a CSV and a TSV; a table without ids is numbered."""
+    rows = [
+        {"id": "1", "text": 'so, "sad"', "label": "sad", "image": "a.png"},
+        {"id": "2", "text": "yes\nyes", "label": "happy"},
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "t.json").write_text(json.dumps(rows, indent=1))
+    (tmp_path / "lines.json").write_text("\n".join(map(json.dumps, rows)))
+    frame = pd.DataFrame(rows)
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.drop(columns="id").to_csv(tmp_path / "t.tsv", index=False, sep="\t", encoding="utf-8-sig")
+    expected = al.load_task("labels", tmp_path / "t.jsonl").examples
+
+    for name in ("t.json", "lines.json", "t.csv", "t.tsv"):
+        assert al.load_task("labels", tmp_path / name).examples == expected, name
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        (
+            "t.csv",
+            "text,label\na,b\nc\n",
+            "t.csv, line 3: the header has 2 columns, the row has another number",
+        ),
+        (
+            "t.csv",
+            "text,label\na,b,c\n",
+            "t.csv, line 2: the header has 2 columns, the row has another number",
+        ),
+        ("t.csv", "text,mood\na,b\n", "t.csv, line 2: an example needs an id and a label"),
+        ("t.csv", "id,text,label\n1,a,b\n1,c,d\n", "t.csv, line 3: the id '1' is already used in line 2"),
+        ("t.csv", 'text,label\n"a,b\n', "t.csv, line 2: not a table of text"),
+        ("t.json", '[{"id": 1}]', "t.json, entry 1: an example needs an id and a label"),
+        ("t.json", '[{"id": 1,', "t.json: not valid JSON"),
+        ("t.csv", b"text,label\n\xff,b\n", "t.csv: not UTF-8 text"),
+    ],
+)
+def test_errors_name_the_line_or_the_entry(
+    name: str, content: str | bytes, expected: str, tmp_path: Path
+) -> None:
+    """Of tables and arrays, as of JSON lines."""
+    (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(TaskError, match=re.escape(expected)):
+        al.load_task("labels", tmp_path / name)

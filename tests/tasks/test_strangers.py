@@ -12,7 +12,7 @@ from PIL import Image
 
 import affectlens as al
 from affectlens.errors import TaskError
-from affectlens.tasks import examples, open_picture
+from affectlens.tasks import example_files, open_picture
 
 GOOD = {"id": 1, "text": "what a day", "label": "happy"}
 OTHER = {"id": 2, "text": "rain", "label": "sad"}
@@ -121,10 +121,10 @@ def test_what_is_no_file_does_not_block(tmp_path: Path) -> None:
 def test_a_line_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line or file above the limit is not read to its end."""
     file = write(tmp_path / "t.jsonl", GOOD, " " * 2000)
-    monkeypatch.setattr(examples, "_LINE", 1000)
+    monkeypatch.setattr(example_files, "_LINE", 1000)
     with pytest.raises(TaskError, match="line 2: longer than 1,000 bytes"):
         al.load_task("labels", file)
-    monkeypatch.setattr(examples, "_FILE", 1500)
+    monkeypatch.setattr(example_files, "_FILE", 1500)
     with pytest.raises(TaskError, match="larger than 1,500 bytes"):
         al.load_task("labels", file)
 
