@@ -192,8 +192,8 @@ def aligned(
     alike = moment.begins and span is None and theirs.shape == values.shape and here.shape == there.shape
     if alike and bool((here == there).all()):
         return theirs.clone()  # with the padding's values, so that it is the other run to the bit
-    if moment.begins:
-        _refuse_uneven(here[:, : moment.own.shape[1]], there, point=point, span=span)
+    if moment.start < moment.own.shape[1] <= moment.end:  # the prompt is whole
+        _refuse_uneven(moment.of_prompt(here), there, point=point, span=span)
     number = (here.cumsum(1) - 1)[:, moment.start :]
     # The recorded positions that were chosen come first in each row, in their order.
     order = torch.sort((~there).byte(), dim=1, stable=True).indices

@@ -16,7 +16,8 @@ from affectlens.errors import LensError, NoSuchSite, near
 from affectlens.lens.hooks.activations import Activations, Statistics, joined, of_span
 from affectlens.lens.hooks.hooking import Hook
 from affectlens.lens.hooks.places import place_of
-from affectlens.lens.hooks.positions import Moment, Moments
+from affectlens.lens.hooks.moments import Moments
+from affectlens.lens.hooks.positions import Moment
 from affectlens.lens.inputs.batching import batches
 from affectlens.lens.live import Live, refuse_compiled
 from affectlens.lens.restoring import Swaps, atomic, raise_waiting
@@ -179,6 +180,13 @@ def _seen(point: Point, values: Tensor, moment: Moment | None) -> tuple[Activati
     if moment is None or values.shape[:2] != (len(moment.own), moment.length):
         return Activations(values.clone()), None
     chosen = moment.chosen(point.span).to(values.device)
+    if moment.drafts and bool(chosen[:, max(0, moment.own.shape[1] - moment.start) :].any()):
+        raise LensError(
+            f"{point!r}: drafts of assisted decoding pass there, and some of them are rejected later. Record "
+            f"without an assistant model or prompt_lookup_num_tokens, or choose a span of the prompt"
+        )
+    old = max(0, moment.seen - moment.start)  # without a cache, each step computes all positions again
+    values, chosen = values[:, old:], chosen[:, old:]
     if point.span is None:
         return Activations(values.clone(), chosen), None
     return of_span(values, chosen), chosen
