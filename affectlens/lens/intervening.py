@@ -13,8 +13,8 @@ from torch import Tensor
 from affectlens.checkpoints import Checkpoint
 from affectlens.errors import LensError, warn
 from affectlens.lens.hooks.hooking import Hook, Rewrite
-from affectlens.lens.hooks.places import place_of, refuse_unheard
 from affectlens.lens.hooks.moments import Moments
+from affectlens.lens.hooks.places import place_of, refuse_unheard
 from affectlens.lens.live import Live, refuse_compiled, remark
 from affectlens.lens.restoring import Swaps, atomic, interruptible, raise_waiting
 from affectlens.lens.swapping import Swap, swapped

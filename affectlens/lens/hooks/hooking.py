@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from affectlens.errors import LensError
 from affectlens.lens.hooks.activations import spread
-from affectlens.lens.hooks.places import Place
 from affectlens.lens.hooks.moments import Moments
+from affectlens.lens.hooks.places import Place
 from affectlens.lens.hooks.positions import Moment
 from affectlens.lens.live import UNSEEN
 from affectlens.sites import Point

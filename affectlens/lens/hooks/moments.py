@@ -7,7 +7,7 @@ the same block and gets one more token; behind another cache, all up to the end 
 """
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import FrameType
@@ -43,19 +43,29 @@ class Moments:
         self.passes = 0
 
     def follow(self, swaps: Swaps) -> None:
-        """Install the hooks that follow the model, until the swaps are undone."""
+        """Listen to the model, and install the hooks that follow it, until the swaps are undone."""
+        for module, hook, side in self.entrances():
+            if tells(module) and side == "enter":
+                swaps.run(partial(self.listen, module), partial(self._telling.stop, module))
+            swaps.hook(module, hook, side=side)
+
+    def listen(self, module: nn.Module) -> None:
+        """Learn from the `generate` of a module, if it has one, what its passes compute."""
+        if tells(module):
+            self._telling.listen(module)
+
+    def entrances(self) -> Iterator[tuple[nn.Module, Callable[..., None], str]]:
+        """Yield each module in which a pass may begin, with the hooks that follow it and their sides."""
         # `generate` calls the model inside PEFT's wrapper, not the wrapper.
         answers = inner(answering(self._model))
-        for module in _entrances(answers):
-            if tells(module):
-                swaps.run(partial(self._telling.listen, module), partial(self._telling.stop, module))
-            swaps.hook(module, self._entered, side="enter")
-            swaps.hook(module, self._left, side="leave")
+        for module in _below(answers):
+            yield module, self._entered, "enter"
+            yield module, self._left, "leave"
         if self._encodes:
-            encoder = answers.get_encoder()  # type: ignore[operator]
+            encoder: nn.Module = answers.get_encoder()  # type: ignore[operator]
             self._reads = "input_ids" in inspect.signature(encoder.forward).parameters
-            swaps.hook(encoder, self._encoding, side="enter")
-            swaps.hook(encoder, self._has_encoded, side="leave")
+            yield encoder, self._encoding, "enter"
+            yield encoder, self._has_encoded, "leave"
 
     def forget(self) -> None:
         """Drop the last moments, and with them the tensors that the model was called with."""
@@ -75,8 +85,8 @@ class Moments:
         An encoder and a decoder have a moment each. Inside the decoder, cross-attention handles tensors of
         the encoder's shape, so the shape decides which of the two it is.
         """
-        # Outside a pass, e.g. where a layer is called by itself, the last moment would be that of other tokens.
-        # A backward pass may run layers again.
+        # Where a layer is called by itself, the last moment is that of other tokens. A backward pass may run
+        # layers again.
         if self._outer is None and torch._C._current_graph_task_id() < 0:
             return None
         first = self._now.get(stack or "")
@@ -166,11 +176,11 @@ def _is_call(frame: FrameType) -> bool:
     return frame.f_code.co_name == "_call_impl"
 
 
-def _entrances(part: nn.Module) -> Iterator[nn.Module]:
+def _below(part: nn.Module) -> Iterator[nn.Module]:
     """Yield the modules in which a pass of the text may begin: the model, and those below its head."""
     while True:
         yield part
-        goal = part.get_decoder() if hasattr(part, "get_decoder") else part
+        goal: nn.Module = part.get_decoder() if hasattr(part, "get_decoder") else part  # type: ignore[operator]
         between = list(_path(part, goal))
         yield from between[:-1]
         if not between or goal is part:

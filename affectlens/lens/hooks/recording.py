@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from affectlens.errors import LensError, NoSuchSite, near
 from affectlens.lens.hooks.activations import Activations, Statistics, joined, of_span
 from affectlens.lens.hooks.hooking import Hook
-from affectlens.lens.hooks.places import place_of
 from affectlens.lens.hooks.moments import Moments
+from affectlens.lens.hooks.places import place_of
 from affectlens.lens.hooks.positions import Moment
 from affectlens.lens.inputs.batching import batches
 from affectlens.lens.live import Live, refuse_compiled
