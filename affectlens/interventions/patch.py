@@ -15,6 +15,7 @@ from torch import Tensor
 from affectlens.errors import LensError, NoSuchSite, near
 from affectlens.interventions.edits import Places, only_points, set_fields
 from affectlens.lens import Activations, Live, Moment, Recording, Rewrite, spread
+from affectlens.lens.hooks.steps import CACHES
 from affectlens.lens.live import answering, encodes, inner
 from affectlens.sites import Point, Points, Span
 
@@ -135,6 +136,16 @@ class Following:
         kwargs = moment.call
         if moment.blind:
             raise LensError(moment.blind)
+        if not moment.whole:
+            raise LensError(
+                "a part of the model was called by itself, so the other model can't follow; call the whole model"
+            )
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Mapping) or (isinstance(mask, Tensor) and mask.ndim > 2):
+            raise LensError(
+                "the mask of this call fits one cache, and the other model has another one; generate with a "
+                "dynamic cache"
+            )
         alone = "decoder_input_ids" not in kwargs or kwargs.get("encoder_outputs") is not None
         if encodes(self._lens.model) and alone:
             raise LensError(
@@ -157,10 +168,10 @@ class Following:
         elif self._cache is not None and moment.start < self._cache.get_seq_length():
             # The followed model went back to score another answer to the same prompt.
             self._cache.crop(moment.start - self._cache.get_seq_length())
-        own = {**kwargs, "past_key_values": self._cache} if "past_key_values" in kwargs else dict(kwargs)
+        own = {name: self._cache if name in CACHES else value for name, value in kwargs.items()}
         with torch.no_grad(), Recording(self._lens, self._places) as recording:
             out = inner(answering(self._lens.model))(**own)
-        self._cache = getattr(out, "past_key_values", None)
+        self._cache = next((out[name] for name in CACHES if out.get(name) is not None), None)
         for point in self._places:
             passed = recording[point]
             assert isinstance(passed, Activations)

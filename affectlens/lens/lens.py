@@ -229,10 +229,11 @@ class Lens(Live):
     def run(
         self, batch: Mapping[str, Tensor], *, last: int = 1, answer: int = 0
     ) -> Float[Tensor, "batch last vocabulary"]:
-        """Run a prepared batch and return the logits of the last `last` positions, in float32.
+        """Run a prepared batch and return the logits at the last `last` tokens of each row, in float32.
 
-        The last `answer` tokens of the batch are a given answer: interventions treat them as `"generated"`,
-        and the prompt ends before them. Raises `LensError` where the model can't run the batch.
+        Rows may be padded on either side. The last `answer` tokens of each row are a given answer:
+        interventions treat them as `"generated"`, and the prompt ends before them. Raises `LensError` where
+        the model can't run the batch.
         """
         return forward(self.model, batch, last=last, answer=answer)
 

@@ -19,7 +19,8 @@ from affectlens.lens.hooks.moments import Moments
 from affectlens.lens.hooks.places import place_of
 from affectlens.lens.hooks.positions import Moment
 from affectlens.lens.inputs.batching import batches
-from affectlens.lens.live import Live, refuse_compiled
+from affectlens.lens.inputs.row_ends import row_ends, text_mask
+from affectlens.lens.live import Live, encodes, refuse_compiled
 from affectlens.lens.restoring import Swaps, atomic, raise_waiting
 from affectlens.lens.running import forward
 from affectlens.sites import Point, Points
@@ -157,7 +158,8 @@ def record(
         with recording, torch.inference_mode(False), torch.set_grad_enabled(metric is not None):
             logits = forward(lens.model, batch, last=last)
             if metric is not None:
-                recording.differentiate(metric(logits[:, -1]))
+                mask = None if last else text_mask(batch, decodes=encodes(lens.model))
+                recording.differentiate(metric(row_ends(logits, mask, count=1)[:, 0]))
     return recording
 
 

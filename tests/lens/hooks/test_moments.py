@@ -273,3 +273,31 @@ def test_beams_of_an_encoder_decoder_read_the_same_encoder(name: str, span: Span
 
 def _across(point: Any) -> bool:
     return "cross" in point.site.label.lower() or "encdec" in point.site.label.lower()
+
+
+@pytest.mark.parametrize("model_type", ["mamba", "rwkv", "qwen3_next"])
+def test_a_model_that_runs_beside_another_has_a_state_of_its_own(model_type: str) -> None:
+    """A patch of everything from another model makes the first generate what the other generates."""
+    model, other = tiny(model_type), tiny(model_type)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.5)
+    head = al.Lens(model).sites.where(role="lm_head").at("output")
+    expected = other.generate(**text(IDS), **SETTINGS)
+    before = model.generate(**text(IDS), **SETTINGS)
+    with al.Lens(model).intervene(al.Patch(head, source=al.Lens(other))):
+        found = model.generate(**text(IDS), **SETTINGS)
+
+    assert torch.equal(expected, found)
+    assert not torch.equal(expected, before)
+    assert torch.equal(before, model.generate(**text(IDS), **SETTINGS))
+
+
+def test_another_model_follows_no_part_and_no_fixed_cache() -> None:
+    """Where the other model can't run on the same input, a patch from it is an error."""
+    model, other = base("llama"), BY_NAME["llama"].build(seed=1)
+    with lens_of(model).intervene(al.Patch(point(model, None), source=al.Lens(other))):
+        with pytest.raises(LensError, match="whole"):
+            model.base_model(**text(IDS))
+        with pytest.raises(LensError, match="dynamic"):
+            model.generate(**text(IDS), **SETTINGS, cache_implementation="static", disable_compile=True)
