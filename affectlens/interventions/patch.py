@@ -15,7 +15,7 @@ from torch import Tensor
 from affectlens.errors import LensError, NoSuchSite, near
 from affectlens.interventions.edits import Places, only_points, set_fields
 from affectlens.lens import Activations, Live, Moment, Recording, Rewrite, spread
-from affectlens.lens.hooks.steps import CACHES
+from affectlens.lens.hooks.steps import CACHES, held
 from affectlens.lens.live import answering, encodes, inner
 from affectlens.sites import Point, Points, Span
 
@@ -138,7 +138,7 @@ class Following:
             raise LensError(moment.blind)
         if not moment.whole:
             raise LensError(
-                "a part of the model was called by itself, so the other model can't follow; call the whole model"
+                "a part of the model was called by itself, so the other can't follow; call the whole model"
             )
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Mapping) or (isinstance(mask, Tensor) and mask.ndim > 2):
@@ -157,7 +157,8 @@ class Following:
                 "generate has already encoded pictures and sounds with this model, so the other one can't "
                 "see them; patch from a recording of what the other generates, or compare logits"
             )
-        if moment.start and (moment.begins or self._cache is None):
+        start = moment.start - moment.skipped
+        if start and (moment.begins or self._cache is None):
             raise LensError(
                 "the other model has not seen what is in the cache, so it can't continue from there; "
                 "run both from the first token"
@@ -165,9 +166,9 @@ class Following:
         if moment.begins:
             self._cache = None
             self._reorder_with(kwargs.get("past_key_values"))
-        elif self._cache is not None and moment.start < self._cache.get_seq_length():
+        elif hasattr(self._cache, "crop") and start < (there := held(self._cache, None) or 0):
             # The followed model went back to score another answer to the same prompt.
-            self._cache.crop(moment.start - self._cache.get_seq_length())
+            self._cache.crop(start - there)
         own = {name: self._cache if name in CACHES else value for name, value in kwargs.items()}
         with torch.no_grad(), Recording(self._lens, self._places) as recording:
             out = inner(answering(self._lens.model))(**own)

@@ -38,6 +38,7 @@ class Moment:
     blind: str = ""  # why padding or the end of the prompt is unknown, if so
     untold: str = EMBEDDED  # why `ids` are unknown
     seen: int = 0  # earlier passes computed the positions before this one
+    skipped: int = 0  # positions of the pass in front of `start`, which the model dropped: see `tail`
     drafts: bool = False  # some of the generated tokens may be rejected: assisted decoding
     answer: Bool[Tensor, "batch first"] | None = None  # tokens of an answer that was given with the prompt
     first_key: int = 0  # in an attention: the position of its first key
@@ -52,7 +53,9 @@ class Moment:
 
     def tail(self, count: int) -> "Moment":
         """Return the moment of the last `count` positions: a model may skip logits of earlier ones."""
-        return replace(self, start=self.end - count, length=count, _known={}, _some={})
+        dropped = self.length - count
+        start, skipped = self.start + dropped, self.skipped + dropped
+        return replace(self, start=start, length=count, skipped=skipped, _known={}, _some={})
 
     def kept(self) -> "Moment":
         """Return the moment without the arguments of the call, which hold the media and the cache."""

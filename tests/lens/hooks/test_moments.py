@@ -1,6 +1,7 @@
 """Which position is meant: in drafts, states, conversations, beams, and passes below the head."""
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -280,12 +281,14 @@ def test_a_model_that_runs_beside_another_has_a_state_of_its_own(model_type: str
     """A patch of everything from another model makes the first generate what the other generates."""
     model, other = tiny(model_type), tiny(model_type)
     with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.mul_(1.5)
-    head = al.Lens(model).sites.where(role="lm_head").at("output")
+        for name, parameter in other.named_parameters():
+            parameter.mul_(1.5 if re.search(r"\.\d+\.", name) else 1)  # of the layers
+    sites = al.Lens(model).sites.where(tower="language")
+    last = max(site.layer for site in sites if site.layer is not None)
+    end = sites.where(layer=last)[:1].at("residual")
     expected = other.generate(**text(IDS), **SETTINGS)
     before = model.generate(**text(IDS), **SETTINGS)
-    with al.Lens(model).intervene(al.Patch(head, source=al.Lens(other))):
+    with al.Lens(model).intervene(al.Patch(end, source=al.Lens(other))):
         found = model.generate(**text(IDS), **SETTINGS)
 
     assert torch.equal(expected, found)
