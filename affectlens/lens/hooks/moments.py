@@ -38,7 +38,6 @@ class Moments:
         # The last pass that filled each cache; a state that is a list can't be a key.
         self._filled: WeakKeyDictionary[Any, Moment] = WeakKeyDictionary()
         self._state: tuple[object, Moment] | None = None
-        self._reads = False  # whether there is an encoder that reads tokens
         self._encoded: tuple[ref[Tensor], Moment] | None = None  # the encoder's last output
         self.passes = 0
 
@@ -63,7 +62,6 @@ class Moments:
             yield module, self._left, "leave"
         if self._encodes:
             encoder: nn.Module = answers.get_encoder()  # type: ignore[operator]
-            self._reads = "input_ids" in inspect.signature(encoder.forward).parameters
             yield encoder, self._encoding, "enter"
             yield encoder, self._has_encoded, "leave"
 
@@ -163,7 +161,8 @@ class Moments:
         )
         if given is not None:
             states, mask = given[0], "attention_mask"
-        if not isinstance(states, Tensor) or not self._reads:
+        encoder: nn.Module = inner(answering(self._model)).get_encoder()  # type: ignore[operator]
+        if not isinstance(states, Tensor) or "input_ids" not in inspect.signature(encoder.forward).parameters:
             return None
         last, known = (None, None) if self._encoded is None else (self._encoded[0](), self._encoded[1])
         if known is not None and (last is states or (last is before and before is not None)):
