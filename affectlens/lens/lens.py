@@ -19,7 +19,7 @@ from affectlens.lens.inputs.batching import Numbers, batches
 from affectlens.lens.inputs.padding import padding_id
 from affectlens.lens.inputs.prompt_format import PromptFormat, templates
 from affectlens.lens.intervening import ActivationIntervention, Intervening, Intervention
-from affectlens.lens.live import Live, device_of, remark
+from affectlens.lens.live import Live, device_of, remark, tokenizer_of
 from affectlens.lens.paired import Paired
 from affectlens.lens.running import forward, generated, typed
 from affectlens.probes.claims import Verification
@@ -261,7 +261,7 @@ class Lens(Live):
     @property
     def tokenizer(self) -> Any:
         """The tokenizer, alone or inside the processor."""
-        return getattr(self.processor, "tokenizer", self.processor)
+        return tokenizer_of(self.processor)
 
     def __repr__(self) -> str:
         name, dtype = type(self.model).__name__, self.checkpoint.identity["dtype"]

@@ -145,6 +145,11 @@ def answering(model: nn.Module) -> nn.Module:
     return thinker if isinstance(thinker, nn.Module) else model
 
 
+def tokenizer_of(processor: Any) -> Any:
+    """Return the tokenizer, alone or inside a processor; None without one."""
+    return getattr(processor, "tokenizer", processor)
+
+
 def config_of(model: nn.Module) -> Any:
     """Return the config of the part that answers; None for a module without one."""
     return getattr(inner(answering(model)), "config", None)

@@ -21,6 +21,7 @@ from affectlens.lens.hooks.frames import nearest, runs
 from affectlens.lens.hooks.positions import Moment
 from affectlens.lens.hooks.steps import CACHES, Passing, held, passing, told, untold
 from affectlens.lens.hooks.telling import Telling, tells
+from affectlens.lens.inputs.named_spans import Reading
 from affectlens.lens.live import ANSWER, UNSEEN, answering, config_of, encodes, inner
 from affectlens.lens.restoring import Swaps
 
@@ -30,8 +31,9 @@ _OTHER_ENCODER = "the encoder ran before this block or on other tokens"
 class Moments:
     """Follow the forward passes of a model, and keep the moment of the one that is running."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model, self._config, self._encodes = model, config_of(model), encodes(model)
+    def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:
+        self._model, self._encodes = model, encodes(model)
+        self._reading = Reading(config_of(model), tokenizer)
         self._now: dict[str, Moment | None] = {}
         self._telling = Telling()
         self._outer: FrameType | None = None  # the call of the module where the running pass began
@@ -104,9 +106,9 @@ class Moments:
             earlier = self._last_of(passed.cache)
             holds = held(passed.cache, earlier)
             if step is not None:
-                moment = told(step, passed, holds=holds, config=self._config)
+                moment = told(step, passed, holds=holds, reading=self._reading)
             else:
-                moment = untold(passed, earlier=earlier, holds=holds, config=self._config)
+                moment = untold(passed, earlier=earlier, holds=holds, reading=self._reading)
             moment = moment.asked(ANSWER.get())
         self._now["decoder" if self._encodes else ""] = moment
         if self._encodes and moment is not None:
@@ -138,7 +140,7 @@ class Moments:
         if not runs(self._outer):  # `generate` runs the encoder by itself
             self._outer = nearest(_is_call)
         passed = passing(module, args, kwargs, whole=False)
-        found = None if passed is None else untold(passed, earlier=None, holds=0, config=self._config)
+        found = None if passed is None else untold(passed, earlier=None, holds=0, reading=self._reading)
         self._now["encoder"] = found
 
     def _has_encoded(self, module: nn.Module, args: object, kwargs: object, out: Any) -> None:
@@ -168,7 +170,7 @@ class Moments:
         if known is not None and (last is states or (last is before and before is not None)):
             return known if len(known.own) == len(states) else known.repeated(len(states) // len(known.own))
         passed = Passing(call, states, call.get(mask), None, states.device, False)
-        return replace(untold(passed, earlier=None, holds=0, config=self._config), untold=_OTHER_ENCODER)
+        return replace(untold(passed, earlier=None, holds=0, reading=self._reading), untold=_OTHER_ENCODER)
 
 
 def _is_call(frame: FrameType) -> bool:

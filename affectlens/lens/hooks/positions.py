@@ -14,8 +14,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from affectlens.errors import LensError
-from affectlens.lens.inputs.placeholders import spans
+from affectlens.lens.inputs.media_items import Sizes
+from affectlens.lens.inputs.named_spans import Reading
 from affectlens.sites import Span
+from affectlens.sites.span_names import span_name
 
 EMBEDDED = "the model was given embeddings instead of tokens"
 
@@ -31,7 +33,7 @@ class Moment:
     length: int
     own: Bool[Tensor, "batch first"]  # the tokens of the prompt; false for padding
     ids: Int[Tensor, "batch first"] | None  # None where they are unknown
-    config: Any  # names the placeholder tokens of media
+    reading: Reading  # knows placeholders of media, and words
     call: Mapping[str, Any]  # the keyword arguments of the model's call
     begins: bool = True  # a new input, not a further step of the last one
     whole: bool = True  # the whole model runs, not a part that was called by itself
@@ -40,6 +42,8 @@ class Moment:
     seen: int = 0  # earlier passes computed the positions before this one
     skipped: int = 0  # positions of the pass in front of `start`, which the model dropped: see `tail`
     drafts: bool = False  # some of the generated tokens may be rejected: assisted decoding
+    sizes: Sizes = Sizes({}, {})  # of the media
+    beams: int = 1  # so many rows in a row are one example
     answer: Bool[Tensor, "batch first"] | None = None  # tokens of an answer that was given with the prompt
     first_key: int = 0  # in an attention: the position of its first key
     across: "Moment | None" = None  # in cross-attention: the moment of the keys
@@ -67,7 +71,7 @@ class Moment:
             rows if rows is None else rows.repeat_interleave(times, dim=0) for rows in (self.own, self.ids)
         )
         assert own is not None
-        return replace(self, own=own, ids=ids, _known={}, _some={})
+        return replace(self, own=own, ids=ids, beams=times, _known={}, _some={})
 
     def asked(self, answer: int) -> "Moment":
         """Return the moment with the last `answer` tokens of each row counted as generated."""
@@ -119,12 +123,9 @@ class Moment:
             return self.own
         if self.ids is None:
             raise LensError(f"{self.untold}, so its {span} is unknown")
-        parts = spans(self.ids, self.own.long(), config=self.config)
-        if span not in parts:
-            raise LensError(
-                f"the input of this model has no {span}. Spans that its config names: {', '.join(parts)}"
-            )
-        return parts[span]
+        ids, own = self.ids[:: self.beams], self.own[:: self.beams]
+        found = self.reading.chosen(span_name(span), ids, own, sizes=self.sizes)
+        return found.repeat_interleave(self.beams, dim=0)
 
     def _numbered(
         self, numbers: tuple[int, ...], given: Tensor, later: Tensor

@@ -20,7 +20,7 @@ from affectlens.lens.hooks.places import place_of
 from affectlens.lens.hooks.positions import Moment
 from affectlens.lens.inputs.batching import batches
 from affectlens.lens.inputs.row_ends import row_ends, text_mask
-from affectlens.lens.live import Live, encodes, refuse_compiled
+from affectlens.lens.live import Live, encodes, refuse_compiled, tokenizer_of
 from affectlens.lens.restoring import Swaps, atomic, raise_waiting
 from affectlens.lens.running import forward
 from affectlens.sites import Point, Points
@@ -49,6 +49,7 @@ class Recording:
         # Dropped at the end of the block, so that a recording does not keep the model in memory.
         self._model: nn.Module | None = lens.model
         self._known = weakref.ref(lens.model)
+        self._tokenizer = tokenizer_of(lens.processor)
         self._passed: dict[Point, list[list[Activations]]] = {point: [] for point in points}
         self._statistics = {point: Statistics() for point in points}
         self._waiting: list[tuple[Activations, Tensor, Tensor | None]] = []
@@ -63,7 +64,7 @@ class Recording:
             if model is None:
                 raise LensError("the model of this recording is gone; make a new recording with lens.record")
             refuse_compiled(model)
-            moments = Moments(model)
+            moments = Moments(model, self._tokenizer)
             moments.follow(self._swaps)
             for point, place in self._places.items():
                 hook = Hook(point, place, self._keeper(point), moments, always=True)
@@ -128,7 +129,14 @@ class Recording:
 
     def __getstate__(self) -> dict[str, object]:
         # Only the recorded values are pickled; the copy has no model, so it can't be entered again.
-        return {**vars(self), "_model": None, "_known": _gone, "_places": {}, "_swaps": Swaps()}
+        return {
+            **vars(self),
+            "_model": None,
+            "_known": _gone,
+            "_tokenizer": None,
+            "_places": {},
+            "_swaps": Swaps(),
+        }
 
     def __repr__(self) -> str:
         return f"Recording({self.points!r}, {self._keep})"

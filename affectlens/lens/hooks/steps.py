@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from affectlens.lens.hooks.positions import EMBEDDED, Moment
 from affectlens.lens.hooks.telling import Call, Step
+from affectlens.lens.inputs.media_items import sizes_of
+from affectlens.lens.inputs.named_spans import Reading
 from affectlens.lens.live import ANSWER
 
 # Arguments and outputs of models that hold what earlier passes computed (in transformers ALL_CACHE_NAMES).
@@ -101,7 +103,7 @@ def held(cache: Any, earlier: Moment | None) -> int | None:
     return None if earlier is None else earlier.end
 
 
-def told(step: Step, passed: Passing, *, holds: int | None, config: Any) -> Moment:
+def told(step: Step, passed: Passing, *, holds: int | None, reading: Reading) -> Moment:
     """Return the moment of a pass that `generate` has announced."""
     call, first = step.call, step.call.prompt is None and not step.call.blind
     if first:
@@ -109,7 +111,7 @@ def told(step: Step, passed: Passing, *, holds: int | None, config: Any) -> Mome
     if call.blind or call.prompt is None:
         own, _ = passed.masked(None, (holds or 0) + passed.length)
         return Moment(
-            holds or 0, passed.length, own, None, config, passed.call,
+            holds or 0, passed.length, own, None, reading, passed.call,
             begins=first, whole=passed.whole, blind=call.blind, drafts=True,
         )  # fmt: skip
     before = call.prompt - call.ids.shape[1]  # positions in front of the tokens that generate has
@@ -120,9 +122,10 @@ def told(step: Step, passed: Passing, *, holds: int | None, config: Any) -> Mome
     )
     end = start + passed.length
     moment = Moment(
-        start, passed.length, own, None if before else call.ids, config, passed.call,
+        start, passed.length, own, None if before else call.ids, reading, passed.call,
         begins=first, whole=passed.whole, blind=blind,
         untold=EMBEDDED if call.settings.get("inputs_embeds") is not None else _EARLIER,
+        sizes=call.sizes, beams=call.beams,
         seen=start if passed.cache is not None else call.seen,
         drafts=passed.cache is not None and passed.length > 1 and end > call.prompt,
     )  # fmt: skip
@@ -145,7 +148,7 @@ def _begin(call: Call, step: Step, passed: Passing, *, holds: int | None) -> Non
         call.prompt = tokens if now < tokens else tokens + holds + passed.length - now
 
 
-def untold(passed: Passing, *, earlier: Moment | None, holds: int | None, config: Any) -> Moment:
+def untold(passed: Passing, *, earlier: Moment | None, holds: int | None, reading: Reading) -> Moment:
     """Return the moment of a pass by itself, given the last one that filled its cache in this block."""
     same = earlier is not None and len(earlier.own) == passed.rows
     if holds and earlier is not None and same:
@@ -161,6 +164,6 @@ def untold(passed: Passing, *, earlier: Moment | None, holds: int | None, config
     own, blind = passed.masked(passed.mask, start + passed.length)
     ids = passed.given if passed.given.ndim == 2 and not start else None
     return Moment(
-        start, passed.length, own, ids, config, passed.call, whole=passed.whole,
-        blind=_STATE if holds is None else blind, untold=_EARLIER if start else EMBEDDED,
+        start, passed.length, own, ids, reading, passed.call, whole=passed.whole,
+        sizes=sizes_of(passed.call), blind=_STATE if holds is None else blind, untold=_EARLIER if start else EMBEDDED,
     )  # fmt: skip

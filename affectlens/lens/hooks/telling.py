@@ -1,10 +1,11 @@
 """Learn from `generate` itself which prompt it continues, and what each of its passes computes.
 
-    generate ── _expand_inputs_for_generation ──▶ Call: the prompt, a row for each beam
+    generate ── _validate_model_kwargs ─────────▶ the sizes of the media
+             ── _expand_inputs_for_generation ──▶ Call: the prompt, a row for each beam
              ── prepare_inputs_for_generation ──▶ Step: all tokens so far ── the next forward pass
 
 From the tensors of a pass alone, a draft of assisted decoding looks like a prompt, a part of a long prompt
-like an answer, and each step without a cache like a new input. Both methods above know better; a block
+like an answer, and each step without a cache like a new input. The methods above know better; a block
 hides them behind methods of the model's instance, and removes those again.
 """
 
@@ -19,12 +20,15 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from affectlens.lens.hooks.frames import nearest, runs
+from affectlens.lens.inputs.media_items import Sizes, sizes_of
 
 _DRAFTS_ITSELF = (
     "the model drafts its own answer, so passes of the draft can't be told from those of the answer. "
     "Generate without assistant_early_exit"
 )
+_GIVEN = "_validate_model_kwargs"  # before transformers encodes the media and drops them
 _EXPAND, _PREPARE = "_expand_inputs_for_generation", "prepare_inputs_for_generation"
+_NAMES = (_GIVEN, _EXPAND, _PREPARE)
 
 
 @dataclass(eq=False)
@@ -34,6 +38,8 @@ class Call:
     ids: Tensor  # (batch, position); without positions where embeddings are given
     settings: dict[str, Any]  # the arguments of its passes, as they are before the first one
     encoded: Tensor | None  # the encoder's output, before its rows were repeated
+    sizes: Sizes  # of the media
+    beams: int  # so many rows in a row are one example
     frame: FrameType  # of `generate`: the call lasts as long as this runs
     prompt: int | None = None  # the number of positions of the prompt, known from the first pass on
     seen: int = 0  # the positions that its passes have computed
@@ -54,14 +60,15 @@ class Telling:
     """What `generate` says of a model while a block listens; `step` is about the next pass."""
 
     step: Step | None = None
+    sizes: Sizes = Sizes({}, {})  # of the media of the call that begins
     calls: list[Call] = field(default_factory=list)  # those that run, outermost first
 
     def listen(self, module: nn.Module) -> None:
         """Listen to a model's `generate` until `stop`."""
         if module not in _LISTENING:
             own = vars(module)
-            _LISTENING[module] = _Listening({name: own[name] for name in (_EXPAND, _PREPARE) if name in own})
-            for name, telling in ((_EXPAND, _expanding), (_PREPARE, _preparing)):
+            _LISTENING[module] = _Listening({name: own[name] for name in _NAMES if name in own})
+            for name, telling in ((_GIVEN, _given), (_EXPAND, _expanding), (_PREPARE, _preparing)):
                 method = getattr(module, name)
                 # transformers reads the signature of these methods.
                 own[name] = MethodType(wraps(getattr(method, "__func__", method))(telling), module)
@@ -74,7 +81,7 @@ class Telling:
             return
         there.blocks = [one for one in there.blocks if one is not self]
         if not there.blocks:
-            for name in (_EXPAND, _PREPARE):
+            for name in _NAMES:
                 vars(module).pop(name, None)
             vars(module).update(there.before)
             del _LISTENING[module]
@@ -92,7 +99,7 @@ class Telling:
 
 def tells(module: nn.Module) -> bool:
     """Return whether a module has a `generate` to listen to."""
-    return hasattr(module, _EXPAND) and hasattr(module, _PREPARE)
+    return all(hasattr(module, name) for name in _NAMES)
 
 
 @dataclass(eq=False)
@@ -115,17 +122,28 @@ def _own(module: nn.Module, name: str) -> tuple[Callable[..., Any], list[Telling
     return method, there.blocks if there is not None else []
 
 
+def _given(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    method, blocks = _own(self, _GIVEN)
+    given = args[0] if args else kwargs.get("model_kwargs")
+    for one in blocks:
+        one.sizes = sizes_of(given) if isinstance(given, dict) else Sizes({}, {})
+    return method(*args, **kwargs)
+
+
 def _expanding(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     method, blocks = _own(self, _EXPAND)
     # Read before the call, which repeats its rows in place.
     encoded = getattr(kwargs.get("encoder_outputs"), "last_hidden_state", None)
+    given = kwargs.get("input_ids")
     found = method(*args, **kwargs)
     frame = nearest(lambda one: one.f_code.co_name == "generate")
     for one in blocks:
         outer = one.call()
-        if frame is not None and isinstance(found[0], Tensor):
+        if frame is not None and isinstance(given, Tensor) and isinstance(found[0], Tensor):
             blind = "" if outer is None else _DRAFTS_ITSELF
-            one.calls.append(Call(found[0], dict(found[1]), encoded, frame, blind=blind))
+            beams = max(1, len(found[0]) // max(1, len(given)))
+            call = Call(found[0], dict(found[1]), encoded, one.sizes, beams, frame, blind=blind)
+            one.calls.append(call)
     return found
 
 
