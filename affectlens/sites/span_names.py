@@ -1,4 +1,4 @@
-"""Read the name of a span: all of a medium, one item of it, a tile or frame of that, or a word of the text."""
+"""Read the name of a span: a medium, one item of it, a tile or frame of that, or a word of the text."""
 
 import re
 from typing import NamedTuple

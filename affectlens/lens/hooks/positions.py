@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from affectlens.errors import LensError
-from affectlens.lens.inputs.media_items import Sizes
+from affectlens.lens.inputs.media_items import NO_SIZES, Sizes
 from affectlens.lens.inputs.named_spans import Reading
 from affectlens.sites import Span
 from affectlens.sites.span_names import span_name
@@ -42,7 +42,7 @@ class Moment:
     seen: int = 0  # earlier passes computed the positions before this one
     skipped: int = 0  # positions of the pass in front of `start`, which the model dropped: see `tail`
     drafts: bool = False  # some of the generated tokens may be rejected: assisted decoding
-    sizes: Sizes = Sizes({}, {})  # of the media
+    sizes: Sizes = NO_SIZES  # of the media
     beams: int = 1  # so many rows in a row are one example
     answer: Bool[Tensor, "batch first"] | None = None  # tokens of an answer that was given with the prompt
     first_key: int = 0  # in an attention: the position of its first key
@@ -118,7 +118,7 @@ class Moment:
             found = self._numbered((span,) if isinstance(span, int) else span, given, later)
         return found[:, : self.end]
 
-    def _named(self, span: str) -> Bool[Tensor, "batch first"]:
+    def _named(self, span: str) -> Tensor:
         if span == "prompt":
             return self.own
         if self.ids is None:

@@ -129,14 +129,14 @@ class Recording:
 
     def __getstate__(self) -> dict[str, object]:
         # Only the recorded values are pickled; the copy has no model, so it can't be entered again.
-        return {
-            **vars(self),
+        gone: dict[str, object] = {
             "_model": None,
             "_known": _gone,
             "_tokenizer": None,
             "_places": {},
             "_swaps": Swaps(),
         }
+        return {**vars(self), **gone}
 
     def __repr__(self) -> str:
         return f"Recording({self.points!r}, {self._keep})"

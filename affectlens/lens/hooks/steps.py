@@ -165,5 +165,6 @@ def untold(passed: Passing, *, earlier: Moment | None, holds: int | None, readin
     ids = passed.given if passed.given.ndim == 2 and not start else None
     return Moment(
         start, passed.length, own, ids, reading, passed.call, whole=passed.whole,
-        sizes=sizes_of(passed.call), blind=_STATE if holds is None else blind, untold=_EARLIER if start else EMBEDDED,
+        sizes=sizes_of(passed.call), blind=_STATE if holds is None else blind,
+        untold=_EARLIER if start else EMBEDDED,
     )  # fmt: skip

@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from affectlens.lens.hooks.frames import nearest, runs
-from affectlens.lens.inputs.media_items import Sizes, sizes_of
+from affectlens.lens.inputs.media_items import NO_SIZES, Sizes, sizes_of
 
 _DRAFTS_ITSELF = (
     "the model drafts its own answer, so passes of the draft can't be told from those of the answer. "
@@ -60,7 +60,7 @@ class Telling:
     """What `generate` says of a model while a block listens; `step` is about the next pass."""
 
     step: Step | None = None
-    sizes: Sizes = Sizes({}, {})  # of the media of the call that begins
+    sizes: Sizes = NO_SIZES  # of the media of the call that begins
     calls: list[Call] = field(default_factory=list)  # those that run, outermost first
 
     def listen(self, module: nn.Module) -> None:
@@ -126,7 +126,7 @@ def _given(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     method, blocks = _own(self, _GIVEN)
     given = args[0] if args else kwargs.get("model_kwargs")
     for one in blocks:
-        one.sizes = sizes_of(given) if isinstance(given, dict) else Sizes({}, {})
+        one.sizes = sizes_of(given) if isinstance(given, dict) else NO_SIZES
     return method(*args, **kwargs)
 
 

@@ -1,9 +1,9 @@
 """Number the pictures, sounds and videos in the tokens of a batch, and their tiles and frames.
 
-    placeholders, and the sizes that the model is given ──▶ Items: the number of the item and part of each token
+    placeholders, and the sizes that the model is given ──▶ Item: the positions of a picture, and of its tiles
 
-Runs of placeholders alone don't tell: two pictures may stand side by side, and one picture may be several runs.
-Where the sizes don't tell either, it is an error.
+Runs of placeholders alone don't tell: two pictures may stand side by side, and one picture may be several
+runs. Where the sizes don't tell either, it is an error.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +34,9 @@ class Sizes(NamedTuple):
 
     tensors: Mapping[str, Tensor]
     shapes: Mapping[str, tuple[int, ...]]
+
+
+NO_SIZES = Sizes({}, {})
 
 
 class Item(NamedTuple):
@@ -69,7 +72,7 @@ class _Asked(NamedTuple):
         return [[place for _, place in run] for _, run in found]
 
     @property
-    def count(self) -> int | None:
+    def given(self) -> int | None:
         """The number of pictures, tiles, sounds or videos that the model is given; None where unknown."""
         names = {
             "image": ("pixel_values",),
@@ -102,8 +105,8 @@ def items(
         if found is not None:
             return found
     raise LensError(
-        f"the sizes that the model is given do not tell its {medium}s apart, which have {len(asked.runs)} runs "
-        f"of placeholders. Use span={medium!r}, or token numbers"
+        f"the sizes that the model is given do not tell its {medium}s apart, in {len(asked.runs)} runs of "
+        f"placeholders. Use span={medium!r}, or token numbers"
     )
 
 
@@ -159,9 +162,9 @@ def _by_marks(asked: _Asked) -> list[Item] | None:
 
 def _by_tiles(asked: _Asked) -> list[Item] | None:
     """Tell tiles apart where they stand side by side: `pixel_values` has a row for each."""
-    if asked.model_type not in _TILED or asked.medium != "image" or not asked.count:
+    if asked.model_type not in _TILED or asked.medium != "image" or not asked.given:
         return None
-    each, over = divmod(len(asked.every), asked.count)
+    each, over = divmod(len(asked.every), asked.given)
     if over or any(len(run) % each for run in asked.runs):
         return None
     return [Item(run[0][0], run, _even_parts(run, len(run) // each)) for run in asked.runs]
@@ -169,9 +172,9 @@ def _by_tiles(asked: _Asked) -> list[Item] | None:
 
 def _evenly(asked: _Asked) -> list[Item] | None:
     """Tell pictures apart where all have the same number of tokens."""
-    if asked.model_type not in _EVEN or asked.medium != "image" or not asked.count:
+    if asked.model_type not in _EVEN or asked.medium != "image" or not asked.given:
         return None
-    pieces = _in_proportion(asked.every, [1] * asked.count)
+    pieces = _in_proportion(asked.every, [1] * asked.given)
     return None if pieces is None else [Item(piece[0][0], piece) for piece in pieces]
 
 
@@ -186,7 +189,7 @@ def _by_sizes(asked: _Asked) -> list[Item] | None:
 
 def _by_runs(asked: _Asked) -> list[Item] | None:
     """Take each run of placeholders as an item where there are as many runs as the model is given items."""
-    count, frames = asked.count, 0
+    count, frames = asked.given, 0
     if asked.medium == "image":
         sizes = asked.sizes.tensors.get("image_sizes")
         count = None if sizes is None else len(sizes)

@@ -56,8 +56,9 @@ class Reading:
     def _marks(self, ids: Tensor) -> Tensor | None:
         convert = getattr(self.tokenizer, "convert_tokens_to_ids", None)
         mark = convert(MARK) if convert is not None else None
-        known = type(mark) is int and mark != getattr(self.tokenizer, "unk_token_id", None)
-        return ids == mark if known else None
+        if type(mark) is not int or mark == getattr(self.tokenizer, "unk_token_id", None):
+            return None
+        return torch.eq(ids, mark)
 
     def _word(self, word: str, ids: Tensor, text: Tensor) -> Tensor:
         if self.tokenizer is None:
@@ -85,13 +86,15 @@ class Reading:
         matches = list(re.finditer(_whole(word), written))
         if not matches:
             return
-        # The text up to each token, since a token alone may be a part of a character.
-        ends = [len(self._decoded(tokens[: number + 1])) for number in range(len(tokens))]
+        # The text up to each token, since a token alone may be a part of a character: then the text ends in
+        # replacement characters, and the next token begins before them.
+        so_far = [self._decoded(tokens[:number]) for number in range(len(tokens) + 1)]
         for match in matches:
             inside = [
                 number
-                for number, end in enumerate(ends)
-                if end > match.start() and (ends[number - 1] if number else 0) < match.end()
+                for number in range(len(tokens))
+                if len(so_far[number + 1]) > match.start()
+                and len(so_far[number].rstrip("\ufffd")) < match.end()
             ]
             yield inside[0], inside[-1] + 1
 
@@ -103,7 +106,7 @@ class Reading:
 
 
 def _whole(word: str) -> str:
-    """Return a pattern for a whole word; where a script has no spaces, it may stand inside a run of letters."""
+    """Return a pattern for a whole word; in scripts without spaces it may stand inside a run of letters."""
     inside = re.search(f"[{UNSPACED}]", word)
     return re.escape(word) if inside else rf"(?<!\w){re.escape(word)}(?!\w)"
 
