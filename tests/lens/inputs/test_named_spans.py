@@ -50,7 +50,7 @@ def into(lens: al.Lens, batch: dict[str, Tensor], span: Span) -> Activations:
 
 
 def depends(lens: al.Lens, one: list[Media], two: list[Media], span: Span, *, marks: int = 0) -> None:
-    """Check that a span is the positions at which two batches of media differ, and marks between its lines."""
+    """Check that a span is the positions at which two batches of media differ, and marks of lines."""
     made = [
         lens.prepare(*(al.Example(str(n), "happy", "well?", **media) for n, media in enumerate(side)))
         for side in (one, two)
@@ -150,6 +150,34 @@ def test_beams_and_steps_see_the_same_picture(family: str, files: dict[str, list
         assert torch.equal(alone.repeat_interleave(beams, dim=0), found)
 
 
+def test_every_change_takes_a_named_span(files: dict[str, list[str]]) -> None:
+    """A picture's name means its token numbers in each intervention and in recordings."""
+    lens, png = lens_of("llava"), files["png"]
+    batch = lens.prepare(al.Example("a", "happy", "well?", images=(png[0], png[1])))
+    sites = lens.sites.where(tower="language", layer=0, role="o_proj", param="weight")
+    numbers = tuple((batch["input_ids"][0] == 255).nonzero().flatten().tolist())[4:]
+    changed: list[list[Tensor]] = [[], []]
+    for found, span in zip(changed, ("image:2", numbers), strict=True):
+        points = sites.at("output", span=span)
+        recording = lens.record(sites, batch, where=span)
+        vector = torch.ones(recording[points[0]].mean.shape)  # type: ignore[union-attr]
+        for change in (
+            al.Zero(points),
+            al.Scale(points, factor=2.0),
+            al.Steer(points, vector=vector),
+            al.Mean(points, over=recording),
+            al.Resample(points, over=recording),
+            al.Knockout(sites, source=span, target="last"),
+        ):
+            with lens.intervene(change):
+                found.append(lens.run(batch))
+        with lens.intervene(al.Zero(sites)), lens.intervene(al.Patch(points, source=recording)):
+            found.append(lens.run(batch))
+
+    assert all(torch.equal(one, other) for one, other in zip(*changed, strict=True))
+    assert all(not torch.equal(one, lens.run(batch)) for one in changed[0])
+
+
 def test_a_number_that_is_not_there_is_an_error(files: dict[str, list[str]]) -> None:
     """The error lists the pictures of the example, and says which example it is."""
     lens, png = lens_of("llava"), files["png"]
@@ -169,7 +197,7 @@ def test_a_word_is_its_tokens_wherever_it_occurs() -> None:
     """A whole word is found in each row, next to commas too, but not inside another word."""
     lens = lens_of("llama")
     batch = lens.prepare(
-        al.Example("a", "sad", "sad, or sadness? so sad"), al.Example("b", "sad", "he is very sad today")
+        al.Example("a", "sad", "sad, or sadness? so sad."), al.Example("b", "sad", "he is very sad today")
     )
     spelled = tokenizer().convert_tokens_to_ids(list("sad"))
     found = into(lens, batch, "text:sad")
