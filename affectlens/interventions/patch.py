@@ -136,6 +136,12 @@ class Following:
         kwargs = moment.call
         if moment.blind:
             raise LensError(moment.blind)
+        alone = "decoder_input_ids" not in kwargs or kwargs.get("encoder_outputs") is not None
+        if encodes(self._lens.model) and alone:
+            raise LensError(
+                "the encoder and the decoder run one after the other here, so the other model can't follow; "
+                "patch from a recording"
+            )
         if not moment.whole:
             raise LensError(
                 "a part of the model was called by itself, so the other can't follow; call the whole model"
@@ -145,12 +151,6 @@ class Following:
             raise LensError(
                 "the mask of this call fits one cache, and the other model has another one; generate with a "
                 "dynamic cache"
-            )
-        alone = "decoder_input_ids" not in kwargs or kwargs.get("encoder_outputs") is not None
-        if encodes(self._lens.model) and alone:
-            raise LensError(
-                "the encoder and the decoder run one after the other here, so the other model can't follow; "
-                "patch from a recording"
             )
         if kwargs.get("mm_encoder_outputs") is not None:
             raise LensError(

@@ -21,7 +21,7 @@ from affectlens.lens.hooks.frames import nearest, runs
 from affectlens.lens.hooks.positions import Moment
 from affectlens.lens.hooks.steps import CACHES, Passing, held, passing, told, untold
 from affectlens.lens.hooks.telling import Telling, tells
-from affectlens.lens.inputs.named_spans import Reading
+from affectlens.lens.inputs.named_spans import TokenReader
 from affectlens.lens.live import ANSWER, UNSEEN, answering, config_of, encodes, inner
 from affectlens.lens.restoring import Swaps
 
@@ -33,7 +33,7 @@ class Moments:
 
     def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:
         self._model, self._encodes = model, encodes(model)
-        self._reading = Reading(config_of(model), tokenizer)
+        self._reader = TokenReader(config_of(model), tokenizer)
         self._now: dict[str, Moment | None] = {}
         self._telling = Telling()
         self._outer: FrameType | None = None  # the call of the module where the running pass began
@@ -100,15 +100,15 @@ class Moments:
         self._outer = nearest(_is_call)
         self.passes += 1
         step = self._telling.taken()
-        passed = passing(module, args, kwargs, whole=module is inner(answering(self._model)))
+        passed = passing(module, args, kwargs=kwargs, whole=module is inner(answering(self._model)))
         moment = None
         if passed is not None:
             earlier = self._last_of(passed.cache)
             holds = held(passed.cache, earlier)
             if step is not None:
-                moment = told(step, passed, holds=holds, reading=self._reading)
+                moment = told(step, passed, holds=holds, reader=self._reader)
             else:
-                moment = untold(passed, earlier=earlier, holds=holds, reading=self._reading)
+                moment = untold(passed, earlier=earlier, holds=holds, reader=self._reader)
             moment = moment.asked(ANSWER.get())
         self._now["decoder" if self._encodes else ""] = moment
         if self._encodes and moment is not None:
@@ -139,8 +139,8 @@ class Moments:
             return
         if not runs(self._outer):  # `generate` runs the encoder by itself
             self._outer = nearest(_is_call)
-        passed = passing(module, args, kwargs, whole=False)
-        found = None if passed is None else untold(passed, earlier=None, holds=0, reading=self._reading)
+        passed = passing(module, args, kwargs=kwargs, whole=False)
+        found = None if passed is None else untold(passed, earlier=None, holds=0, reader=self._reader)
         self._now["encoder"] = found
 
     def _has_encoded(self, module: nn.Module, args: object, kwargs: object, out: Any) -> None:
@@ -170,7 +170,7 @@ class Moments:
         if known is not None and (last is states or (last is before and before is not None)):
             return known if len(known.own) == len(states) else known.repeated(len(states) // len(known.own))
         passed = Passing(call, states, call.get(mask), None, states.device, False)
-        return replace(untold(passed, earlier=None, holds=0, reading=self._reading), untold=_OTHER_ENCODER)
+        return replace(untold(passed, earlier=None, holds=0, reader=self._reader), untold=_OTHER_ENCODER)
 
 
 def _is_call(frame: FrameType) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from affectlens.errors import LensError
 from affectlens.lens.inputs.media_items import NO_SIZES, Sizes
-from affectlens.lens.inputs.named_spans import Reading
+from affectlens.lens.inputs.named_spans import TokenReader
 from affectlens.sites import Span
 from affectlens.sites.span_names import span_name
 
@@ -33,7 +33,7 @@ class Moment:
     length: int
     own: Bool[Tensor, "batch first"]  # the tokens of the prompt; false for padding
     ids: Int[Tensor, "batch first"] | None  # None where they are unknown
-    reading: Reading  # knows placeholders of media, and words
+    reader: TokenReader  # knows placeholders of media, and words
     call: Mapping[str, Any]  # the keyword arguments of the model's call
     begins: bool = True  # a new input, not a further step of the last one
     whole: bool = True  # the whole model runs, not a part that was called by itself
@@ -124,7 +124,7 @@ class Moment:
         if self.ids is None:
             raise LensError(f"{self.untold}, so its {span} is unknown")
         ids, own = self.ids[:: self.beams], self.own[:: self.beams]
-        found = self.reading.chosen(span_name(span), ids, own, sizes=self.sizes)
+        found = self.reader.chosen(span_name(span), ids, own=own, sizes=self.sizes)
         return found.repeat_interleave(self.beams, dim=0)
 
     def _numbered(

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from affectlens.lens.hooks.positions import EMBEDDED, Moment
-from affectlens.lens.hooks.telling import Call, Step
+from affectlens.lens.hooks.telling import Generating, Step
 from affectlens.lens.inputs.media_items import sizes_of
-from affectlens.lens.inputs.named_spans import Reading
+from affectlens.lens.inputs.named_spans import TokenReader
 from affectlens.lens.live import ANSWER
 
 # Arguments and outputs of models that hold what earlier passes computed (in transformers ALL_CACHE_NAMES).
@@ -74,7 +74,7 @@ class Passing:
 
 
 def passing(
-    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, whole: bool
+    module: nn.Module, args: tuple[Any, ...], *, kwargs: Mapping[str, Any], whole: bool
 ) -> Passing | None:
     """Return what goes into a module's pass; None where it is no tokens."""
     names = inspect.signature(module.forward).parameters
@@ -103,7 +103,7 @@ def held(cache: Any, earlier: Moment | None) -> int | None:
     return None if earlier is None else earlier.end
 
 
-def told(step: Step, passed: Passing, *, holds: int | None, reading: Reading) -> Moment:
+def told(step: Step, passed: Passing, *, holds: int | None, reader: TokenReader) -> Moment:
     """Return the moment of a pass that `generate` has announced."""
     call, first = step.call, step.call.prompt is None and not step.call.blind
     if first:
@@ -111,7 +111,7 @@ def told(step: Step, passed: Passing, *, holds: int | None, reading: Reading) ->
     if call.blind or call.prompt is None:
         own, _ = passed.masked(None, (holds or 0) + passed.length)
         return Moment(
-            holds or 0, passed.length, own, None, reading, passed.call,
+            holds or 0, passed.length, own, None, reader, passed.call,
             begins=first, whole=passed.whole, blind=call.blind, drafts=True,
         )  # fmt: skip
     before = call.prompt - call.ids.shape[1]  # positions in front of the tokens that generate has
@@ -122,7 +122,7 @@ def told(step: Step, passed: Passing, *, holds: int | None, reading: Reading) ->
     )
     end = start + passed.length
     moment = Moment(
-        start, passed.length, own, None if before else call.ids, reading, passed.call,
+        start, passed.length, own, None if before else call.ids, reader, passed.call,
         begins=first, whole=passed.whole, blind=blind,
         untold=EMBEDDED if call.settings.get("inputs_embeds") is not None else _EARLIER,
         sizes=call.sizes, beams=call.beams,
@@ -133,7 +133,7 @@ def told(step: Step, passed: Passing, *, holds: int | None, reading: Reading) ->
     return moment
 
 
-def _begin(call: Call, step: Step, passed: Passing, *, holds: int | None) -> None:
+def _begin(call: Generating, step: Step, passed: Passing, *, holds: int | None) -> None:
     """Find the end of the prompt from the first pass of a call."""
     tokens, now = call.ids.shape[1], step.ids.shape[1]
     both = min(tokens, now)
@@ -148,7 +148,7 @@ def _begin(call: Call, step: Step, passed: Passing, *, holds: int | None) -> Non
         call.prompt = tokens if now < tokens else tokens + holds + passed.length - now
 
 
-def untold(passed: Passing, *, earlier: Moment | None, holds: int | None, reading: Reading) -> Moment:
+def untold(passed: Passing, *, earlier: Moment | None, holds: int | None, reader: TokenReader) -> Moment:
     """Return the moment of a pass by itself, given the last one that filled its cache in this block."""
     same = earlier is not None and len(earlier.own) == passed.rows
     if holds and earlier is not None and same:
@@ -164,7 +164,7 @@ def untold(passed: Passing, *, earlier: Moment | None, holds: int | None, readin
     own, blind = passed.masked(passed.mask, start + passed.length)
     ids = passed.given if passed.given.ndim == 2 and not start else None
     return Moment(
-        start, passed.length, own, ids, reading, passed.call, whole=passed.whole,
+        start, passed.length, own, ids, reader, passed.call, whole=passed.whole,
         sizes=sizes_of(passed.call), blind=_STATE if holds is None else blind,
         untold=_EARLIER if start else EMBEDDED,
     )  # fmt: skip

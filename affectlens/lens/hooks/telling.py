@@ -1,7 +1,7 @@
 """Learn from `generate` itself which prompt it continues, and what each of its passes computes.
 
     generate ── _validate_model_kwargs ─────────▶ the sizes of the media
-             ── _expand_inputs_for_generation ──▶ Call: the prompt, a row for each beam
+             ── _expand_inputs_for_generation ──▶ Generating: the prompt, a row for each beam
              ── prepare_inputs_for_generation ──▶ Step: all tokens so far ── the next forward pass
 
 From the tensors of a pass alone, a draft of assisted decoding looks like a prompt, a part of a long prompt
@@ -32,7 +32,7 @@ _NAMES = (_GIVEN, _EXPAND, _PREPARE)
 
 
 @dataclass(eq=False)
-class Call:
+class Generating:
     """One call of `generate`: its prompt, with a row for each beam."""
 
     ids: Tensor  # (batch, position); without positions where embeddings are given
@@ -50,7 +50,7 @@ class Call:
 class Step:
     """What `generate` says of its next pass."""
 
-    call: Call
+    call: Generating
     ids: Tensor  # all tokens so far, drafts included; in a long prompt taken in pieces, one piece
     begins: bool  # the prompt, or a piece of it, passes
 
@@ -61,7 +61,7 @@ class Telling:
 
     step: Step | None = None
     sizes: Sizes = NO_SIZES  # of the media of the call that begins
-    calls: list[Call] = field(default_factory=list)  # those that run, outermost first
+    calls: list[Generating] = field(default_factory=list)  # those that run, outermost first
 
     def listen(self, module: nn.Module) -> None:
         """Listen to a model's `generate` until `stop`."""
@@ -79,6 +79,7 @@ class Telling:
         there = _LISTENING.get(module)
         if there is None:
             return
+        self.step, self.calls = None, []  # a frame would keep what it runs on alive
         there.blocks = [one for one in there.blocks if one is not self]
         if not there.blocks:
             for name in _NAMES:
@@ -86,7 +87,7 @@ class Telling:
             vars(module).update(there.before)
             del _LISTENING[module]
 
-    def call(self) -> Call | None:
+    def call(self) -> Generating | None:
         """Return the innermost call of `generate` that runs now."""
         self.calls = [call for call in self.calls if runs(call.frame)]
         return self.calls[-1] if self.calls else None
@@ -142,7 +143,7 @@ def _expanding(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if frame is not None and isinstance(given, Tensor) and isinstance(found[0], Tensor):
             blind = "" if outer is None else _DRAFTS_ITSELF
             beams = max(1, len(found[0]) // max(1, len(given)))
-            call = Call(found[0], dict(found[1]), encoded, one.sizes, beams, frame, blind=blind)
+            call = Generating(found[0], dict(found[1]), encoded, one.sizes, beams, frame, blind=blind)
             one.calls.append(call)
     return found
 

@@ -19,7 +19,7 @@ _SHOWN = 20  # words that an error lists
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class TokenReader:
     """Who reads the tokens of a model: its config names placeholders, its tokenizer knows words."""
 
     config: Any = None
@@ -29,8 +29,8 @@ class Reading:
         self,
         name: SpanName,
         ids: Int[Tensor, "batch position"],
-        own: Bool[Tensor, "batch position"],
         *,
+        own: Bool[Tensor, "batch position"],
         sizes: Sizes,
     ) -> Bool[Tensor, "batch position"]:
         """Return the positions of a span in the tokens of a prompt.

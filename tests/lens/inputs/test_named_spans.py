@@ -13,7 +13,7 @@ import affectlens as al
 from affectlens.errors import LensError, NoSuchSite
 from affectlens.lens import Activations
 from affectlens.lens.inputs.media_items import NO_SIZES, Sizes, items
-from affectlens.lens.inputs.named_spans import Reading
+from affectlens.lens.inputs.named_spans import TokenReader
 from affectlens.sites import Span
 from affectlens.sites.span_names import span_name
 from tests.lens.families import BY_NAME, base
@@ -230,10 +230,10 @@ def test_a_word_of_a_script_without_spaces_may_stand_inside_a_run() -> None:
             return bytes(ids).decode(errors="replace")
 
     text = "他很伤心。".encode()
-    found = Reading({}, Bytes()).chosen(
+    found = TokenReader({}, Bytes()).chosen(
         span_name("text:伤心"),
         torch.tensor([list(text)]),
-        torch.ones(1, len(text), dtype=torch.bool),
+        own=torch.ones(1, len(text), dtype=torch.bool),
         sizes=NO_SIZES,
     )
 
