@@ -292,9 +292,8 @@ def test_a_cell_is_refused(
     model, lens, points = built(name)
     batch = batch_of(name, rows=rows, side=side)
     for chosen in points("generated").values():
-        with lens.intervene(al.Scale(chosen, factor=FACTOR)):
-            with pytest.raises(LensError, match="positions"):
-                RUNS[run](model, batch, cache)
+        with lens.intervene(al.Scale(chosen, factor=FACTOR)), pytest.raises(LensError, match="positions"):
+            RUNS[run](model, batch, cache)
 
 
 def _all(*groups: Any) -> Points:

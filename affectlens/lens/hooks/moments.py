@@ -7,7 +7,7 @@ the same block and gets one more token; behind another cache, all up to the end 
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import FrameType
@@ -123,16 +123,18 @@ class Moments:
             return
         light, places = moment.kept(), (out if isinstance(out, Mapping) else {}, kwargs)
         for cache in (place.get(name) for place in places for name in CACHES):
-            if isinstance(cache, list | tuple):
-                self._state = (cache, light)
-            elif cache is not None:
+            if cache is not None and isinstance(cache, Hashable) and not isinstance(cache, tuple):
                 self._filled[cache] = light
+            elif cache is not None:
+                self._state = (cache, light)
 
     def _last_of(self, cache: object) -> Moment | None:
         """Return the last pass of this block that filled a cache."""
-        if isinstance(cache, list | tuple):
-            return self._state[1] if self._state is not None and self._state[0] is cache else None
-        return None if cache is None else self._filled.get(cache)
+        if cache is None or (self._state is not None and self._state[0] is cache):
+            return None if cache is None or self._state is None else self._state[1]
+        return (
+            self._filled.get(cache) if isinstance(cache, Hashable) and not isinstance(cache, tuple) else None
+        )
 
     def _encoding(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if UNSEEN.get():

@@ -20,6 +20,10 @@ from affectlens.sites import Span
 from affectlens.sites.span_names import span_name
 
 EMBEDDED = "the model was given embeddings instead of tokens"
+OTHER_MASK = (
+    "the attention mask of this model call does not show which tokens are padding, so spans are unknown. "
+    "Pass a mask of shape (batch, position) for all positions, those in the cache too"
+)
 
 
 @dataclass

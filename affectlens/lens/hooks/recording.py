@@ -17,7 +17,7 @@ from affectlens.lens.hooks.activations import Activations, Statistics, joined, o
 from affectlens.lens.hooks.hooking import Hook
 from affectlens.lens.hooks.moments import Moments
 from affectlens.lens.hooks.places import place_of
-from affectlens.lens.hooks.positions import Moment
+from affectlens.lens.hooks.positions import OTHER_MASK, Moment
 from affectlens.lens.inputs.batching import batches
 from affectlens.lens.inputs.row_ends import row_ends, text_mask
 from affectlens.lens.live import Live, encodes, refuse_compiled, tokenizer_of
@@ -189,6 +189,8 @@ def _seen(point: Point, values: Tensor, moment: Moment | None) -> tuple[Activati
     """Return a copy of the values that belong to a point, and the mask of its span if it has one."""
     if moment is None or values.shape[:2] != (len(moment.own), moment.length):
         return Activations(values.clone()), None
+    if moment.blind == OTHER_MASK:  # without a span too: padding would be counted
+        raise LensError(f"{point!r}: {moment.blind}")
     chosen = moment.chosen(point.span).to(values.device)
     if moment.drafts and bool(chosen[:, max(0, moment.own.shape[1] - moment.start) :].any()):
         raise LensError(

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from affectlens.lens.hooks.positions import EMBEDDED, Moment
-from affectlens.lens.hooks.telling import Generating, Step
+from affectlens.lens.hooks.positions import EMBEDDED, OTHER_MASK, Moment
+from affectlens.lens.hooks.telling import DRAFTS_ITSELF, Generating, Step
 from affectlens.lens.inputs.media_items import sizes_of
 from affectlens.lens.inputs.named_spans import TokenReader
 from affectlens.lens.live import ANSWER
@@ -23,10 +23,6 @@ CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_stat
 _SEVERAL_TOKENS = (
     "the pass continues a cache with several tokens, or from before its end, so it is unclear which of them "
     "belong to the prompt. Use `generate`, or run prompt and answer as one batch: lens.run(batch, answer=…)"
-)
-_OTHER_MASK = (
-    "the attention mask of this model call does not show which tokens are padding, so spans are unknown. "
-    "Pass a mask of shape (batch, position) for all positions, those in the cache too"
 )
 _STATE = (
     "the model continues a state that was computed before this block, which does not say how many tokens it "
@@ -70,7 +66,7 @@ class Passing:
             return every, ""
         if isinstance(mask, Tensor) and mask.shape == every.shape:
             return mask.bool(), ""
-        return every, _OTHER_MASK
+        return every, OTHER_MASK
 
 
 def passing(
@@ -109,10 +105,10 @@ def told(step: Step, passed: Passing, *, holds: int | None, reader: TokenReader)
     if first:
         _begin(call, step, passed, holds=holds)
     if call.blind or call.prompt is None:
-        own, _ = passed.masked(None, (holds or 0) + passed.length)
+        own, _ = passed.masked(passed.mask, (holds or 0) + passed.length)
         return Moment(
             holds or 0, passed.length, own, None, reader, passed.call,
-            begins=first, whole=passed.whole, blind=call.blind, drafts=True,
+            begins=first, whole=passed.whole, blind=call.blind, drafts=call.blind == DRAFTS_ITSELF,
         )  # fmt: skip
     before = call.prompt - call.ids.shape[1]  # positions in front of the tokens that generate has
     start = holds or 0 if step.begins else before + step.ids.shape[1] - passed.length
@@ -154,14 +150,15 @@ def untold(passed: Passing, *, earlier: Moment | None, holds: int | None, reader
     if holds and earlier is not None and same:
         # A token at a time, as an answer is written; or the answers that `ANSWER` announces.
         behind = earlier.own.shape[1] <= holds <= earlier.end
-        further = behind and (passed.length == 1 or bool(ANSWER.get()))
-        return replace(
-            earlier, start=holds, length=passed.length, call=passed.call, begins=False, whole=passed.whole,
-            blind=earlier.blind if further else _SEVERAL_TOKENS, seen=holds, drafts=False,
-            _known={}, _some={},
-        )  # fmt: skip
+        if behind and (passed.length == 1 or bool(ANSWER.get())):
+            return replace(
+                earlier, start=holds, length=passed.length, call=passed.call, begins=False,
+                whole=passed.whole, seen=holds, drafts=False, _known={}, _some={},
+            )  # fmt: skip
     start = holds or 0
     own, blind = passed.masked(passed.mask, start + passed.length)
+    if holds and earlier is not None:
+        blind = blind or _SEVERAL_TOKENS
     ids = passed.given if passed.given.ndim == 2 and not start else None
     return Moment(
         start, passed.length, own, ids, reader, passed.call, whole=passed.whole,

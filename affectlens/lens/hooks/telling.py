@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from affectlens.lens.hooks.frames import nearest, runs
 from affectlens.lens.inputs.media_items import NO_SIZES, Sizes, sizes_of
 
-_DRAFTS_ITSELF = (
+DRAFTS_ITSELF = (
     "the model drafts its own answer, so passes of the draft can't be told from those of the answer. "
     "Generate without assistant_early_exit"
 )
@@ -93,9 +93,9 @@ class Telling:
         return self.calls[-1] if self.calls else None
 
     def taken(self) -> Step | None:
-        """Return what was said of the pass that begins now, once."""
+        """Return what was said of the pass that begins now, once; None where nothing was."""
         step, self.step = self.step, None
-        return step
+        return step if step is not None and runs(step.call.frame) else None
 
 
 def tells(module: nn.Module) -> bool:
@@ -141,7 +141,7 @@ def _expanding(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     for one in blocks:
         outer = one.call()
         if frame is not None and isinstance(given, Tensor) and isinstance(found[0], Tensor):
-            blind = "" if outer is None else _DRAFTS_ITSELF
+            blind = "" if outer is None else DRAFTS_ITSELF
             beams = max(1, len(found[0]) // max(1, len(given)))
             call = Generating(found[0], dict(found[1]), encoded, one.sizes, beams, frame, blind=blind)
             one.calls.append(call)

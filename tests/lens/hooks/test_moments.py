@@ -304,3 +304,43 @@ def test_another_model_follows_no_part_and_no_fixed_cache() -> None:
             model.base_model(**text(IDS))
         with pytest.raises(LensError, match="dynamic"):
             model.generate(**text(IDS), **SETTINGS, cache_implementation="static", disable_compile=True)
+
+
+def test_blocks_that_end_in_any_order_give_the_model_its_methods_back() -> None:
+    """While blocks are open the model's own methods are hidden; the last one out shows them again."""
+    model = BY_NAME["llama"].build()
+    before = dict(vars(model))
+    lens = al.Lens(model)
+    one, two = (lens.record(point(model, "last")) for _ in range(2))
+    one.__enter__()
+    two.__enter__()
+    hidden = set(vars(model)) - set(before)
+    one.__exit__(None, None, None)
+    model.generate(**text(IDS), **SETTINGS, prompt_lookup_num_tokens=3)  # type: ignore[operator]
+    two.__exit__(None, None, None)
+
+    assert "prepare_inputs_for_generation" in hidden
+    assert before == vars(model)
+    assert 1 == len(two[two.points[0]].rows)  # type: ignore[union-attr]
+
+
+def test_a_copy_that_is_made_in_a_block_generates_by_itself() -> None:
+    """The copy has the hidden methods, bound to itself and listened to by nobody."""
+    model = BY_NAME["llama"].build()
+    expected = model.generate(**text(IDS), **SETTINGS)  # type: ignore[operator]
+    with al.Lens(model).record(point(model, "last")):
+        copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+
+    assert torch.equal(expected, copied.generate(**text(IDS), **SETTINGS))  # type: ignore[operator]
+
+
+def test_a_mask_that_hides_the_padding_is_no_recording() -> None:
+    """Where a mask does not say which tokens are padding, a recording would count them."""
+    model = base("llama")
+    mask = torch.ones(1, 1, 8, 8, dtype=torch.bool).tril()
+    for span in (None, "last"):
+        with pytest.raises(LensError, match="mask"):
+            recorded(model, span, lambda: model(input_ids=IDS, attention_mask=mask))
