@@ -66,7 +66,7 @@ class Hook:
 
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any], *output: Any) -> Any:
         """Return the new output or the new input of a module; None where nothing changes."""
-        if UNSEEN.get():
+        if UNSEEN.get() or self.moments.ignores:
             return None
         if self.moments.passes != self._pass:
             self._pass = self.moments.passes

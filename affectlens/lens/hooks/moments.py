@@ -42,6 +42,7 @@ class Moments:
         self._state: tuple[object, Moment] | None = None
         self._encoded: tuple[ref[Tensor], Moment] | None = None  # the encoder's last output
         self.passes = 0
+        self.ignores = False  # a draft of the model's own runs, which changes no answer
 
     def follow(self, swaps: Swaps) -> None:
         """Listen to the model, and install the hooks that follow it, until the swaps are undone."""
@@ -98,8 +99,11 @@ class Moments:
         if UNSEEN.get() or runs(self._outer):
             return
         self._outer = nearest(_is_call)
-        self.passes += 1
         step = self._telling.taken()
+        self.ignores = step is not None and step.call.draft
+        if self.ignores:
+            return
+        self.passes += 1
         passed = passing(module, args, kwargs=kwargs, whole=module is inner(answering(self._model)))
         moment = None
         if passed is not None:
@@ -118,8 +122,9 @@ class Moments:
         if UNSEEN.get() or self._outer is None or nearest(_is_call) is not self._outer:
             return
         self._outer = None
+        ignored, self.ignores = self.ignores, False
         moment = self._now.get("decoder" if self._encodes else "")
-        if moment is None or out is None:  # without an output, an error has ended the pass
+        if ignored or moment is None or out is None:  # without an output, an error has ended the pass
             return
         light, places = moment.kept(), (out if isinstance(out, Mapping) else {}, kwargs)
         for cache in (place.get(name) for place in places for name in CACHES):

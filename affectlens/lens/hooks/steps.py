@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from affectlens.lens.hooks.positions import EMBEDDED, OTHER_MASK, Moment
-from affectlens.lens.hooks.telling import DRAFTS_ITSELF, Generating, Step
+from affectlens.lens.hooks.telling import Generating, Step
 from affectlens.lens.inputs.media_items import sizes_of
 from affectlens.lens.inputs.named_spans import TokenReader
 from affectlens.lens.live import ANSWER
@@ -108,7 +108,7 @@ def told(step: Step, passed: Passing, *, holds: int | None, reader: TokenReader)
         own, _ = passed.masked(passed.mask, (holds or 0) + passed.length)
         return Moment(
             holds or 0, passed.length, own, None, reader, passed.call,
-            begins=first, whole=passed.whole, blind=call.blind, drafts=call.blind == DRAFTS_ITSELF,
+            begins=first, whole=passed.whole, blind=call.blind,
         )  # fmt: skip
     before = call.prompt - call.ids.shape[1]  # positions in front of the tokens that generate has
     start = holds or 0 if step.begins else before + step.ids.shape[1] - passed.length

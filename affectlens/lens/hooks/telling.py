@@ -22,10 +22,6 @@ from torch import Tensor, nn
 from affectlens.lens.hooks.frames import nearest, runs
 from affectlens.lens.inputs.media_items import NO_SIZES, Sizes, sizes_of
 
-DRAFTS_ITSELF = (
-    "the model drafts its own answer, so passes of the draft can't be told from those of the answer. "
-    "Generate without assistant_early_exit"
-)
 _GIVEN = "_validate_model_kwargs"  # before transformers encodes the media and drops them
 _EXPAND, _PREPARE = "_expand_inputs_for_generation", "prepare_inputs_for_generation"
 _NAMES = (_GIVEN, _EXPAND, _PREPARE)
@@ -41,6 +37,7 @@ class Generating:
     sizes: Sizes  # of the media
     beams: int  # so many rows in a row are one example
     frame: FrameType  # of `generate`: the call lasts as long as this runs
+    draft: bool = False  # the model also runs as its own assistant, with fewer layers
     prompt: int | None = None  # the number of positions of the prompt, known from the first pass on
     seen: int = 0  # the positions that its passes have computed
     blind: str = ""  # why its positions are unknown, if so
@@ -141,9 +138,10 @@ def _expanding(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     for one in blocks:
         outer = one.call()
         if frame is not None and isinstance(given, Tensor) and isinstance(found[0], Tensor):
-            blind = "" if outer is None else DRAFTS_ITSELF
             beams = max(1, len(found[0]) // max(1, len(given)))
-            call = Generating(found[0], dict(found[1]), encoded, one.sizes, beams, frame, blind=blind)
+            call = Generating(
+                found[0], dict(found[1]), encoded, one.sizes, beams, frame, draft=outer is not None
+            )
             one.calls.append(call)
     return found
 
