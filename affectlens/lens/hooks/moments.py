@@ -128,7 +128,7 @@ class Moments:
             return
         light, places = moment.kept(), (out if isinstance(out, Mapping) else {}, kwargs)
         for cache in (place.get(name) for place in places for name in CACHES):
-            if cache is not None and isinstance(cache, Hashable) and not isinstance(cache, tuple):
+            if _is_key(cache):
                 self._filled[cache] = light
             elif cache is not None:
                 self._state = (cache, light)
@@ -136,10 +136,8 @@ class Moments:
     def _last_of(self, cache: object) -> Moment | None:
         """Return the last pass of this block that filled a cache."""
         if cache is None or (self._state is not None and self._state[0] is cache):
-            return None if cache is None or self._state is None else self._state[1]
-        return (
-            self._filled.get(cache) if isinstance(cache, Hashable) and not isinstance(cache, tuple) else None
-        )
+            return self._state[1] if cache is not None and self._state is not None else None
+        return self._filled.get(cache) if _is_key(cache) else None
 
     def _encoding(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if UNSEEN.get():
@@ -178,6 +176,10 @@ class Moments:
             return known if len(known.own) == len(states) else known.repeated(len(states) // len(known.own))
         passed = Passing(call, states, call.get(mask), None, states.device, False)
         return replace(untold(passed, earlier=None, holds=0, reader=self._reader), untold=_OTHER_ENCODER)
+
+
+def _is_key(cache: object) -> bool:
+    return cache is not None and isinstance(cache, Hashable) and not isinstance(cache, tuple)
 
 
 def _is_call(frame: FrameType) -> bool:
