@@ -179,12 +179,14 @@ def _evenly(asked: _Asked) -> list[Item] | None:
 
 
 def _by_sizes(asked: _Asked) -> list[Item] | None:
-    """Tell pictures apart where their tokens are in proportion to their area."""
+    """Tell pictures apart where their tokens are in proportion to their area, and each line is a run."""
     sizes = asked.sizes.tensors.get("image_sizes")
     if asked.medium != "image" or sizes is None or sizes.ndim != 2:
         return None
-    pieces = _in_proportion(asked.every, sizes.prod(1).tolist())
-    return None if pieces is None else [Item(piece[0][0], piece) for piece in pieces]
+    pieces, starts = _in_proportion(asked.every, sizes.prod(1).tolist()), {run[0] for run in asked.runs}
+    if pieces is None or any(piece[0] not in starts for piece in pieces):
+        return None
+    return [Item(piece[0][0], piece) for piece in pieces]
 
 
 def _by_runs(asked: _Asked) -> list[Item] | None:
@@ -218,5 +220,5 @@ def _in_proportion(
 
 
 _RULES: tuple[Callable[[_Asked], list[Item] | None], ...] = (
-    _by_grid, _by_marks, _by_tiles, _evenly, _by_sizes, _by_runs,
+    _by_grid, _by_marks, _by_tiles, _evenly, _by_runs, _by_sizes,
 )  # fmt: skip

@@ -258,3 +258,15 @@ def test_a_name_that_is_no_span_is_refused_at_once(span: str) -> None:
     """A span with a mistake is an error before anything runs."""
     with pytest.raises(NoSuchSite, match="no span"):
         al.Lens(base("llama")).sites.at("residual", span=span)
+
+
+def test_lines_of_a_picture_are_told_from_pictures_by_their_sizes() -> None:
+    """Where each line of a picture is a run, as in Pixtral, the areas say where a picture ends."""
+    places = torch.tensor([[1, 1, 0, 1, 1, 0, 1, 1, 1, 0]], dtype=torch.bool)
+    lines = Sizes({"image_sizes": torch.tensor([[28, 28], [14, 42]])}, {})
+    found = items("image", places, sizes=lines, config=None)
+
+    assert [[0, 1, 3, 4], [6, 7, 8]] == [[column for _, column in one.places] for one in found]
+    inside = Sizes({"image_sizes": torch.tensor([[14, 42], [28, 28]])}, {})  # the cut would be inside a run
+    with pytest.raises(LensError, match="apart"):
+        items("image", places, sizes=inside, config=None)
