@@ -179,12 +179,13 @@ def _evenly(asked: _Asked) -> list[Item] | None:
 
 
 def _by_sizes(asked: _Asked) -> list[Item] | None:
-    """Tell pictures apart where their tokens are in proportion to their area, and each line is a run."""
+    """Tell pictures apart where their tokens are in proportion to their area: of one size, or a run each line."""
     sizes = asked.sizes.tensors.get("image_sizes")
     if asked.medium != "image" or sizes is None or sizes.ndim != 2:
         return None
     pieces, starts = _in_proportion(asked.every, sizes.prod(1).tolist()), {run[0] for run in asked.runs}
-    if pieces is None or any(piece[0] not in starts for piece in pieces):
+    alike = len({tuple(size) for size in sizes.tolist()}) == 1  # then they have equally many tokens
+    if pieces is None or not (alike or all(piece[0] in starts for piece in pieces)):
         return None
     return [Item(piece[0][0], piece) for piece in pieces]
 
