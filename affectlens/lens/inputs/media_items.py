@@ -179,7 +179,7 @@ def _evenly(asked: _Asked) -> list[Item] | None:
 
 
 def _by_sizes(asked: _Asked) -> list[Item] | None:
-    """Tell pictures apart where their tokens are in proportion to their area: of one size, or a run each line."""
+    """Tell pictures apart by their area: where all have one size, or each line is a run."""
     sizes = asked.sizes.tensors.get("image_sizes")
     if asked.medium != "image" or sizes is None or sizes.ndim != 2:
         return None
