@@ -15,6 +15,7 @@ from torch import Tensor
 from affectlens.errors import LensError, NoSuchSite, near
 from affectlens.interventions.edits import Places, only_points, set_fields
 from affectlens.lens import Activations, Live, Moment, Recording, Rewrite, spread
+from affectlens.lens.hooks.steps import CACHES, held
 from affectlens.lens.live import answering, encodes, inner
 from affectlens.sites import Point, Points, Span
 
@@ -141,12 +142,23 @@ class Following:
                 "the encoder and the decoder run one after the other here, so the other model can't follow; "
                 "patch from a recording"
             )
+        if not moment.whole:
+            raise LensError(
+                "a part of the model was called by itself, so the other can't follow; call the whole model"
+            )
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Mapping) or (isinstance(mask, Tensor) and mask.ndim > 2):
+            raise LensError(
+                "the mask of this call fits one cache, and the other model has another one; generate with a "
+                "dynamic cache"
+            )
         if kwargs.get("mm_encoder_outputs") is not None:
             raise LensError(
                 "generate has already encoded pictures and sounds with this model, so the other one can't "
                 "see them; patch from a recording of what the other generates, or compare logits"
             )
-        if moment.start and (moment.begins or self._cache is None):
+        start = moment.start - moment.skipped
+        if start and (moment.begins or self._cache is None):
             raise LensError(
                 "the other model has not seen what is in the cache, so it can't continue from there; "
                 "run both from the first token"
@@ -154,13 +166,13 @@ class Following:
         if moment.begins:
             self._cache = None
             self._reorder_with(kwargs.get("past_key_values"))
-        elif self._cache is not None and moment.start < self._cache.get_seq_length():
+        elif hasattr(self._cache, "crop") and start < (there := held(self._cache, None) or 0):
             # The followed model went back to score another answer to the same prompt.
-            self._cache.crop(moment.start - self._cache.get_seq_length())
-        own = {**kwargs, "past_key_values": self._cache} if "past_key_values" in kwargs else dict(kwargs)
+            self._cache.crop(start - there)
+        own = {name: self._cache if name in CACHES else value for name, value in kwargs.items()}
         with torch.no_grad(), Recording(self._lens, self._places) as recording:
             out = inner(answering(self._lens.model))(**own)
-        self._cache = getattr(out, "past_key_values", None)
+        self._cache = next((out[name] for name in CACHES if out.get(name) is not None), None)
         for point in self._places:
             passed = recording[point]
             assert isinstance(passed, Activations)
@@ -192,8 +204,8 @@ def aligned(
     alike = moment.begins and span is None and theirs.shape == values.shape and here.shape == there.shape
     if alike and bool((here == there).all()):
         return theirs.clone()  # with the padding's values, so that it is the other run to the bit
-    if moment.begins:
-        _refuse_uneven(here[:, : moment.own.shape[1]], there, point=point, span=span)
+    if moment.start < moment.own.shape[1] <= moment.end:  # the prompt is whole
+        _refuse_uneven(moment.of_prompt(here), there, point=point, span=span)
     number = (here.cumsum(1) - 1)[:, moment.start :]
     # The recorded positions that were chosen come first in each row, in their order.
     order = torch.sort((~there).byte(), dim=1, stable=True).indices

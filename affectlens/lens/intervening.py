@@ -13,9 +13,9 @@ from torch import Tensor
 from affectlens.checkpoints import Checkpoint
 from affectlens.errors import LensError, warn
 from affectlens.lens.hooks.hooking import Hook, Rewrite
+from affectlens.lens.hooks.moments import Moments
 from affectlens.lens.hooks.places import place_of, refuse_unheard
-from affectlens.lens.hooks.positions import Moments
-from affectlens.lens.live import Live, refuse_compiled, remark
+from affectlens.lens.live import Live, refuse_compiled, remark, tokenizer_of
 from affectlens.lens.restoring import Swaps, atomic, interruptible, raise_waiting
 from affectlens.lens.swapping import Swap, swapped
 from affectlens.sites import Point, Site
@@ -65,7 +65,7 @@ class Intervening:
                 )
         self._lens, self._interventions = lens, interventions
         self._undo = Swaps()
-        self.moments = Moments(lens.model)
+        self.moments = Moments(lens.model, tokenizer_of(lens.processor))
         self.swaps: list[Swap] = []
         self.hooks: list[Hook] = []
 

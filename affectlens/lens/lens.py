@@ -20,7 +20,7 @@ from affectlens.lens.inputs.batching import Numbers, batches
 from affectlens.lens.inputs.padding import padding_id
 from affectlens.lens.inputs.prompt_format import PromptFormat, templates
 from affectlens.lens.intervening import ActivationIntervention, Intervening, Intervention
-from affectlens.lens.live import Live, device_of, remark
+from affectlens.lens.live import Live, device_of, remark, tokenizer_of
 from affectlens.lens.paired import Paired
 from affectlens.lens.running import forward, generated, typed
 from affectlens.lens.tower_sizes import COLUMNS, tower_sizes
@@ -231,10 +231,11 @@ class Lens(Live):
     def run(
         self, batch: Mapping[str, Tensor], *, last: int = 1, answer: int = 0
     ) -> Float[Tensor, "batch last vocabulary"]:
-        """Run a prepared batch and return the logits of the last `last` positions, in float32.
+        """Run a prepared batch and return the logits at the last `last` tokens of each row, in float32.
 
-        The last `answer` tokens of the batch are a given answer: interventions treat them as `"generated"`,
-        and the prompt ends before them. Raises `LensError` where the model can't run the batch.
+        Rows may be padded on either side. The last `answer` tokens of each row are a given answer:
+        interventions treat them as `"generated"`, and the prompt ends before them. Raises `LensError` where
+        the model can't run the batch.
         """
         return forward(self.model, batch, last=last, answer=answer)
 
@@ -262,7 +263,7 @@ class Lens(Live):
     @property
     def tokenizer(self) -> Any:
         """The tokenizer, alone or inside the processor."""
-        return getattr(self.processor, "tokenizer", self.processor)
+        return tokenizer_of(self.processor)
 
     def __repr__(self) -> str:
         name, dtype = type(self.model).__name__, self.checkpoint.identity["dtype"]

@@ -75,8 +75,17 @@ def remark(live: Live, words: str) -> None:
 
 def refuse_compiled(model: nn.Module) -> None:
     """Raise `LensError` where a part of the model is compiled: a compiled graph bypasses hooks."""
-    for name, module in model.named_modules():
+    # A walk of its own: each block asks, and `named_modules` takes four times as long.
+    waiting, known = [model], {model}
+    while waiting:
+        module = waiting.pop()
+        below = vars(module).get("_modules")
+        below = below.values() if isinstance(below, dict) else module.children()
+        new = [one for one in below if one is not None and one not in known]
+        waiting += new
+        known.update(new)
         if _compiled(module):
+            name = next(name for name, one in model.named_modules() if one is module)
             raise LensError(
                 f"{name or type(module).__name__} is compiled, and a compiled graph runs no hooks. Make the "
                 f"lens before compiling; pass disable_compile=True to `generate`"
@@ -99,7 +108,7 @@ def _compiled(module: nn.Module) -> bool:
     return (
         type(module).__name__ == "OptimizedModule"
         or own.get("_compiled_call_impl") is not None
-        or hasattr(own.get("forward"), "_torchdynamo_orig_callable")
+        or ("forward" in own and hasattr(own["forward"], "_torchdynamo_orig_callable"))
         or own.get("_compiled_call") is not None
     )
 
@@ -134,6 +143,11 @@ def answering(model: nn.Module) -> nn.Module:
     """
     thinker = getattr(inner(model), "thinker", None)
     return thinker if isinstance(thinker, nn.Module) else model
+
+
+def tokenizer_of(processor: Any) -> Any:
+    """Return the tokenizer, alone or inside a processor; None without one."""
+    return getattr(processor, "tokenizer", processor)
 
 
 def config_of(model: nn.Module) -> Any:

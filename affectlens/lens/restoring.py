@@ -73,16 +73,25 @@ class Swaps:
         setattr(owner, name, value)
 
     @atomic
+    def run(self, doing: Callable[[], None], undoing: Callable[[], None]) -> None:
+        """Call a function now, and another one to undo it; undoing what was not done must do no harm."""
+        self._note(undoing)
+        doing()
+
+    @atomic
     def hook(self, module: nn.Module, function: Callable[..., object], *, side: str) -> None:
         """Register a function as a hook of a module.
 
         `side` is `"input"` or `"output"`, after the hooks that the module has already; or, before them,
         `"enter"` for the input and `"weights"` for the output, for a hook that is a part of the module.
+        `"leave"` is after the output, and after an error.
         """
         self._note(partial(_unhook, module, function))
         if side in ("output", "weights"):
             module.register_forward_hook(function, with_kwargs=True, prepend=side == "weights")
             collect_last(module)
+        elif side == "leave":
+            module.register_forward_hook(function, with_kwargs=True, always_call=True)
         else:
             module.register_forward_pre_hook(function, with_kwargs=True, prepend=side == "enter")
 

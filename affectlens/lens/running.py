@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from affectlens.errors import LensError
 from affectlens.lens.failures import told
+from affectlens.lens.inputs.row_ends import ends_in_padding, row_ends, text_mask
 from affectlens.lens.live import ANSWER, answering, config_of, encodes, inner
 from affectlens.lens.precision import logits_in_float32
 from affectlens.tasks.written_answers import THOUGHTS
@@ -108,12 +109,16 @@ def continued(batch: Mapping[str, Tensor], answer: Int[Tensor, "batch token"]) -
 def forward(
     model: nn.Module, batch: Mapping[str, Tensor], *, last: int = 1, answer: int = 0
 ) -> Float[Tensor, "batch last vocabulary"]:
-    """Return the logits of the last positions, in float32. Raises `LensError` where the model can't run.
+    """Return the logits at the last tokens of each row, in float32; of all positions, if `last` is 0.
 
-    Interventions treat the last `answer` tokens as generated, not as part of the prompt.
+    Padding may be on either side. Interventions treat the last `answer` tokens of each row as generated, not
+    as part of the prompt. Raises `LensError` where the model can't run.
     """
-    logits: Tensor = called(model, batch, last=last, answer=answer).logits
-    return logits[:, -last:].float()
+    mask = text_mask(batch, decodes=encodes(model))
+    # A model keeps the logits of the last columns, which are padding where rows end in it.
+    kept = 0 if ends_in_padding(mask) else last
+    logits: Tensor = called(model, batch, last=kept, answer=answer).logits
+    return (row_ends(logits, mask, count=last) if last else logits).float()
 
 
 def called(

@@ -7,11 +7,10 @@ from typing import overload
 
 from affectlens.errors import NoSuchSite, WrongCount, near
 from affectlens.sites.site import Site
+from affectlens.sites.span_names import KNOWN, span_name
 
 # `Sites.at` explains each kind and span.
 KINDS = ("output", "input", "pre_activation", "gated", "heads", "residual")
-SPANS = ("image", "audio", "video", "text", "prompt", "last", "generated")
-_SPANS = ("token numbers", *SPANS)  # as errors list them
 Span = str | int | tuple[int, ...] | None
 
 
@@ -22,7 +21,7 @@ def numbered(span: object) -> Span:
     try:
         return tuple(map(index, span)) if isinstance(span, Iterable) else index(span)  # type: ignore[arg-type]
     except TypeError:
-        raise NoSuchSite(f"no span {span!r}. Spans: {', '.join(_SPANS)}") from None
+        raise NoSuchSite(f"no span {span!r}. Spans: {', '.join(KNOWN)}") from None
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,8 @@ class Points(Sequence[Point]):
         for point in self._points:
             if point.kind not in KINDS:
                 raise NoSuchSite(f"no point {point.kind!r}. Points: {near(point.kind, KINDS)}")
-            if isinstance(point.span, str) and point.span not in SPANS:
-                raise NoSuchSite(f"no span {point.span!r}. Spans: {near(point.span, _SPANS)}")
+            if isinstance(point.span, str):
+                span_name(point.span)  # raises for an unknown one
 
     def expect(self, count: int) -> "Points":
         """Return the selection if it has `count` points; raise `WrongCount` if not."""

@@ -76,9 +76,11 @@ class Sites(Sequence[Site]):
         `"gated"`, act(gate)·up, the input of `down_proj`; `"heads"`, the input of `o_proj`, head by head;
         `"residual"`, the residual stream after the layer. A head or neuron selects its own features.
 
-        `span` is a medium (`"image"`, `"audio"`, `"video"`), `"text"`, the `"prompt"`, its `"last"` token,
-        the `"generated"` tokens, or numbers of an example's tokens, negative ones counted from the end of
-        the prompt; None selects all positions. Raises `NoSuchSite` for another kind or span.
+        `span` is a medium (`"image"`, `"audio"`, `"video"`), one item of it (`"image:2"`, the second picture
+        of an example), a tile or frame of that (`"image:2/tile:1"`, `"video:1/frame:3"`), `"text"`, a word of
+        the text wherever it occurs (`"text:sad"`), the `"prompt"`, its `"last"` token, the `"generated"`
+        tokens, or numbers of an example's tokens, negative ones counted from the end of the prompt; None
+        selects all positions. Raises `NoSuchSite` for another kind or span.
         """
         return Points(Point(site, kind, numbered(span)) for site in self)
 

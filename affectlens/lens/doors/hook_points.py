@@ -131,8 +131,12 @@ def attach(bridge: "TransformerBridge", hooks: Sequence[Hook], *, live: Checkpoi
 
     found = [(hook, *_place(bridge, hook, live)) for hook in hooks]
     for moments in dict.fromkeys(hook.moments for hook in hooks):
-        for module, entered in moments.entrances():
-            module.register_forward_pre_hook(entered, with_kwargs=True, prepend=True)
+        for module, follow, side in moments.entrances():
+            if side == "enter":
+                moments.listen(module)
+                module.register_forward_pre_hook(follow, with_kwargs=True, prepend=True)
+            else:
+                module.register_forward_hook(follow, with_kwargs=True, always_call=True)
     attached = []
     for hook, place, features in found:
         own = replace(hook, place=hook.place._replace(features=features))

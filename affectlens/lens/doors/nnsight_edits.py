@@ -18,7 +18,7 @@ from nnsight.intervention.source import STATE
 from torch import nn
 
 from affectlens.lens.hooks.hooking import Hook
-from affectlens.lens.hooks.positions import Moments
+from affectlens.lens.hooks.moments import Moments
 from affectlens.lens.intervening import ActivationIntervention, Intervening, Intervention, warn_of_idle
 from affectlens.lens.live import Live
 from affectlens.lens.restoring import Swaps, atomic, raise_waiting

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from affectlens.errors import LensError
 from affectlens.lens.hooks.activations import spread
+from affectlens.lens.hooks.moments import Moments
 from affectlens.lens.hooks.places import Place
-from affectlens.lens.hooks.positions import Moment, Moments
+from affectlens.lens.hooks.positions import Moment
 from affectlens.lens.live import UNSEEN
 from affectlens.sites import Point
 
@@ -65,7 +66,7 @@ class Hook:
 
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any], *output: Any) -> Any:
         """Return the new output or the new input of a module; None where nothing changes."""
-        if UNSEEN.get():
+        if UNSEEN.get() or self.moments.ignores:
             return None
         if self.moments.passes != self._pass:
             self._pass = self.moments.passes

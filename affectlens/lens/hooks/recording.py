@@ -16,10 +16,12 @@ from affectlens import html
 from affectlens.errors import LensError, NoSuchSite, near
 from affectlens.lens.hooks.activations import Activations, Statistics, joined, of_span
 from affectlens.lens.hooks.hooking import Hook
+from affectlens.lens.hooks.moments import Moments
 from affectlens.lens.hooks.places import place_of
-from affectlens.lens.hooks.positions import Moment, Moments
+from affectlens.lens.hooks.positions import OTHER_MASK, Moment
 from affectlens.lens.inputs.batching import batches
-from affectlens.lens.live import Live, refuse_compiled
+from affectlens.lens.inputs.row_ends import row_ends, text_mask
+from affectlens.lens.live import Live, encodes, refuse_compiled, tokenizer_of
 from affectlens.lens.restoring import Swaps, atomic, raise_waiting
 from affectlens.lens.running import forward
 from affectlens.sites import Point, Points
@@ -48,6 +50,7 @@ class Recording:
         # Dropped at the end of the block, so that a recording does not keep the model in memory.
         self._model: nn.Module | None = lens.model
         self._known = weakref.ref(lens.model)
+        self._tokenizer = tokenizer_of(lens.processor)
         self._passed: dict[Point, list[list[Activations]]] = {point: [] for point in points}
         self._statistics = {point: Statistics() for point in points}
         self._waiting: list[tuple[Activations, Tensor, Tensor | None]] = []
@@ -62,7 +65,7 @@ class Recording:
             if model is None:
                 raise LensError("the model of this recording is gone; make a new recording with lens.record")
             refuse_compiled(model)
-            moments = Moments(model)
+            moments = Moments(model, self._tokenizer)
             moments.follow(self._swaps)
             for point, place in self._places.items():
                 hook = Hook(point, place, self._keeper(point), moments, always=True)
@@ -127,7 +130,14 @@ class Recording:
 
     def __getstate__(self) -> dict[str, object]:
         # Only the recorded values are pickled; the copy has no model, so it can't be entered again.
-        return {**vars(self), "_model": None, "_known": _gone, "_places": {}, "_swaps": Swaps()}
+        gone: dict[str, object] = {
+            "_model": None,
+            "_known": _gone,
+            "_tokenizer": None,
+            "_places": {},
+            "_swaps": Swaps(),
+        }
+        return {**vars(self), **gone}
 
     def __repr__(self) -> str:
         return f"Recording({self.points!r}, {self._keep})"
@@ -173,7 +183,8 @@ def record(
         with recording, torch.inference_mode(False), torch.set_grad_enabled(metric is not None):
             logits = forward(lens.model, batch, last=last)
             if metric is not None:
-                recording.differentiate(metric(logits[:, -1]))
+                mask = None if last else text_mask(batch, decodes=encodes(lens.model))
+                recording.differentiate(metric(row_ends(logits, mask, count=1)[:, 0]))
     return recording
 
 
@@ -195,7 +206,16 @@ def _seen(point: Point, values: Tensor, moment: Moment | None) -> tuple[Activati
     """Return a copy of the values that belong to a point, and the mask of its span if it has one."""
     if moment is None or values.shape[:2] != (len(moment.own), moment.length):
         return Activations(values.clone()), None
+    if moment.blind == OTHER_MASK:  # without a span too: padding would be counted
+        raise LensError(f"{point!r}: {moment.blind}")
     chosen = moment.chosen(point.span).to(values.device)
+    if moment.drafts and bool(chosen[:, max(0, moment.own.shape[1] - moment.start) :].any()):
+        raise LensError(
+            f"{point!r}: drafts of assisted decoding pass there, and some of them are rejected later. Record "
+            f"without an assistant model or prompt_lookup_num_tokens, or choose a span of the prompt"
+        )
+    old = max(0, moment.seen - moment.start)  # without a cache, each step computes all positions again
+    values, chosen = values[:, old:], chosen[:, old:]
     if point.span is None:
         return Activations(values.clone(), chosen), None
     return of_span(values, chosen), chosen
