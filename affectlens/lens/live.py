@@ -132,7 +132,8 @@ def refuse_unlike(site: Site, parameter: Tensor) -> None:
 
 def inner(model: nn.Module) -> nn.Module:
     """Unwrap PEFT's wrapper, where there is one."""
-    found: nn.Module = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
+    unwrap = getattr(model, "get_base_model", None)  # a model that PEFT put adapters into has no wrapper
+    found: nn.Module = model if unwrap is None else unwrap()
     return found
 
 
