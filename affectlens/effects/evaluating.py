@@ -24,6 +24,7 @@ from affectlens.errors import LensError, TaskError, near
 from affectlens.lens import Lens, told
 from affectlens.lens.asking import ask
 from affectlens.lens.failures import out_of_memory
+from affectlens.lens.holding import Running
 from affectlens.lens.inputs.batching import batches
 from affectlens.lens.inputs.choices import Choices
 from affectlens.lens.inputs.prompt_format import PromptFormat
@@ -175,7 +176,8 @@ def label_logps(lens: Lens, prepared: PreparedTask) -> Float[Tensor, "examples l
 
     Raises `LensError` where the logits hold NaN: the argmax would be the first label, which may be gold.
     """
-    found = torch.cat([scored(lens.model, one) for one in prepared.choices])
+    with Running(lens):
+        found = torch.cat([scored(lens.model, one) for one in prepared.choices])
     found = found[torch.tensor(prepared.order).argsort()]
     if torch.isnan(found).any():
         raise LensError(

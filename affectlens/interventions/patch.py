@@ -15,6 +15,7 @@ from torch import Tensor
 from affectlens.errors import LensError, NoSuchSite, near
 from affectlens.interventions.edits import Places, only_points, set_fields
 from affectlens.lens import Activations, Live, Moment, Recording, Rewrite, spread
+from affectlens.lens.holding import Running
 from affectlens.lens.live import answering, encodes, inner
 from affectlens.sites import Point, Points, Span
 
@@ -53,7 +54,10 @@ class Patch:
         """Return for each point what passed there in the other run."""
         if isinstance(self.source, Live):
             if self.source.model is lens.model:
-                raise LensError("a model can't run beside itself; patch it from a recording")
+                raise LensError(
+                    "a model can't run beside itself. Record it before: lens.record(points, …), or without "
+                    "its adapter: lens.without_adapter().record(points, …)"
+                )
             beside = Following(self.source, self.points)
             return {point: partial(_followed, point, beside) for point in self.points}
         return {point: _from_recording(point, self.source) for point in self.points}
@@ -158,7 +162,7 @@ class Following:
             # The followed model went back to score another answer to the same prompt.
             self._cache.crop(moment.start - self._cache.get_seq_length())
         own = {**kwargs, "past_key_values": self._cache} if "past_key_values" in kwargs else dict(kwargs)
-        with torch.no_grad(), Recording(self._lens, self._places) as recording:
+        with torch.no_grad(), Running(self._lens), Recording(self._lens, self._places) as recording:
             out = inner(answering(self._lens.model))(**own)
         self._cache = getattr(out, "past_key_values", None)
         for point in self._places:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from affectlens.checkpoints import Checkpoint
+from affectlens.checkpoints import Checkpoint, Source
 from affectlens.errors import LensError, warn
+from affectlens.lens.current import Known
 from affectlens.lens.inputs.prompt_format import PromptFormat
 from affectlens.sites import Site
 from affectlens.tasks import Example
@@ -30,6 +31,9 @@ class Live(ABC):
     processor: Any
     source: Checkpoint | None  # the checkpoint on disk that the model was loaded from
     told: set[str]  # remarks made so far; each is made once
+    known: Known  # what was looked up of the model
+    adapters_off: bool = False  # whether it runs the model without its adapters
+    shown: Checkpoint | None = None  # the checkpoint that a block shows instead of the live one
     reads_padding: bool | None = None  # whether padding changes its answers; None until it is measured
 
     @property
@@ -56,14 +60,13 @@ def over(live: Live, model: nn.Module, *, processor: Any) -> Live:
     """Return `live` over another model, e.g. a copy of its own; the two share the remarks made so far."""
     found = copy.copy(live)
     found.model, found.processor, found.source = model, processor, None
-    forget(found)
+    found.known = Known()
     return found
 
 
-def forget(live: Live) -> None:
-    """Drop what was looked up of the model, so that it is looked up again."""
-    for cached in ("parameters", "checkpoint"):
-        vars(live).pop(cached, None)
+def as_donor(source: "Source | Live") -> Source:
+    """Return a donor in a form that can be opened; of a lens, its weights from before any intervention."""
+    return source.checkpoint.untouched if isinstance(source, Live) else source
 
 
 def remark(live: Live, words: str) -> None:
@@ -76,7 +79,7 @@ def remark(live: Live, words: str) -> None:
 def refuse_compiled(model: nn.Module) -> None:
     """Raise `LensError` where a part of the model is compiled: a compiled graph bypasses hooks."""
     for name, module in model.named_modules():
-        if _compiled(module):
+        if compiled(module):
             raise LensError(
                 f"{name or type(module).__name__} is compiled, and a compiled graph runs no hooks. Make the "
                 f"lens before compiling; pass disable_compile=True to `generate`"
@@ -93,7 +96,7 @@ def refuse_whole(model: nn.Module) -> None:
         )
 
 
-def _compiled(module: nn.Module) -> bool:
+def compiled(module: nn.Module) -> bool:
     """Return whether a module is compiled, in any of four ways; the last is that of `generate`."""
     own = vars(module)
     return (
@@ -123,7 +126,8 @@ def refuse_unlike(site: Site, parameter: Tensor) -> None:
 
 def inner(model: nn.Module) -> nn.Module:
     """Unwrap PEFT's wrapper, where there is one."""
-    found: nn.Module = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
+    # A model of transformers has a `peft_config` too, where it has loaded an adapter without a wrapper.
+    found: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     return found
 
 

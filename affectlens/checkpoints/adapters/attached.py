@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from affectlens.checkpoints.adapters.adapter import adapted
-from affectlens.checkpoints.adapters.factor_names import sort
 from affectlens.checkpoints.adapters.recipes import Recipe
 from affectlens.checkpoints.checkpoint import Checkpoint
 from affectlens.checkpoints.memory import MemoryStore, value_of
@@ -36,7 +35,8 @@ def adapter_layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def is_adapter_layer(module: nn.Module) -> bool:
     """Return whether a module is a layer of PEFT, whose adapters can be switched."""
-    return hasattr(type(module), "disable_adapters") and "_modules" in vars(module)
+    # A model of transformers has a method of that name.
+    return isinstance(getattr(type(module), "disable_adapters", None), property)
 
 
 def adapter_state(layer: Any) -> tuple[object, ...]:

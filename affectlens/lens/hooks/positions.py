@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from affectlens.errors import LensError
 from affectlens.lens.inputs.placeholders import spans
 from affectlens.lens.live import ANSWER, UNSEEN, answering, config_of, encodes, inner
-from affectlens.lens.restoring import Swaps
+from affectlens.lens.restoring import Swaps, refuse_copy
 from affectlens.sites import Span
 
 _SEVERAL_TOKENS = (
@@ -133,6 +133,8 @@ class Moments:
         self._model, self._config = model, config_of(model)
         self._now: dict[str, Moment | None] = {}
         self.passes = 0
+
+    __reduce_ex__ = refuse_copy
 
     def follow(self, swaps: Swaps) -> None:
         """Install the hooks that follow the model, until the swaps are undone."""
