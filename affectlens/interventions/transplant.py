@@ -27,8 +27,9 @@ class Transplant:
     From tuned into base, it asks whether the change at these sites is sufficient (arXiv 2302.06600). From
     base into tuned, it reverts the change and asks whether it is necessary. `alpha` 0 and 1 copy, exact to
     the bit; other values interpolate or amplify, computed in float32. The donor is a path, hub id,
-    `Checkpoint`, module or lens, e.g. `lens.without_adapter()`. Raises `LensError` for an `alpha` that is not finite and, when it is applied,
-    `NoSuchSite` where the donor lacks a site and `LensError` where its shape differs.
+    `Checkpoint`, module or lens, such as `lens.without_adapter()`. Raises `LensError` for an `alpha` that is
+    not finite and, when it is applied, `NoSuchSite` where the donor lacks a site and `LensError` where its
+    shape differs.
 
     Where the two tokenizers give the same tokens other numbers, rows of embeddings are matched by token.
 

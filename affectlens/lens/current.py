@@ -4,13 +4,14 @@ Modules and parameters may be replaced, and adapters added, switched, rescaled o
 over the modules tells, in less time than a layer takes to run; opening the checkpoint again takes longer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
 from affectlens.checkpoints import Checkpoint, open_checkpoint
 from affectlens.checkpoints.adapters.attached import adapter_state, is_adapter_layer
-from affectlens.checkpoints.memory import saved_tensors
+from affectlens.checkpoints.memory import modules_of, saved_tensors
 
 State = tuple[object, ...]
 _MOST = 4  # states of the adapters whose checkpoints are kept, e.g. on and off in turn
@@ -24,6 +25,7 @@ class Known:
         # Holds the tensors, so that the id of a replaced one is not used again.
         self._parameters: Mapping[str, Tensor] = {}
         self._checkpoints: dict[State, Checkpoint] = {}
+        self.pinned: State | None = None
 
     def parameters(self, model: nn.Module) -> Mapping[str, Tensor]:
         """Return the parameters and persistent buffers by name, as they are now."""
@@ -44,7 +46,18 @@ class Known:
         adapters = self._look(model)
         return (self._tensors, adapters)
 
+    @contextmanager
+    def pinning(self, model: nn.Module) -> Iterator[None]:
+        """Look once for a whole block, in which the model stays as it is."""
+        before, self.pinned = self.pinned, self._look(model)
+        try:
+            yield
+        finally:
+            self.pinned = before
+
     def _look(self, model: nn.Module) -> State:
+        if self.pinned is not None:
+            return self.pinned
         tensors, adapters = state_of(model)
         if tensors != self._tensors or not self._parameters:
             self._parameters, self._checkpoints = saved_tensors(model), {}
@@ -56,13 +69,14 @@ def state_of(model: nn.Module) -> tuple[State, State]:
     """Return what tells whether tensors were replaced, and which adapters count, in comparable values."""
     tensors: list[object] = []
     adapters: list[object] = []
-    for module in model.modules():
-        for tensor in module._parameters.values():
+    for module in modules_of(model):
+        known = vars(module)
+        for tensor in known["_parameters"].values():
             if tensor is not None:
-                tensors += (id(tensor), tensor.dtype, tensor.shape)
-        for name, buffer in module._buffers.items():
-            if buffer is not None and name not in module._non_persistent_buffers_set:
-                tensors += (id(buffer), buffer.dtype, buffer.shape)
+                tensors += (id(tensor), tensor.dtype)
+        for name, buffer in known["_buffers"].items():
+            if buffer is not None and name not in known["_non_persistent_buffers_set"]:
+                tensors += (id(buffer), buffer.dtype)
         if is_adapter_layer(module):
             adapters.append(adapter_state(module))
     return tuple(tensors), tuple(adapters)

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from affectlens.checkpoints.adapters.attached import adapter_layers
+from affectlens.checkpoints.memory import modules_of
 from affectlens.errors import LensError
 from affectlens.lens.live import Live, answering, compiled, inner
 from affectlens.lens.restoring import Swaps, atomic, interruptible, raise_waiting, refuse_copy
@@ -33,7 +34,7 @@ class Running:
         try:
             model = self._live.model
             _take_turn(self._swaps, model, adapters_off=self._live.adapters_off, block=False)
-            for module in model.modules():
+            for module in modules_of(model):
                 if module.training:
                     self._swaps.swap(module, "training", value=False)
             raise_waiting()

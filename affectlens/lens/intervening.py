@@ -12,10 +12,10 @@ from torch import Tensor
 
 from affectlens.checkpoints import Checkpoint
 from affectlens.errors import LensError, warn
+from affectlens.lens.holding import hold
 from affectlens.lens.hooks.hooking import Hook, Rewrite
 from affectlens.lens.hooks.places import place_of, refuse_unheard
 from affectlens.lens.hooks.positions import Moments
-from affectlens.lens.holding import hold
 from affectlens.lens.live import Live, refuse_compiled, remark
 from affectlens.lens.restoring import Swaps, atomic, interruptible, raise_waiting
 from affectlens.lens.swapping import Swap, guard, swapped
@@ -53,8 +53,8 @@ class Intervening:
     """Apply interventions in order, each seeing what those before it left.
 
     The doors to nnsight and TransformerLens enter this same block to learn what interventions change: `swaps`
-    and `hooks` are kept after it. Without `held`, other threads may run the model. A class and not a generator: an interrupt that falls between the block and
-    a generator's `finally` would skip it.
+    and `hooks` are kept after it. Without `held`, other threads may run the model. A class and not a
+    generator: an interrupt that falls between the block and a generator's `finally` would skip it.
     """
 
     def __init__(
@@ -83,17 +83,8 @@ class Intervening:
         try:
             if self._held:
                 hold(self._undo, self._lens.model, adapters_off=self._lens.adapters_off)
-            for intervention in self._interventions:
-                edits = self._edits(intervention)
-                swaps, hooks = self._new_weights(edits), self._new_hooks(intervention)
-                self._remark(intervention)
-                # Swapping `.data` keeps the Parameter itself, so that tied modules see the change
-                # together and stay tied.
-                for owner, name, value in swaps:
-                    self._undo.swap(owner, name, value=value)
-                guard(self._undo, self._lens, edits)
-                self._put(hooks)
-                self.swaps += swaps
+            with self._lens.known.pinning(self._lens.model):
+                self._apply()
             # Passes that an intervention ran to compute its values do not count as passes of the block.
             self.moments.passes = 0
             for hook in self.hooks:
@@ -103,6 +94,20 @@ class Intervening:
             self._undo.undo()
             raise
         return self
+
+    @atomic
+    def _apply(self) -> None:
+        for intervention in self._interventions:
+            edits = self._edits(intervention)
+            swaps, hooks = self._new_weights(edits), self._new_hooks(intervention)
+            self._remark(intervention)
+            # Swapping `.data` keeps the Parameter itself, so that tied modules see the change together and
+            # stay tied.
+            for owner, name, value in swaps:
+                self._undo.swap(owner, name, value=value)
+            guard(self._undo, self._lens, edits)
+            self._put(hooks)
+            self.swaps += swaps
 
     @atomic
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -87,7 +87,8 @@ class Lens(Live):
         """The live parameters, seen as a checkpoint: adapters count as they are now."""
         if self.shown is not None:
             return self.shown
-        with Running(self) if self.adapters_off else nullcontext():
+        off = self.adapters_off and self.known.pinned is None
+        with Running(self) if off else nullcontext():
             found = self.known.checkpoint(self.model)
         if self.source is not None:
             found.tokenizer = self.source.tokenizer

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from affectlens.checkpoints import Checkpoint, Source
+from affectlens.checkpoints.memory import modules_of
 from affectlens.errors import LensError, warn
 from affectlens.lens.current import Known
 from affectlens.lens.inputs.prompt_format import PromptFormat
@@ -78,8 +79,9 @@ def remark(live: Live, words: str) -> None:
 
 def refuse_compiled(model: nn.Module) -> None:
     """Raise `LensError` where a part of the model is compiled: a compiled graph bypasses hooks."""
-    for name, module in model.named_modules():
+    for module in modules_of(model):
         if compiled(module):
+            name = next(name for name, one in model.named_modules() if one is module)
             raise LensError(
                 f"{name or type(module).__name__} is compiled, and a compiled graph runs no hooks. Make the "
                 f"lens before compiling; pass disable_compile=True to `generate`"

@@ -114,7 +114,7 @@ def _less(live: Checkpoint, names: set[str]) -> Checkpoint:
 
 
 class Unswitched:
-    """Hook that raises `LensError` where a layer of PEFT computes in another state than the one it has now."""
+    """Hook that raises `LensError` where a layer of PEFT computes in another state than it has now."""
 
     def __init__(self, layer: Any, name: str) -> None:
         self._state, self._name = adapter_state(layer), name
@@ -122,13 +122,13 @@ class Unswitched:
     def __call__(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: object) -> None:
         if kwargs.get("adapter_names") is not None:
             raise LensError(
-                f"adapter_names= gives the rows of a batch different weights, but a block changed the weights "
-                f"of {self._name} for all rows. Activate one adapter with set_adapter before the block"
+                f"adapter_names= gives the rows of a batch different weights, but a block changed those of "
+                f"{self._name} for all rows. Activate one adapter with set_adapter before the block"
             )
         if adapter_state(module) != self._state:
             raise LensError(
-                f"the adapter of {self._name} was switched, rescaled or merged inside a block that changed its "
-                f"weights. Do it before the block: with model.disable_adapter(), lens.intervene(…): …"
+                f"the adapter of {self._name} was switched, rescaled or merged inside a block that changed "
+                f"its weights. Do it before the block: with model.disable_adapter(), lens.intervene(…): …"
             )
 
     __reduce_ex__ = refuse_copy

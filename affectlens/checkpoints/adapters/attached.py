@@ -8,7 +8,7 @@ Any state of the model opens. Where the effective values of a site are unknown, 
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -35,17 +35,23 @@ def adapter_layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def is_adapter_layer(module: nn.Module) -> bool:
     """Return whether a module is a layer of PEFT, whose adapters can be switched."""
+    return _is_layer(type(module))
+
+
+@cache
+def _is_layer(kind: type) -> bool:
     # A model of transformers has a method of that name.
-    return isinstance(getattr(type(module), "disable_adapters", None), property)
+    return isinstance(getattr(kind, "disable_adapters", None), property)
 
 
-def adapter_state(layer: Any) -> tuple[object, ...]:
+def adapter_state(layer: nn.Module) -> tuple[object, ...]:
     """Return what decides which adapters of a layer count, in values that can be compared."""
-    names, scales = vars(layer).get("_active_adapter", "default"), vars(layer).get("scaling")
+    known = vars(layer)
+    names, scales = known.get("_active_adapter", "default"), known.get("scaling")
     return (
-        layer.disable_adapters,
+        known.get("_disable_adapters", False),
         names if isinstance(names, str) else tuple(names or ()),
-        tuple(getattr(layer, "merged_adapters", ())),
+        tuple(known.get("merged_adapters", ())),
         tuple(scales.items()) if isinstance(scales, Mapping) else (),
     )
 

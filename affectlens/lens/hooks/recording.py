@@ -13,11 +13,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from affectlens.errors import LensError, NoSuchSite, near
+from affectlens.lens.holding import Running, hold
 from affectlens.lens.hooks.activations import Activations, Statistics, joined, of_span
 from affectlens.lens.hooks.hooking import Hook
 from affectlens.lens.hooks.places import place_of
 from affectlens.lens.hooks.positions import Moment, Moments
-from affectlens.lens.holding import Running, hold
 from affectlens.lens.inputs.batching import batches
 from affectlens.lens.live import Live, refuse_compiled
 from affectlens.lens.restoring import Swaps, atomic, raise_waiting
