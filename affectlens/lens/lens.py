@@ -15,6 +15,7 @@ from affectlens.checkpoints.chat_templates import ChatTemplate
 from affectlens.errors import LensError
 from affectlens.lens.asking import ask
 from affectlens.lens.current import Known
+from affectlens.lens.greedy import settings_for
 from affectlens.lens.holding import Running, refuse_without_layers
 from affectlens.lens.hooks.places import module_name
 from affectlens.lens.hooks.recording import Metric, Recording, record
@@ -269,19 +270,24 @@ class Lens(Live):
             return forward(self.model, batch, last=last, answer=answer)
 
     @torch.no_grad()
-    def generate(self, *examples: Example, prompt: str = "{text}", max_new_tokens: int = 8) -> list[str]:
-        """Answer examples greedily and return the new text of each. Raises `LensError`."""
+    def generate(
+        self,
+        *examples: Example,
+        prompt: str = "{text}",
+        max_new_tokens: int = 8,
+        settings: Mapping[str, Any] | None = None,
+    ) -> list[str]:
+        """Answer examples greedily and return the new text of each. Raises `LensError`.
+
+        The model's own generation settings (sampling, beams, penalties, forced tokens) are not used; a
+        `Remark` names them. `settings` asks for others: `{"do_sample": True, "temperature": 0.7}`.
+        """
+        chosen = {"max_new_tokens": max_new_tokens, **settings_for(self, settings)}
+        chosen.setdefault("pad_token_id", padding_id(self.model, self.tokenizer))
         found: dict[int, str] = {}
         for numbers, batch in self._batches(examples, prompt):
-            padding = padding_id(self.model, self.tokenizer)
             with Running(self):
-                texts = generated(
-                    self.model,
-                    batch,
-                    tokenizer=self.tokenizer,
-                    padding=padding,
-                    max_new_tokens=max_new_tokens,
-                )
+                texts = generated(self.model, batch, tokenizer=self.tokenizer, settings=chosen)
             found |= zip(numbers, texts, strict=True)
         return [found[number] for number in sorted(found)]
 

@@ -8,7 +8,7 @@ Any state of the model opens. Where the effective values of a site are unknown, 
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,13 +35,8 @@ def adapter_layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def is_adapter_layer(module: nn.Module) -> bool:
     """Return whether a module is a layer of PEFT, whose adapters can be switched."""
-    return _is_layer(type(module))
-
-
-@cache
-def _is_layer(kind: type) -> bool:
     # A model of transformers has a method of that name.
-    return isinstance(getattr(kind, "disable_adapters", None), property)
+    return isinstance(getattr(type(module), "disable_adapters", None), property)
 
 
 def adapter_state(layer: nn.Module) -> tuple[object, ...]:

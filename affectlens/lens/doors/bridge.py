@@ -56,8 +56,9 @@ def bridge(
         for owner, name, value in block.swaps:
             # The value may be the donor's own tensor, which the bridge must not change.
             setattr(owner, name, value.clone() if isinstance(value, Tensor) else value)
+    live = copied.checkpoint  # before a bridge replaces modules of the copy
     built = boot(copied.model, adapt, processor=copied.processor)
-    attach(built, block.hooks, live=copied.checkpoint)
+    attach(built, block.hooks, live=live)
     return built
 
 
