@@ -173,7 +173,9 @@ def _offloaded(module: nn.Module) -> dict[str, Callable[[], Tensor]]:
 
 def modules_of(module: nn.Module) -> list[nn.Module]:
     """Return a module and all modules in it, each once; several times faster than `module.modules()`."""
-    found, seen, left = [], set(), [module]
+    found: list[nn.Module] = []
+    seen: set[int] = set()
+    left: list[nn.Module | None] = [module]
     while left:
         one = left.pop()
         if one is not None and id(one) not in seen:

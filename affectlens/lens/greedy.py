@@ -32,8 +32,13 @@ _REFUSED = {
     "max_new_tokens": "give it as max_new_tokens=",
     "generation_config": "give its settings by name",
 }
-# Neither changes an answer: the length is given, and only text is returned.
-_SILENT = ("max_length", "max_new_tokens", "return_dict_in_generate", "transformers_version", *_SEEN)
+# These don't change an answer: its length is given, and its text alone is returned.
+_SILENT = (
+    "max_length",
+    "transformers_version",
+    *("output_scores", "output_logits", "output_attentions", "output_hidden_states"),
+    *_REFUSED,
+)
 
 
 def settings_for(live: Live, asked: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from affectlens.checkpoints import Checkpoint
 from affectlens.checkpoints.adapters.attached import adapter_layers
 from affectlens.checkpoints.memory import modules_of
 from affectlens.errors import LensError
@@ -75,6 +76,14 @@ def _switch_off(swaps: Swaps, model: nn.Module) -> None:
             )
         if not layer.disable_adapters:
             swaps.swap(layer, "_disable_adapters", value=True)
+
+
+def looked_up(live: Live) -> Checkpoint:
+    """Return the checkpoint of a lens's model with its adapters as the lens runs them."""
+    if not live.adapters_off or live.known.pinned is not None:
+        return live.known.checkpoint(live.model)
+    with Running(live):
+        return live.known.checkpoint(live.model)
 
 
 def refuse_without_layers(model: nn.Module) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from affectlens.errors import LensError
 from affectlens.lens.asking import ask
 from affectlens.lens.current import Known
 from affectlens.lens.greedy import settings_for
-from affectlens.lens.holding import Running, refuse_without_layers
+from affectlens.lens.holding import Running, looked_up, refuse_without_layers
 from affectlens.lens.hooks.places import module_name
 from affectlens.lens.hooks.recording import Metric, Recording, record
 from affectlens.lens.inputs.batching import Numbers, batches
@@ -88,9 +87,7 @@ class Lens(Live):
         """The live parameters, seen as a checkpoint: adapters count as they are now."""
         if self.shown is not None:
             return self.shown
-        off = self.adapters_off and self.known.pinned is None
-        with Running(self) if off else nullcontext():
-            found = self.known.checkpoint(self.model)
+        found = looked_up(self)
         if self.source is not None:
             found.tokenizer = self.source.tokenizer
         return found
@@ -128,15 +125,6 @@ class Lens(Live):
         Each of its runs and blocks switches all adapters off and puts their state back after it. It is also
         a donor: `al.Transplant(sites, donor=lens.without_adapter())`. Raises `LensError` for a model without
         adapters and, when it runs, for adapters that are merged into the weights.
-
-        >>> import affectlens as al
-        >>> from peft import LoraConfig, get_peft_model
-        >>> lens = al.load(al.load_demo().base, dtype="float32")
-        >>> config = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
-        >>> tuned = al.Lens(get_peft_model(lens.model, config), lens.processor)
-        >>> query = tuned.sites.where(tower="language", role="q_proj")[0]
-        >>> tuned.parameter(query).equal(tuned.without_adapter().parameter(query))
-        False
         """
         refuse_without_layers(self.model)
         found = copy.copy(self)
@@ -282,8 +270,8 @@ class Lens(Live):
         The model's own generation settings (sampling, beams, penalties, forced tokens) are not used; a
         `Remark` names them. `settings` asks for others: `{"do_sample": True, "temperature": 0.7}`.
         """
-        chosen = {"max_new_tokens": max_new_tokens, **settings_for(self, settings)}
-        chosen.setdefault("pad_token_id", padding_id(self.model, self.tokenizer))
+        usual = {"max_new_tokens": max_new_tokens, "pad_token_id": padding_id(self.model, self.tokenizer)}
+        chosen = usual | settings_for(self, settings)
         found: dict[int, str] = {}
         for numbers, batch in self._batches(examples, prompt):
             with Running(self):
