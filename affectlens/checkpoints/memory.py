@@ -1,6 +1,5 @@
 """The store over tensors in memory: those of a live module, or a mapping from names to tensors."""
 
-import math
 from collections.abc import Callable, Hashable, Mapping, MutableMapping
 from copy import copy
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from affectlens.checkpoints.bytes import Span
 from affectlens.checkpoints.checkpoint import Checkpoint
-from affectlens.checkpoints.store import Header
+from affectlens.checkpoints.store import Header, Store, parts
 from affectlens.errors import CheckpointError
 
 
@@ -60,7 +59,7 @@ class MemoryStore:
         elsewhere: Mapping[str, Callable[[], Tensor]] | None = None,
     ) -> None:
         self.name, self.format, self.source = name, "memory", ""
-        self._tensors = tensors
+        self.tensors = tensors
         self._elsewhere = elsewhere or {}  # fetch the values of tensors that are offloaded
         self.untouched = False  # True: read the values from before the interventions that are active now
         self.config: Mapping[str, Any] = config or {}
@@ -78,17 +77,18 @@ class MemoryStore:
         found.untouched = True
         return found
 
-    def shares(self, other: object) -> bool:
-        """Return whether another store serves any of the same tensor objects."""
-        if not isinstance(other, MemoryStore):
-            return False
-        return any(self._tensors[name] is other._tensors.get(name) for name in self.headers)
+    def of(
+        self, tensors: Mapping[str, Tensor], elsewhere: Mapping[str, Callable[[], Tensor]] | None = None
+    ) -> "MemoryStore":
+        """Return a store of other tensors of the same model; `elsewhere` fetches those that are on meta."""
+        known = {**self._elsewhere, **(elsewhere or {})}
+        found = MemoryStore(tensors, name=self.name, config=self.config, elsewhere=known)
+        found.untouched = self.untouched
+        return found
 
     def read(self, tensor: str, rows: slice | None = None) -> Tensor:
         """Return a tensor, or some of its rows, without a copy; an offloaded one is fetched."""
-        found = self._tensors[tensor].detach()
-        if self.untouched and self._tensors[tensor] in HELD:
-            found = HELD[self._tensors[tensor]][0].before
+        found = value_of(self.tensors[tensor], untouched=self.untouched)
         if found.is_meta and tensor in self._elsewhere:
             found = self._elsewhere[tensor]().detach()
         if found.is_meta:
@@ -104,9 +104,9 @@ class MemoryStore:
 
     def span(self, tensor: str) -> Span | None:
         """Return where the bytes of a tensor are; None off the CPU, or if they are not one run."""
-        found = self._tensors[tensor].detach()
+        found = self.tensors[tensor].detach()
         # The values from before are in another tensor, and perhaps on another device.
-        if self.untouched and self._tensors[tensor] in HELD:
+        if self.untouched and self.tensors[tensor] in HELD:
             return None
         if found.device.type != "cpu" or not found.is_contiguous() or not found.numel():
             return None
@@ -123,7 +123,21 @@ class MemoryStore:
     @property
     def facts(self) -> dict[str, int]:
         """The size in bytes; a hash would cost a pass over the model."""
-        return {"bytes": sum(t.numel() * t.element_size() for t in self._tensors.values())}
+        return {"bytes": sum(t.numel() * t.element_size() for t in self.tensors.values())}
+
+
+def value_of(tensor: Tensor, *, untouched: bool) -> Tensor:
+    """Return the values of a tensor, if `untouched` those from before the interventions that are active."""
+    return HELD[tensor][0].before if untouched and tensor in HELD else tensor.detach()
+
+
+def shared(store: Store, other: Store) -> bool:
+    """Return whether two stores serve any of the same tensor objects."""
+    ours, theirs = (
+        {id(tensor) for one in parts(each) if isinstance(one, MemoryStore) for tensor in one.tensors.values()}
+        for each in (store, other)
+    )
+    return not ours.isdisjoint(theirs)
 
 
 def store_of(module: nn.Module) -> MemoryStore:
@@ -157,6 +171,20 @@ def _offloaded(module: nn.Module) -> dict[str, Callable[[], Tensor]]:
     return found
 
 
+def modules_of(module: nn.Module) -> list[nn.Module]:
+    """Return a module and all modules in it, each once; several times faster than `module.modules()`."""
+    found: list[nn.Module] = []
+    seen: set[int] = set()
+    left: list[nn.Module | None] = [module]
+    while left:
+        one = left.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            found.append(one)
+            left.extend(one._modules.values())
+    return found
+
+
 def saved_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Return the parameters of a module, then its persistent buffers: the tensors that a save writes."""
     # Buffers that are not persistent are computed again on loading, so no file has them.
@@ -167,41 +195,6 @@ def saved_tensors(module: nn.Module) -> dict[str, Tensor]:
         if tensor is not None and buffer not in part._non_persistent_buffers_set
     }
     return {**dict(module.named_parameters()), **kept}
-
-
-def peft_config(module: nn.Module) -> dict[str, Any]:
-    """Return the config of a live module's adapter; empty if it has none.
-
-    Raises `CheckpointError` if the adapter is merged while still attached, disabled or rescaled.
-    """
-    known = getattr(module, "peft_config", None)
-    if not isinstance(known, Mapping) or len(known) != 1:
-        return {}
-    if any(getattr(part, "merged", False) is True for part in module.modules()):
-        fix = "Call unmerge_adapter() or merge_and_unload()"
-        raise CheckpointError(
-            type(module).__name__,
-            "its adapter is merged and still attached, so it would count twice",
-            fix=fix,
-        )
-    ((adapter, config),) = known.items()
-    for part in module.modules():
-        scales = getattr(part, "scaling", None)
-        if getattr(part, "disable_adapters", False) is True or _rescaled(part, scales, adapter):
-            fix = "Enable it, and reset its scale; or save it and name the folder"
-            raise CheckpointError(type(module).__name__, "its adapter is disabled or rescaled", fix=fix)
-    found: dict[str, Any] = config.to_dict()
-    return found
-
-
-def _rescaled(part: nn.Module, scales: object, adapter: str) -> bool:
-    if not isinstance(scales, Mapping) or adapter not in scales:
-        return False
-    rank, alpha = (getattr(part, name, {}).get(adapter) for name in ("r", "lora_alpha"))
-    if not rank or alpha is None:
-        return False
-    # PEFT sets alpha/r, or alpha/√r for rsLoRA; any other scale was set by hand.
-    return all(abs(scales[adapter] - alpha / r) > 1e-6 * abs(alpha) for r in (rank, math.sqrt(rank)))
 
 
 def from_module(module: nn.Module) -> Checkpoint:

@@ -24,8 +24,6 @@ from affectlens.sites import Site, drawn, nodes, record
 if TYPE_CHECKING:
     import torch
 
-    from affectlens.checkpoints.memory import MemoryStore
-
 Source = Union[str, Path, Checkpoint, "torch.nn.Module"]
 # The hub's own rules: for other names its client would raise an error of its own.
 _HUB_ID = re.compile(r"(?![^@]*(?:--|\.\.|\.git(?:@|$)))\b[\w.-]+\b/\b[\w.-]{1,96}\b(@[\w./-]+)?", re.ASCII)
@@ -63,12 +61,20 @@ def open_checkpoint(
             base = None if base is None else open_checkpoint(base)
             store = as_transformers(store, base)
         return _opened(store, config, base=base, preset=preset, alpha=alpha)
-    now, config = _live(source)
-    # A live module gets two views: with the interventions that are active now, and from before them.
-    live, live.untouched = (
-        _opened(store, config, base=base, preset=preset, alpha=alpha) for store in (now, now.before())
-    )
-    return live
+    # A module can exist only if torch is imported already; importing it just to ask would be slow.
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(source, torch.nn.Module):
+        from affectlens.checkpoints.adapters.attached import adapter_layers, opened
+        from affectlens.checkpoints.memory import store_of
+
+        store, layers = store_of(source), dict(adapter_layers(source))
+        # A live module gets two views: with the interventions that are active now, and from before them.
+        live, live.untouched = (
+            opened(one, layers) if layers else _opened(one, {}, base=base, preset=preset, alpha=alpha)
+            for one in (store, store.before())
+        )
+        return live
+    raise CheckpointError(type(source).__name__, "is not a path, hub id, Checkpoint or nn.Module")
 
 
 @dataclass(frozen=True)
@@ -221,13 +227,3 @@ def _parted(store: Store, found: Sorted) -> tuple[Checkpoint, Store]:
     rest = {name: (store, name) for name in store.headers if name not in own}
     base = Checkpoint(JoinedStore(store, own, config=store.config))
     return base, JoinedStore(store, rest, config=store.config)
-
-
-def _live(source: object) -> tuple["MemoryStore", Mapping[str, Any]]:
-    # A module can exist only if torch is imported already; importing it just to ask would be slow.
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(source, torch.nn.Module):
-        from affectlens.checkpoints.memory import peft_config, store_of
-
-        return store_of(source), peft_config(source)
-    raise CheckpointError(type(source).__name__, "is not a path, hub id, Checkpoint or nn.Module")

@@ -128,6 +128,13 @@ class JoinedStore:
         return self._main.facts
 
 
+def parts(store: Store) -> tuple[Store, ...]:
+    """Return the stores that a store is joined from, at any depth; else the store itself."""
+    if not isinstance(store, JoinedStore):
+        return (store,)
+    return tuple(inner for one in store._stores for inner in parts(one))
+
+
 def together(first: Store, second: Store) -> JoinedStore:
     """Join two stores; raises `CheckpointError` for a tensor that both hold."""
     for name in sorted(first.headers.keys() & second.headers.keys()):

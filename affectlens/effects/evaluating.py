@@ -22,6 +22,7 @@ from affectlens.effects.prompting import PromptOf, asked_as, describe_prompts
 from affectlens.errors import LensError, TaskError, near
 from affectlens.lens import Lens, told
 from affectlens.lens.asking import ask
+from affectlens.lens.holding import Running
 from affectlens.lens.inputs.batching import batches
 from affectlens.lens.inputs.choices import Choices
 from affectlens.lens.inputs.prompt_format import PromptFormat
@@ -205,9 +206,10 @@ def label_logps(
     Raises `LensError` where the logits hold NaN: the argmax would be the first label, which may be gold.
     """
     parts = []
-    for one in prepared.choices:
-        parts.append(scored(lens.model, one))
-        tell(len(one.labels))
+    with Running(lens):
+        for one in prepared.choices:
+            parts.append(scored(lens.model, one))
+            tell(len(one.labels))
     found = torch.cat(parts)[torch.tensor(prepared.order).argsort()]
     if torch.isnan(found).any():
         raise LensError(

@@ -15,6 +15,7 @@ from torch import Tensor
 from affectlens.errors import LensError, NoSuchSite, near
 from affectlens.interventions.edits import Places, only_points, set_fields
 from affectlens.lens import Activations, Live, Moment, Recording, Rewrite, spread
+from affectlens.lens.holding import Running
 from affectlens.lens.hooks.steps import CACHES, held
 from affectlens.lens.live import answering, encodes, inner
 from affectlens.sites import Point, Points, Span
@@ -54,7 +55,10 @@ class Patch:
         """Return for each point what passed there in the other run."""
         if isinstance(self.source, Live):
             if self.source.model is lens.model:
-                raise LensError("a model can't run beside itself; patch it from a recording")
+                raise LensError(
+                    "a model can't run beside itself. Record it before: lens.record(points, …), or without "
+                    "its adapter: lens.without_adapter().record(points, …)"
+                )
             beside = Following(self.source, self.points)
             return {point: partial(_followed, point, beside) for point in self.points}
         return {point: _from_recording(point, self.source) for point in self.points}
@@ -170,7 +174,7 @@ class Following:
             # The followed model went back to score another answer to the same prompt.
             self._cache.crop(start - there)
         own = {name: self._cache if name in CACHES else value for name, value in kwargs.items()}
-        with torch.no_grad(), Recording(self._lens, self._places) as recording:
+        with torch.no_grad(), Running(self._lens), Recording(self._lens, self._places) as recording:
             out = inner(answering(self._lens.model))(**own)
         self._cache = next((out[name] for name in CACHES if out.get(name) is not None), None)
         for point in self._places:

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from affectlens.checkpoints import Checkpoint, Source, open_checkpoint, pair
 from affectlens.checkpoints.bytes import Span
-from affectlens.checkpoints.memory import MemoryStore
+from affectlens.checkpoints.memory import shared
 from affectlens.checkpoints.settings import differing
 from affectlens.checkpoints.tying import VOCABULARY
 from affectlens.checkpoints.vocabulary import Rows, compare_words
 from affectlens.errors import LensError
 from affectlens.interventions.edits import Edits, Places, finite, only_sites, set_fields
 from affectlens.lens import Live
+from affectlens.lens.live import as_donor
 from affectlens.sites import Site, Sites
 
 
@@ -26,8 +27,9 @@ class Transplant:
     From tuned into base, it asks whether the change at these sites is sufficient (arXiv 2302.06600). From
     base into tuned, it reverts the change and asks whether it is necessary. `alpha` 0 and 1 copy, exact to
     the bit; other values interpolate or amplify, computed in float32. The donor is a path, hub id,
-    `Checkpoint` or module. Raises `LensError` for an `alpha` that is not finite and, when it is applied,
-    `NoSuchSite` where the donor lacks a site and `LensError` where its shape differs.
+    `Checkpoint`, module or lens, such as `lens.without_adapter()`. Raises `LensError` for an `alpha` that is
+    not finite and, when it is applied, `NoSuchSite` where the donor lacks a site and `LensError` where its
+    shape differs.
 
     Where the two tokenizers give the same tokens other numbers, rows of embeddings are matched by token.
 
@@ -40,10 +42,10 @@ class Transplant:
     """
 
     sites: Sites
-    donor: Source
+    donor: Source | Live
     alpha: float
 
-    def __init__(self, sites: Places, *, donor: Source, alpha: float = 1.0) -> None:
+    def __init__(self, sites: Places, *, donor: Source | Live, alpha: float = 1.0) -> None:
         set_fields(self, sites=only_sites(sites, "Transplant"), donor=donor, alpha=finite("alpha", alpha))
 
     def __repr__(self) -> str:
@@ -84,13 +86,13 @@ class Transplant:
         return left_behind(lens, self.donor, sites=self.sites) if self.alpha else ()
 
 
-def fitting_donor(donor: Source, live: Checkpoint, *, sites: Sites) -> Checkpoint:
+def fitting_donor(donor: Source | Live, live: Checkpoint, *, sites: Sites) -> Checkpoint:
     """Open a donor, an adapter over the weights as they were before any intervention.
 
     Raises `NoSuchSite` where it lacks a site, and `LensError` where its shape there differs.
     """
-    found = open_checkpoint(donor, base=live.untouched)
-    if isinstance(found.store, MemoryStore) and found.store.shares(live.store):
+    found = open_checkpoint(as_donor(donor), base=live.untouched)
+    if shared(found.store, live.store):
         found = found.untouched  # the donor is the live model: its own values are those before any edit
     for site in sites:
         if found.shape(site) != live.shape(site):
@@ -105,12 +107,12 @@ def _mixed(here: Tensor, there: Tensor, *, alpha: float) -> Tensor:
     return (ours + alpha * (theirs - ours)).to(here.dtype)
 
 
-def left_behind(lens: Live, source: Source, *, sites: Sites) -> Sequence[str]:
+def left_behind(lens: Live, source: Source | Live, *, sites: Sites) -> Sequence[str]:
     """Return sentences on how the donor differs beside its weights at these sites.
 
     Base with all of tuned's weights is tuned to the bit only where this returns nothing.
     """
-    donor = open_checkpoint(source, base=lens.checkpoint.untouched)
+    donor = open_checkpoint(as_donor(source), base=lens.checkpoint.untouched)
     return tuple(_sentences(lens, donor, sites))
 
 

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from affectlens.checkpoints import Checkpoint
 from affectlens.errors import LensError, warn
+from affectlens.lens.holding import hold
 from affectlens.lens.hooks.hooking import Hook, Rewrite
 from affectlens.lens.hooks.moments import Moments
 from affectlens.lens.hooks.places import place_of, refuse_unheard
 from affectlens.lens.live import Live, refuse_compiled, remark, tokenizer_of
 from affectlens.lens.restoring import Swaps, atomic, interruptible, raise_waiting
-from affectlens.lens.swapping import Swap, swapped
+from affectlens.lens.swapping import Swap, guard, swapped
 from affectlens.sites import Point, Site
 
 
@@ -52,18 +53,24 @@ class Intervening:
     """Apply interventions in order, each seeing what those before it left.
 
     The doors to nnsight and TransformerLens enter this same block to learn what interventions change: `swaps`
-    and `hooks` are kept after it. A class and not a generator: an interrupt that falls between the block and
-    a generator's `finally` would skip it.
+    and `hooks` are kept after it. Without `held`, other threads may run the model. A class and not a
+    generator: an interrupt that falls between the block and a generator's `finally` would skip it.
     """
 
-    def __init__(self, lens: Live, interventions: Sequence[Intervention | ActivationIntervention]) -> None:
+    def __init__(
+        self,
+        lens: Live,
+        interventions: Sequence[Intervention | ActivationIntervention],
+        *,
+        held: bool = True,
+    ) -> None:
         for one in interventions:
             if not isinstance(one, Intervention | ActivationIntervention):
                 raise LensError(
                     f"{type(one).__name__} is not an intervention: it has neither a method edits(live) nor "
                     f"rewrites(lens)"
                 )
-        self._lens, self._interventions = lens, interventions
+        self._lens, self._interventions, self._held = lens, interventions, held
         self._undo = Swaps()
         self.moments = Moments(lens.model, tokenizer_of(lens.processor))
         self.swaps: list[Swap] = []
@@ -74,15 +81,10 @@ class Intervening:
         self._undo.open()
         self.swaps, self.hooks = [], []
         try:
-            for intervention in self._interventions:
-                swaps, hooks = self._new_weights(intervention), self._new_hooks(intervention)
-                self._remark(intervention)
-                # Swapping `.data` keeps the Parameter itself, so that tied modules see the change
-                # together and stay tied.
-                for owner, name, value in swaps:
-                    self._undo.swap(owner, name, value=value)
-                self._put(hooks)
-                self.swaps += swaps
+            if self._held:
+                hold(self._undo, self._lens.model, adapters_off=self._lens.adapters_off)
+            with self._lens.known.pinning(self._lens.model):
+                self._apply()
             # Passes that an intervention ran to compute its values do not count as passes of the block.
             self.moments.passes = 0
             for hook in self.hooks:
@@ -92,6 +94,20 @@ class Intervening:
             self._undo.undo()
             raise
         return self
+
+    @atomic
+    def _apply(self) -> None:
+        for intervention in self._interventions:
+            edits = self._edits(intervention)
+            swaps, hooks = self._new_weights(edits), self._new_hooks(intervention)
+            self._remark(intervention)
+            # Swapping `.data` keeps the Parameter itself, so that tied modules see the change together and
+            # stay tied.
+            for owner, name, value in swaps:
+                self._undo.swap(owner, name, value=value)
+            guard(self._undo, self._lens, edits)
+            self._put(hooks)
+            self.swaps += swaps
 
     @atomic
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -106,10 +122,12 @@ class Intervening:
             remark(self._lens, words)
 
     @interruptible
-    def _new_weights(self, intervention: object) -> list[Swap]:
-        if not isinstance(intervention, Intervention):
-            return []
-        return swapped(self._lens, intervention.edits(self._lens.checkpoint))
+    def _edits(self, intervention: object) -> Mapping[Site, Tensor]:
+        return intervention.edits(self._lens.checkpoint) if isinstance(intervention, Intervention) else {}
+
+    @interruptible
+    def _new_weights(self, edits: Mapping[Site, Tensor]) -> list[Swap]:
+        return swapped(self._lens, edits) if edits else []
 
     @interruptible
     def _new_hooks(self, intervention: object) -> list[Hook]:

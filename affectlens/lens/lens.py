@@ -1,7 +1,8 @@
 """Lens: a live model and its processor, addressed by the same sites as its files."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,11 +10,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from affectlens import html
-from affectlens.checkpoints import Checkpoint, Source, open_checkpoint
+from affectlens.checkpoints import Checkpoint, Source
 from affectlens.checkpoints.chat_templates import ChatTemplate
-from affectlens.checkpoints.memory import saved_tensors
 from affectlens.errors import LensError
 from affectlens.lens.asking import ask
+from affectlens.lens.current import Known
+from affectlens.lens.greedy import settings_for
+from affectlens.lens.holding import Running, looked_up, refuse_without_layers
 from affectlens.lens.hooks.places import module_name
 from affectlens.lens.hooks.recording import Metric, Recording, record
 from affectlens.lens.inputs.batching import Numbers, batches
@@ -73,6 +76,7 @@ class Lens(Live):
         self.processor = processor
         self.source = source  # the checkpoint the model was loaded from, if it was
         self.remote_code = remote_code  # the revision and files of the model's own code, if it ran any
+        self.known = Known()
         self._form: tuple[Any, PromptFormat] | None = None
         self.told: set[str] = set()  # remarks made so far; each is made once
         self.template_options = dict(template_options or {})  # passed to the chat template
@@ -80,10 +84,12 @@ class Lens(Live):
         self.cue = cue  # written behind each prompt
         self.unread = ""  # why the processor could not be read, where there are files of one
 
-    @cached_property
+    @property
     def checkpoint(self) -> Checkpoint:
-        """The live parameters, seen as a checkpoint."""
-        found = open_checkpoint(self.model)
+        """The live parameters, seen as a checkpoint: adapters count as they are now."""
+        if self.shown is not None:
+            return self.shown
+        found = looked_up(self)
         if self.source is not None:
             found.tokenizer = self.source.tokenizer
         return found
@@ -93,10 +99,10 @@ class Lens(Live):
         """All sites, the same as in the checkpoint on disk."""
         return self.checkpoint.sites
 
-    @cached_property
+    @property
     def parameters(self) -> Mapping[str, Tensor]:
         """The live parameters and persistent buffers, by the model's own names; tied ones once."""
-        return saved_tensors(self.model)
+        return self.known.parameters(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -110,9 +116,22 @@ class Lens(Live):
     def parameter(self, site: Site) -> Tensor:
         """Return the live values of a site, sharing the model's memory. Raises `NoSuchSite`.
 
-        For a site that an adapter changes: the effective values, base plus factors, computed in float32.
+        For a site that an adapter changes: the effective values, base plus factors, computed in float32, with
+        the adapters that are active now. Raises `CheckpointError` where these values are unknown.
         """
         return self.checkpoint.read(site)
+
+    def without_adapter(self) -> "Lens":
+        """Return a lens of the same model that runs it without its adapters: of the base.
+
+        Each of its runs and blocks switches all adapters off and puts their state back after it. It is also
+        a donor: `al.Transplant(sites, donor=lens.without_adapter())`. Raises `LensError` for a model without
+        adapters and, when it runs, for adapters that are merged into the weights.
+        """
+        refuse_without_layers(self.model)
+        found = copy.copy(self)
+        found.known, found.adapters_off = Known(), True
+        return found
 
     def intervene(self, *interventions: Intervention | ActivationIntervention) -> Intervening:
         """Apply interventions, in order, for the length of a `with` block; blocks nest.
@@ -151,7 +170,7 @@ class Lens(Live):
         recording = Recording(self, points, keep=keep, gradients=metric is not None)
         return record(recording, self, examples=examples, prompt=prompt, metric=metric, batch_size=batch_size)
 
-    def paired(self, tuned: Source) -> Paired:
+    def paired(self, tuned: Source | Live) -> Paired:
         """Keep a second model beside this one: only what differs, or the factors of an adapter.
 
         Its repr shows the memory that it needs before anything is loaded: see `Paired`.
@@ -189,7 +208,8 @@ class Lens(Live):
         stay unverified. `.check()` raises `RoleRefuted` with the tensors that contradict their role.
         """
         batch = typed(self.model, self.prepare(*examples, prompt=prompt)) if examples else None
-        found = verify(self.model, self.checkpoint, batch=batch)
+        with Running(self):
+            found = verify(self.model, self.checkpoint, batch=batch)
         return found.beside(self.source, self.checkpoint) if self.source is not None else found
 
     def prepare(self, *examples: Example, prompt: str = "{text}") -> dict[str, Tensor]:
@@ -237,17 +257,28 @@ class Lens(Live):
         interventions treat them as `"generated"`, and the prompt ends before them. Raises `LensError` where
         the model can't run the batch.
         """
-        return forward(self.model, batch, last=last, answer=answer)
+        with Running(self):
+            return forward(self.model, batch, last=last, answer=answer)
 
     @torch.no_grad()
-    def generate(self, *examples: Example, prompt: str = "{text}", max_new_tokens: int = 8) -> list[str]:
-        """Answer examples greedily and return the new text of each. Raises `LensError`."""
+    def generate(
+        self,
+        *examples: Example,
+        prompt: str = "{text}",
+        max_new_tokens: int = 8,
+        settings: Mapping[str, Any] | None = None,
+    ) -> list[str]:
+        """Answer examples greedily and return the new text of each. Raises `LensError`.
+
+        The model's own generation settings (sampling, beams, penalties, forced tokens) are not used; a
+        `Remark` names them. `settings` asks for others: `{"do_sample": True, "temperature": 0.7}`.
+        """
+        usual = {"max_new_tokens": max_new_tokens, "pad_token_id": padding_id(self.model, self.tokenizer)}
+        chosen = usual | settings_for(self, settings)
         found: dict[int, str] = {}
         for numbers, batch in self._batches(examples, prompt):
-            padding = padding_id(self.model, self.tokenizer)
-            texts = generated(
-                self.model, batch, tokenizer=self.tokenizer, padding=padding, max_new_tokens=max_new_tokens
-            )
+            with Running(self):
+                texts = generated(self.model, batch, tokenizer=self.tokenizer, settings=chosen)
             found |= zip(numbers, texts, strict=True)
         return [found[number] for number in sorted(found)]
 

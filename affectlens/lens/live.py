@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from affectlens.checkpoints import Checkpoint
+from affectlens.checkpoints import Checkpoint, Source
+from affectlens.checkpoints.memory import modules_of
 from affectlens.errors import LensError, warn
+from affectlens.lens.current import Known
 from affectlens.lens.inputs.prompt_format import PromptFormat
 from affectlens.sites import Site
 from affectlens.tasks import Example
@@ -30,6 +32,9 @@ class Live(ABC):
     processor: Any
     source: Checkpoint | None  # the checkpoint on disk that the model was loaded from
     told: set[str]  # remarks made so far; each is made once
+    known: Known  # what was looked up of the model
+    adapters_off: bool = False  # whether it runs the model without its adapters
+    shown: Checkpoint | None = None  # the checkpoint that a block shows instead of the live one
     reads_padding: bool | None = None  # whether padding changes its answers; None until it is measured
 
     @property
@@ -56,14 +61,13 @@ def over(live: Live, model: nn.Module, *, processor: Any) -> Live:
     """Return `live` over another model, e.g. a copy of its own; the two share the remarks made so far."""
     found = copy.copy(live)
     found.model, found.processor, found.source = model, processor, None
-    forget(found)
+    found.known = Known()
     return found
 
 
-def forget(live: Live) -> None:
-    """Drop what was looked up of the model, so that it is looked up again."""
-    for cached in ("parameters", "checkpoint"):
-        vars(live).pop(cached, None)
+def as_donor(source: "Source | Live") -> Source:
+    """Return a donor in a form that can be opened; of a lens, its weights from before any intervention."""
+    return source.checkpoint.untouched if isinstance(source, Live) else source
 
 
 def remark(live: Live, words: str) -> None:
@@ -75,16 +79,8 @@ def remark(live: Live, words: str) -> None:
 
 def refuse_compiled(model: nn.Module) -> None:
     """Raise `LensError` where a part of the model is compiled: a compiled graph bypasses hooks."""
-    # A walk of its own: each block asks, and `named_modules` takes four times as long.
-    waiting, known = [model], {model}
-    while waiting:
-        module = waiting.pop()
-        below = vars(module).get("_modules")
-        below = below.values() if isinstance(below, dict) else module.children()
-        new = [one for one in below if one is not None and one not in known]
-        waiting += new
-        known.update(new)
-        if _compiled(module):
+    for module in modules_of(model):
+        if compiled(module):
             name = next(name for name, one in model.named_modules() if one is module)
             raise LensError(
                 f"{name or type(module).__name__} is compiled, and a compiled graph runs no hooks. Make the "
@@ -102,7 +98,7 @@ def refuse_whole(model: nn.Module) -> None:
         )
 
 
-def _compiled(module: nn.Module) -> bool:
+def compiled(module: nn.Module) -> bool:
     """Return whether a module is compiled, in any of four ways; the last is that of `generate`."""
     own = vars(module)
     return (

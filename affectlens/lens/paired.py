@@ -9,10 +9,11 @@ from affectlens.checkpoints.memory import HELD, MemoryStore
 from affectlens.checkpoints.pairing import pair
 from affectlens.checkpoints.store import JoinedStore
 from affectlens.errors import LensError
+from affectlens.lens.holding import Running, hold
 from affectlens.lens.hooks.places import parameter_name
-from affectlens.lens.live import Live, remark
+from affectlens.lens.live import Live, as_donor, remark
 from affectlens.lens.restoring import Swaps, atomic, interruptible, raise_waiting
-from affectlens.lens.swapping import Beside, Swap, beside, fits_beside, swapped
+from affectlens.lens.swapping import Beside, Swap, beside, fits_beside, guard, swapped
 from affectlens.sites import Site, Sites
 
 
@@ -28,9 +29,9 @@ class Paired:
     this model lacks.
     """
 
-    def __init__(self, lens: Live, tuned: Source) -> None:
-        self._lens = lens
-        self.source: Checkpoint = open_checkpoint(tuned, base=lens.checkpoint.untouched)
+    def __init__(self, lens: Live, tuned: Source | Live) -> None:
+        self._lens, self._state = lens, _state(lens)
+        self.source: Checkpoint = open_checkpoint(as_donor(tuned), base=lens.checkpoint.untouched)
         pairing = pair(lens.checkpoint.untouched, self.source)
         if unmatched := pairing.reshaped | pairing.only_tuned:
             name = self.source.store.name
@@ -129,7 +130,10 @@ class Switched:
     def __enter__(self) -> None:
         self._swaps.open()
         try:
+            lens = self._paired._lens
+            hold(self._swaps, lens.model, adapters_off=lens.adapters_off)
             self._ready()
+            guard(self._swaps, lens, self._paired.differing)
             for owner, name, value in self._paired._held or ():
                 self._swaps.swap(owner, name, value=value)
             if self._paired._hooks and not any(hook.on for _, hook in self._paired._hooks):
@@ -150,16 +154,28 @@ class Switched:
             parameter = lens.parameters[parameter_name(lens.checkpoint.at(site))]
             if parameter in HELD:  # tuned = untouched base + factors
                 self._swaps.swap(parameter, "data", value=HELD[parameter][0].before)
-        self._swaps.swap(lens, "checkpoint", value=self._paired.effective())
+        self._swaps.swap(lens, "shown", value=self._paired.effective())
         for module, hook in hooks:
             self._swaps.swap(hook, "on", value=True)
             self._swaps.hook(module, hook, side="weights")
 
     @interruptible
     def _ready(self) -> None:
+        lens = self._paired._lens
+        if _state(lens) != self._paired._state:
+            raise LensError(
+                "tensors or adapters of the model have changed since it was paired; pair it again: "
+                "lens.paired(…)"
+            )
         for words in self._paired.unlike:
             remark(self._paired._lens, words)
         self._paired._load()
+
+
+def _state(lens: Live) -> object:
+    """Return what tells whether a lens's model, with the adapters that it runs with, has changed."""
+    with Running(lens):
+        return lens.known.state(lens.model)
 
 
 def _width(dtype: str) -> int:

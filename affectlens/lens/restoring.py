@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from inspect import unwrap
 from types import CodeType, FrameType
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from torch import Tensor, nn
 
@@ -66,16 +66,16 @@ class Swaps:
         if name == "data" and isinstance(owner, Tensor):
             # Blocks may be left in any order, so each swapped parameter keeps a list of them.
             held = Held(before)
-            self._note(partial(_release, owner, held))
+            self.note(partial(_release, owner, held))
             HELD.setdefault(owner, []).append(held)
         else:
-            self._note(partial(setattr, owner, name, before))
+            self.note(partial(setattr, owner, name, before))
         setattr(owner, name, value)
 
     @atomic
     def run(self, doing: Callable[[], None], undoing: Callable[[], None]) -> None:
         """Call a function now, and another one to undo it; undoing what was not done must do no harm."""
-        self._note(undoing)
+        self.note(undoing)
         doing()
 
     @atomic
@@ -86,7 +86,7 @@ class Swaps:
         `"enter"` for the input and `"weights"` for the output, for a hook that is a part of the module.
         `"leave"` is after the output, and after an error.
         """
-        self._note(partial(_unhook, module, function))
+        self.note(partial(_unhook, module, function))
         if side in ("output", "weights"):
             module.register_forward_hook(function, with_kwargs=True, prepend=side == "weights")
             collect_last(module)
@@ -95,7 +95,9 @@ class Swaps:
         else:
             module.register_forward_pre_hook(function, with_kwargs=True, prepend=side == "enter")
 
-    def _note(self, undoing: Callable[[], None]) -> None:
+    @atomic
+    def note(self, undoing: Callable[[], None]) -> None:
+        """Undo a change with this function; note it before the change is made."""
         if not self._shielded:
             self._shielded = _shield()
         # Noted before the change is made, because undoing a change that was never made does no harm.
@@ -122,6 +124,14 @@ class Swaps:
         if failure is not None:
             raise failure
         raise_waiting()
+
+
+def refuse_copy(owner: object, protocol: object) -> NoReturn:
+    """Raise `LensError`: the `__reduce_ex__` of a hook, so that no copy of a model keeps it for good."""
+    raise LensError(
+        "the model is inside a block (intervene, record or paired), so a copy or a pickle of it would keep "
+        "the block's weights and hooks. Copy or save it before the block or after it"
+    )
 
 
 def collect_last(module: nn.Module) -> None:

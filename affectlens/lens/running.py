@@ -16,21 +16,13 @@ from torch import Tensor, nn
 
 from affectlens.errors import LensError
 from affectlens.lens.failures import told
+from affectlens.lens.greedy import greedily
 from affectlens.lens.inputs.row_ends import ends_in_padding, row_ends, text_mask
 from affectlens.lens.live import ANSWER, answering, config_of, encodes, inner
 from affectlens.lens.precision import logits_in_float32
 from affectlens.tasks.written_answers import THOUGHTS
 
 _NOTES = ("token_type_ids", "mm_token_type_ids")  # of a tokenizer, of models that take them
-# A checkpoint's own generation settings may sample, search or punish repetition.
-_GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-# A compiled step would bypass hooks; without a cache each step would look like a new prompt.
-_SEEN = {
-    "disable_compile": True,
-    "use_cache": True,
-    "cache_implementation": "dynamic",
-    "prefill_chunk_size": None,
-}
 
 
 def typed(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -158,18 +150,13 @@ def called(
 
 
 def generated(
-    model: nn.Module, batch: Mapping[str, Tensor], *, tokenizer: Any, padding: int | None, max_new_tokens: int
+    model: nn.Module, batch: Mapping[str, Tensor], *, tokenizer: Any, settings: Mapping[str, Any]
 ) -> list[str]:
-    """Generate greedily and return the new text of each example. Raises `LensError`."""
+    """Generate with these settings alone and return the new text of each example. Raises `LensError`."""
     given = typed(model, started(model, batch))
-    settings = {
-        **_GREEDY,
-        **_SEEN,
-        "max_new_tokens": max_new_tokens,
-        "pad_token_id": padding,
-    }
-    with told("the model can't answer these examples"):
-        out = _generate(answering(model))(**given, **settings)
+    more = {"tokenizer": tokenizer} if "stop_strings" in settings else {}
+    with told("the model can't answer these examples"), greedily(model):
+        out = _generate(answering(model))(**given, **settings, **more)
     before = given["decoder_input_ids" if encodes(model) else "input_ids"]
     return _decoded(tokenizer, out[:, before.shape[1] :])
 

@@ -3,11 +3,11 @@
     site → new values ──▶ parameter → new tensor (the caller's own tensor, where it is the whole parameter)
 
 An adapted matrix computes with its base weights and its factors. To give it new weights, they are written
-into the base, the factors are zeroed and the module's adapter is disabled: it then computes with the new
-weights alone.
+into the base and the factors are zeroed: it then computes with the new weights alone. They are right for the
+state that its adapters have now, so a guard refuses to run it in another one.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from affectlens.checkpoints import Checkpoint
+from affectlens.checkpoints.adapters.attached import adapter_state, is_adapter_layer
 from affectlens.checkpoints.adapters.low_rank import LowRank
-from affectlens.checkpoints.memory import saved_tensors
 from affectlens.checkpoints.slicing import put
 from affectlens.errors import LensError
 from affectlens.lens.hooks.places import module_name, parameter_name, place_of
-from affectlens.lens.live import Live, forget, refuse_unlike
+from affectlens.lens.live import Live, refuse_unlike
+from affectlens.lens.restoring import Swaps, refuse_copy
 from affectlens.sites import Point, Site
 
 Swap = tuple[Any, str, Any]  # owner, attribute, new value
@@ -28,9 +29,9 @@ Swap = tuple[Any, str, Any]  # owner, attribute, new value
 
 def swapped(lens: Live, edits: Mapping[Site, Tensor]) -> list[Swap]:
     """Return the attributes to set so that sites get new values; sets none. Raises `LensError`."""
-    _refresh(lens)
     live, parameters = lens.checkpoint, lens.parameters
     for site in edits:
+        live.refuse_unclear(site)
         refuse_unlike(site, parameters[parameter_name(live.at(site))])
     adapted = _adapted(lens, edits)
     new: dict[str, Tensor] = dict(_merged(lens, adapted))
@@ -52,13 +53,6 @@ def swapped(lens: Live, edits: Mapping[Site, Tensor]) -> list[Swap]:
             put(new[name], where, value=value)
     found: list[Swap] = [(parameters[name], "data", value) for name, value in new.items()]
     return found + _silenced(lens, adapted)
-
-
-def _refresh(lens: Live) -> None:
-    """Look the tensors up again if the model replaced some: `model.to(…)` makes new buffers."""
-    known = {id(tensor) for tensor in lens.parameters.values()}
-    if not known.issuperset(id(tensor) for tensor in saved_tensors(lens.model).values()):
-        forget(lens)
 
 
 def _adapted(lens: Live, edits: Mapping[Site, Tensor]) -> dict[str, nn.Module]:
@@ -96,19 +90,18 @@ def _merged(lens: Live, adapted: Mapping[str, nn.Module]) -> Iterator[tuple[str,
 
 
 def _silenced(lens: Live, adapted: Mapping[str, nn.Module]) -> list[Swap]:
-    """Switch the factors of adapted modules off; PEFT's are also zeroed, for code that reads them."""
+    """Switch the factors of adapted modules off; PEFT's are zeroed, so that the adapter stays as it is."""
     found: list[Swap] = []
     hooks = {n: [h for h in m._forward_hooks.values() if isinstance(h, Beside)] for n, m in adapted.items()}
     for name, module in adapted.items():
         found += [(hook, "off", True) for hook in hooks[name]]
         if hooks[name]:
             continue
-        found.append((module, "_disable_adapters", True))
         for inner, parameter in module.named_parameters():
             if ".lora_B." in f".{inner}" or ".lora_embedding_B." in f".{inner}":
                 found.append((parameter, "data", torch.zeros_like(parameter.data)))
     gone = {name for name, own in hooks.items() if own}
-    return [*found, (lens, "checkpoint", _less(lens.checkpoint, gone))] if gone else found
+    return [*found, (lens, "shown", _less(lens.checkpoint, gone))] if gone else found
 
 
 def _less(live: Checkpoint, names: set[str]) -> Checkpoint:
@@ -120,12 +113,47 @@ def _less(live: Checkpoint, names: set[str]) -> Checkpoint:
     return found
 
 
+class Unswitched:
+    """Hook that raises `LensError` where a layer of PEFT computes in another state than it has now."""
+
+    def __init__(self, layer: Any, name: str) -> None:
+        self._state, self._name = adapter_state(layer), name
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: object) -> None:
+        if kwargs.get("adapter_names") is not None:
+            raise LensError(
+                f"adapter_names= gives the rows of a batch different weights, but a block changed those of "
+                f"{self._name} for all rows. Activate one adapter with set_adapter before the block"
+            )
+        if adapter_state(module) != self._state:
+            raise LensError(
+                f"the adapter of {self._name} was switched, rescaled or merged inside a block that changed "
+                f"its weights. Do it before the block: with model.disable_adapter(), lens.intervene(…): …"
+            )
+
+    __reduce_ex__ = refuse_copy
+
+
+def guard(swaps: Swaps, lens: Live, edits: Iterable[Site]) -> None:
+    """Refuse to run changed layers of PEFT in another state of their adapters, until the swaps are undone."""
+    names = dict.fromkeys(module_name(lens.checkpoint.at(site)) for site in edits)
+    for name in names:
+        layer = lens.model.get_submodule(name)
+        if is_adapter_layer(layer):
+            swaps.hook(layer, Unswitched(layer, name), side="output")
+            if (merged := vars(layer).get("merged_adapters")) is not None:
+                # A merge inside the block is undone with the weights that it changed.
+                swaps.swap(layer, "merged_adapters", value=list(merged))
+
+
 class Beside:
     """Hook that adds scale · B·A·x to a matrix's output unless `off`; `on` while a block uses it."""
 
     def __init__(self, a: Tensor, b: Tensor, *, scale: float, features: Any) -> None:
         self._a, self._b, self._scale, self._features = a, b, scale, features
         self.on = self.off = False
+
+    __reduce_ex__ = refuse_copy
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
         if self.off:

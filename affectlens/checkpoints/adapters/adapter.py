@@ -111,7 +111,7 @@ def _factors(store: Store, root: Checkpoint, known: Checked, recipe: Recipe) -> 
     pairs = {**found.pairs, **biases}
     for owner, (pair, places) in _placed(store, root, pairs).items():
         weight = f"{owner.removesuffix('.bias')}.weight" if owner in biases else owner
-        scale = known.rules[weight].scale(ranks[weight])
+        scale = recipe.scales.get(pair.a or pair.b, known.rules[weight].scale(ranks[weight]))
         for site, where in places:
             if site.role == "lm_head" and site not in home.storage and not recipe.ties:
                 home = sharing(home, site) or home

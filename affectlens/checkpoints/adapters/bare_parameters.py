@@ -60,7 +60,7 @@ def bare_changes(
         rules = recipe.of([one.name for one, _ in turns], store.name)
         for pair, (one, turned) in zip(pairs, turns, strict=True):
             rank = store.headers[pair.a].shape[0] // one.experts
-            scale = rules[one.name].scale(rank)
+            scale = recipe.scales.get(pair.a, rules[one.name].scale(rank))
             for site, cut in one.parts.items():
                 expert = Expert(site.expert or 0, one.experts, turned)
                 where = Storage("", root.shape(site), cut=cut)

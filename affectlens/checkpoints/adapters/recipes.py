@@ -68,6 +68,7 @@ class Recipe:
     base: str = ""  # as the adapter names it; only compared, never opened
     parameters: tuple[str, ...] = ()  # adapted by themselves, such as stacked experts
     tokens: object = None  # whose rows are trained, as the config states them
+    scales: Mapping[str, float] = field(default_factory=dict)  # of a live model: by the name of A, exact
     ties: bool = False  # factors of the output embedding are those of the input embedding
 
     @property

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from affectlens.checkpoints.adapters.attached import adapter_layers
 from affectlens.errors import LensError
 from affectlens.lens.doors.booting import adapter_of, boot
 from affectlens.lens.doors.hook_points import attach
@@ -55,8 +56,9 @@ def bridge(
         for owner, name, value in block.swaps:
             # The value may be the donor's own tensor, which the bridge must not change.
             setattr(owner, name, value.clone() if isinstance(value, Tensor) else value)
+    live = copied.checkpoint  # before a bridge replaces modules of the copy
     built = boot(copied.model, adapt, processor=copied.processor)
-    attach(built, block.hooks, live=copied.checkpoint)
+    attach(built, block.hooks, live=live)
     return built
 
 
@@ -106,8 +108,8 @@ def _dtype(asked: torch.dtype | str | None) -> torch.dtype | None:
 def _copied(lens: Live, dtype: torch.dtype | None) -> Live:
     """Copy the model of a lens, with its adapter merged, and return a lens over the copy."""
     model = copy.deepcopy(lens.model)
-    if hasattr(model, "peft_config"):
-        model = model.merge_and_unload()  # type: ignore[operator]
+    if next(adapter_layers(model), None) is not None:
+        model = _without_layers(model, off=lens.adapters_off)
     for name, parameter in model.named_parameters() if dtype is not None else ():
         if not parameter.is_floating_point():
             raise LensError(
@@ -115,4 +117,16 @@ def _copied(lens: Live, dtype: torch.dtype | None) -> Live:
             )
         # Buffers stay in float32, as they do when a model is loaded in another dtype.
         parameter.data = parameter.data.to(dtype)
-    return over(lens, model, processor=copy.deepcopy(lens.processor))
+    found = over(lens, model, processor=copy.deepcopy(lens.processor))
+    found.adapters_off = False
+    return found
+
+
+def _without_layers(model: nn.Module, *, off: bool) -> nn.Module:
+    """Merge the active adapters of a copy, or take out those that are disabled. Raises `LensError`."""
+    disabled = {off or layer.disable_adapters for _, layer in adapter_layers(model)}
+    if not hasattr(model, "merge_and_unload") or len(disabled) > 1:
+        why = "are disabled in some layers only" if len(disabled) > 1 else "have no wrapper of PEFT"
+        raise LensError(f"the adapters of this {type(model).__name__} {why}; merge or delete them first")
+    found: nn.Module = model.unload() if disabled.pop() else model.merge_and_unload()  # type: ignore[operator]
+    return found

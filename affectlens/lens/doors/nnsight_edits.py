@@ -92,7 +92,7 @@ class Run:
         hooks: Sequence[Hook],
     ) -> None:
         self._lens, self._weights, self._moments, self.hooks = lens, weights, moments, hooks
-        self._changes = Intervening(lens, weights)
+        self._changes = Intervening(lens, weights, held=False)  # nnsight enters it in a thread of its own
         self._following = Swaps()
         self.whole = False
 

@@ -19,6 +19,7 @@ from affectlens.lens.hooks.moments import Moments
 from affectlens.lens.hooks.places import Place
 from affectlens.lens.hooks.positions import Moment
 from affectlens.lens.live import UNSEEN
+from affectlens.lens.restoring import refuse_copy
 from affectlens.sites import Point
 
 # From the values at a point, (batch, position, feature) where it has positions, and the moment, to new values
@@ -52,6 +53,8 @@ class Hook:
     reached: int = 0
     _pass: int = 0
     _channels_first: bool = False  # (batch, channel, …), as around a convolution
+
+    __reduce_ex__ = refuse_copy
 
     def __post_init__(self) -> None:
         if self.point.span is not None and not self.place.positional:

@@ -23,7 +23,7 @@ from affectlens.lens.hooks.steps import CACHES, Passing, held, passing, told, un
 from affectlens.lens.hooks.telling import Telling, tells
 from affectlens.lens.inputs.named_spans import TokenReader
 from affectlens.lens.live import ANSWER, UNSEEN, answering, config_of, encodes, inner
-from affectlens.lens.restoring import Swaps
+from affectlens.lens.restoring import Swaps, refuse_copy
 
 _OTHER_ENCODER = "the encoder ran before this block or on other tokens"
 
@@ -43,6 +43,8 @@ class Moments:
         self._encoded: tuple[ref[Tensor], Moment] | None = None  # the encoder's last output
         self.passes = 0
         self.ignores = False  # a draft of the model's own runs, which changes no answer
+
+    __reduce_ex__ = refuse_copy
 
     def follow(self, swaps: Swaps) -> None:
         """Listen to the model, and install the hooks that follow it, until the swaps are undone."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from affectlens import html
 from affectlens.errors import LensError, NoSuchSite, near
+from affectlens.lens.holding import Running, hold
 from affectlens.lens.hooks.activations import Activations, Statistics, joined, of_span
 from affectlens.lens.hooks.hooking import Hook
 from affectlens.lens.hooks.moments import Moments
@@ -49,6 +50,7 @@ class Recording:
         self._keep, self._gradients = keep, gradients
         # Dropped at the end of the block, so that a recording does not keep the model in memory.
         self._model: nn.Module | None = lens.model
+        self._off = lens.adapters_off
         self._known = weakref.ref(lens.model)
         self._tokenizer = tokenizer_of(lens.processor)
         self._passed: dict[Point, list[list[Activations]]] = {point: [] for point in points}
@@ -65,6 +67,7 @@ class Recording:
             if model is None:
                 raise LensError("the model of this recording is gone; make a new recording with lens.record")
             refuse_compiled(model)
+            hold(self._swaps, model, adapters_off=self._off)
             moments = Moments(model, self._tokenizer)
             moments.follow(self._swaps)
             for point, place in self._places.items():
@@ -180,7 +183,12 @@ def record(
     for batch in _batches(lens, examples, prompt=prompt, size=batch_size):
         # A tensor made in inference mode, e.g. by the caller, can't take part in autograd.
         batch = {name: tensor.clone() if tensor.is_inference() else tensor for name, tensor in batch.items()}
-        with recording, torch.inference_mode(False), torch.set_grad_enabled(metric is not None):
+        with (
+            Running(lens),
+            recording,
+            torch.inference_mode(False),
+            torch.set_grad_enabled(metric is not None),
+        ):
             logits = forward(lens.model, batch, last=last)
             if metric is not None:
                 mask = None if last else text_mask(batch, decodes=encodes(lens.model))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from affectlens.checkpoints.memory import HELD
 from affectlens.lens.failures import out_of_memory
+from affectlens.lens.holding import Running
 from affectlens.lens.live import UNSEEN, Live, answering, config_of, inner
 from affectlens.lens.running import forward
 
@@ -61,7 +62,8 @@ def reads_padding(live: Live, *, alone: Mapping[str, Tensor], padded: Mapping[st
     """
     quiet = UNSEEN.set(True)
     try:
-        found = _differs(live.model, alone, padded)
+        with Running(live):
+            found = _differs(live.model, alone, padded)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

@@ -1,0 +1,175 @@
+"""Hold a model for a block or a run: one thread at a time, its adapters as the lens has them.
+
+A model has one set of hooks and weights, so a block of one thread would change what the others compute. A
+run of another thread is waited for; a block of another thread is an error.
+
+    Running (run, record, generate, evaluate) ──┬─▶ a turn of this thread, adapters off where asked for
+    blocks (intervene, record, paired) ─────────┘   Running alone: evaluation mode
+"""
+
+import threading
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from affectlens.checkpoints import Checkpoint
+from affectlens.checkpoints.adapters.attached import adapter_layers
+from affectlens.checkpoints.memory import modules_of
+from affectlens.errors import LensError
+from affectlens.lens.live import Live, answering, compiled, inner
+from affectlens.lens.restoring import Swaps, atomic, interruptible, raise_waiting, refuse_copy
+
+
+class Running:
+    """Block in which a lens runs its model: in evaluation mode, and every mode is put back after it."""
+
+    def __init__(self, live: Live) -> None:
+        self._live, self._swaps = live, Swaps()
+
+    @atomic
+    def __enter__(self) -> None:
+        self._swaps.open()
+        try:
+            model = self._live.model
+            _take_turn(self._swaps, model, adapters_off=self._live.adapters_off, block=False)
+            for module in modules_of(model):
+                if module.training:
+                    self._swaps.swap(module, "training", value=False)
+            raise_waiting()
+        except BaseException:
+            self._swaps.undo()
+            raise
+
+    @atomic
+    def __exit__(self, *_: object) -> None:
+        self._swaps.undo()
+
+
+@atomic
+def hold(swaps: Swaps, model: nn.Module, *, adapters_off: bool) -> None:
+    """Hold a model until the swaps are undone, and raise `LensError` in other threads that run it."""
+    _take_turn(swaps, model, adapters_off=adapters_off, block=True)
+    part = inner(answering(model))
+    if not compiled(part):  # a compiled graph runs no hooks
+        swaps.hook(part, _SameThread(), side="enter")
+
+
+def _take_turn(swaps: Swaps, model: nn.Module, *, adapters_off: bool, block: bool) -> None:
+    turn = _Turn(inner(model), block)
+    swaps.note(turn.end)
+    turn.begin()
+    if adapters_off:
+        _switch_off(swaps, model)
+
+
+def _switch_off(swaps: Swaps, model: nn.Module) -> None:
+    """Switch all adapters off. Raises `LensError` where PEFT can't, without a change of weights."""
+    for name, layer in adapter_layers(model):
+        if getattr(layer, "merged_adapters", ()):
+            merged = ", ".join(layer.merged_adapters)
+            raise LensError(
+                f"adapter {merged} is merged into the weights of {name}, so the model can't run without it. "
+                f"Call unmerge_adapter() first"
+            )
+        if not layer.disable_adapters:
+            swaps.swap(layer, "_disable_adapters", value=True)
+
+
+def looked_up(live: Live) -> Checkpoint:
+    """Return the checkpoint of a lens's model with its adapters as the lens runs them."""
+    if not live.adapters_off or live.known.pinned is not None:
+        return live.known.checkpoint(live.model)
+    with Running(live):
+        return live.known.checkpoint(live.model)
+
+
+def refuse_without_layers(model: nn.Module) -> None:
+    """Raise `LensError` for a model without adapters that can be switched off layer by layer."""
+    if next(adapter_layers(model), None) is not None:
+        return
+    if hasattr(model, "disable_adapter"):
+        raise LensError(
+            "the adapter of this model has no layers of its own (prompt tuning). Use PEFT's block: "
+            "with lens.model.disable_adapter(): …"
+        )
+    raise LensError(f"this {type(model).__name__} has no adapter, so the lens is already without one")
+
+
+@dataclass
+class _Held:
+    """The thread that holds a model, with the number of its runs and blocks."""
+
+    thread: int
+    name: str
+    runs: int = 0
+    blocks: int = 0
+
+
+_HELD: MutableMapping[nn.Module, _Held] = WeakKeyDictionary()
+_FREED = threading.Condition()
+
+
+class _Turn:
+    """A run or a block of one thread on one model."""
+
+    def __init__(self, model: nn.Module, block: bool) -> None:
+        self._model, self._block, self._mine = model, block, False
+
+    def begin(self) -> None:
+        """Wait until no other thread runs the model; raise `LensError` if one is inside a block on it."""
+        me = threading.current_thread()
+        while True:
+            with _FREED:
+                held = _HELD.setdefault(self._model, _Held(threading.get_ident(), me.name))
+                if held.thread == threading.get_ident():
+                    self._count(held, 1)
+                    return
+                if held.blocks:
+                    raise LensError(_other_thread(self._model, held.name, me.name))
+            _wait()
+
+    def end(self) -> None:
+        """Give the model back, if it was taken."""
+        with _FREED:
+            held = _HELD.get(self._model)
+            if held is None or not self._mine:
+                return
+            self._count(held, -1)
+            if not held.runs + held.blocks:
+                del _HELD[self._model]
+                _FREED.notify_all()
+
+    def _count(self, held: _Held, more: int) -> None:
+        held.blocks += more * self._block
+        held.runs += more * (not self._block)
+        self._mine = more > 0
+
+
+@interruptible
+def _wait() -> None:
+    with _FREED:
+        _FREED.wait(0.05)
+
+
+class _SameThread:
+    """Hook at a model's entrance that raises `LensError` in other threads than its own."""
+
+    def __init__(self) -> None:
+        self._thread, self._name = threading.get_ident(), threading.current_thread().name
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() != self._thread:
+            raise LensError(_other_thread(module, self._name, threading.current_thread().name))
+
+    __reduce_ex__ = refuse_copy
+
+
+def _other_thread(model: nn.Module, holder: str, other: str) -> str:
+    return (
+        f"thread {holder!r} is inside a block (intervene, record or paired) on this {type(model).__name__}, "
+        f"which would change what thread {other!r} computes. Enter the block in the thread that runs the "
+        f"model, wait until the block ends, or give each thread a model of its own"
+    )
