@@ -126,7 +126,8 @@ def _rewinds(cache: Any, count: int) -> bool:
     """Return whether a cache can be taken back by up to `count` tokens, to the bit."""
     from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-    if not isinstance(cache, DynamicCache) or not cache.layers:
+    # Models that keep a state beside keys and values have a class of their own.
+    if type(cache) is not DynamicCache or not cache.layers:
         return False
     for layer in cache.layers:
         if type(layer) is DynamicSlidingWindowLayer:

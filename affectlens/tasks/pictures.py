@@ -94,7 +94,8 @@ def decoding(file: str, what: str = "picture") -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what a broken file holds beside its pixels
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as image:
+            # By a stream: of a name, Pillow maps a TIFF that lies on its side with width and height swapped.
+            with open(path, "rb") as stream, Image.open(stream, formats=_FORMATS) as image:
                 yield image
     except TaskError as error:
         raise TaskError(f"{quoted(file)}: {error}") from None

@@ -27,11 +27,12 @@ _WRAPPERS = (
 )
 _CLAUSE = re.compile(r"[.,;:!?\n。、，；：！？]|\bbut\b|但是?|けど|しかし|하지만")
 _NEGATION = re.compile(
-    r"\b(?:not|no|never|neither|nor|hardly|without)\b|n['’]t\b"
+    r"\b(?:not|cannot|no|never|neither|nor|hardly|without|nicht|kein\w*|pas|jamais|nunca|не|ليس\w*|غير)\b"
+    r"|n['’]t\b|ไม่"
     r"|[没沒未]|不(?![过過仅僅但])|非(?!常)|[无無](?!比)|(?<![特分区區级級])[别別](?!人)|\b안 |\b못 "
 )
 # Japanese and Korean negate behind the word.
-_NEGATED_AFTER = re.compile(r"\w{0,3}(?:ない|なく|なかった|ません|지 ?않|지 ?못|지 ?안)")
+_NEGATED_AFTER = re.compile(r"\w{0,3}(?:ない|なく|なかった|ません|지 ?않|지 ?못|지 ?안| ?아니| ?아닙)")
 # Scripts without spaces between words, in which a label may be found inside a run of letters: Thai, Lao,
 # Tibetan, Myanmar, Khmer, kana, Han. Korean writes endings behind a word.
 UNSPACED = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import affectlens as al
@@ -9,6 +10,7 @@ from affectlens.lens import scoring
 from affectlens.lens.inputs.choices import Choices
 from affectlens.lens.running import rows, started
 from tests.lens.families import BY_NAME, base, tuned
+from tests.small_models import TEXT
 
 LABELS = ((7,), (9, 4), (11, 5, 6, 8))
 OTHER = ((7, 8), (9, 4, 3), (11,))  # a prompt whose end merges with its labels has other tokens
@@ -46,6 +48,22 @@ def test_from_the_cache_as_in_one_pass(family: str, monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(together, found, rtol=1e-4, atol=1e-4)
     first = al.Lens(model).run(choices.batch)[:, -1].log_softmax(-1)[0, 7]
     torch.testing.assert_close(first, found[0, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_cache_with_a_state_of_its_own_is_not_taken_back() -> None:
+    """MiniMax's linear attention keeps a state that can't be cropped, in a subclass of the common cache."""
+    config = transformers.MiniMaxConfig(
+        **{**TEXT, "num_local_experts": 2, "block_size": 4},
+        layer_types=["linear_attention", "full_attention"],
+    )
+    torch.manual_seed(0)
+    model = transformers.MiniMaxForCausalLM(config).eval()
+    prompt = torch.tensor([[3, 5, 8, 2, 9]])
+    found = scoring.label_logps(model, Choices({"input_ids": prompt}, (LABELS,)))
+    for label, logp in zip(LABELS, found[0], strict=True):
+        logits = model(input_ids=torch.cat([prompt, torch.tensor([label])], dim=1)).logits[0]
+        expected = logits.log_softmax(-1)[range(4, 4 + len(label)), label].sum()
+        torch.testing.assert_close(expected, logp, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2_5_vl", "gemma3"])

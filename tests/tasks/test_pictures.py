@@ -95,6 +95,21 @@ def test_16_bits_may_begin_with_white(tmp_path: Path) -> None:
     np.testing.assert_array_equal(clear, pixels(tmp_path / "a.png")[..., 0])
 
 
+@pytest.mark.parametrize("mode", ["L", "I;16", "RGBA", "CMYK"])
+def test_an_uncompressed_tiff_that_lies_on_its_side_is_turned(mode: str, tmp_path: Path) -> None:
+    """Its rows have the length that the file states, not that of the upright picture."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = (
+        Image.fromarray(GREYS) if mode == "I;16" else Image.fromarray(GREYS.astype(np.uint8)).convert(mode)
+    )
+    lying.save(tmp_path / "plain.tif")
+    lying.save(tmp_path / "lying.tif", exif=exif)
+
+    expected = np.rot90(pixels(tmp_path / "plain.tif"), k=-1)
+    np.testing.assert_array_equal(pixels(tmp_path / "lying.tif"), expected)
+
+
 def test_16_bits_are_turned_too(tmp_path: Path) -> None:
     """Orientation and depth do not exclude each other."""
     exif = Image.Exif()

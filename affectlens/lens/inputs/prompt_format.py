@@ -36,12 +36,13 @@ class Answered:
     prompt: str
     before: str
     after: str = ""
-    trims: bool = False  # the template removes spaces around an answer
+    trims: tuple[bool, bool] = (False, False)  # the template removes spaces before, behind an answer
     spaced: bool = False  # an answer in a script with spaces is a new word
 
     def saying(self, label: str) -> tuple[str, int]:
         """Return the text of prompt and answer in one, and where the answer ends."""
-        said = label.strip() if self.trims else label
+        said = label.lstrip() if self.trims[0] else label
+        said = said.rstrip() if self.trims[1] else said
         ends, begins = self.before[-1:], said[:1]
         words = ends + begins and not (ends + begins).isspace() and not _UNSPACED.search(ends + begins)
         space = " " if self.spaced and words and ends and not ends.isspace() else ""
@@ -135,10 +136,14 @@ class PromptFormat:
         return found
 
     @cached_property
-    def _trims(self) -> bool:
-        """Whether the template removes spaces around an answer."""
+    def _trims(self) -> tuple[bool, bool]:
+        """Whether the template removes spaces before an answer, and behind it."""
         user = {"role": "user", "content": _PROBE[:1]}
-        return f" {_PROBE} " not in self._with_answer([user, _said(f" {_PROBE} ")])
+        plain, before, behind = (
+            self._with_answer([user, _said(words)]) for words in (_PROBE, f" {_PROBE}", f"{_PROBE} ")
+        )
+        shown = _PROBE in plain
+        return shown and before == plain, shown and behind == plain
 
     def _with_answer(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Return a chat that ends with an assistant turn; "" where the template refuses one."""
@@ -260,7 +265,7 @@ def _said(words: str) -> dict[str, Any]:
     return {"role": "assistant", "content": words}
 
 
-def _placed(prompt: str, whole: str, trims: bool) -> Answered:
+def _placed(prompt: str, whole: str, trims: tuple[bool, bool]) -> Answered:
     """Find the place of an answer in a rendered chat whose beginning is the prompt."""
     before, found, after = whole.partition(_PROBE)
     shown, asked = _squeezed(before), _squeezed(prompt)

@@ -30,13 +30,14 @@ def encoded(tokenizer: Any, texts: Sequence[tuple[str, int]], *, special: bool) 
         return [tuple(row[: len(row) - len(after)]) for row in ids]
     found = tokenizer([text for text, _ in texts], add_special_tokens=special, return_offsets_mapping=True)
     rows = zip(texts, found["input_ids"], found["offset_mapping"], strict=True)
-    return [tuple(ids[: _until(offsets, end) or len(before)]) for (_, end), ids, offsets in rows]
+    kept = ((end, ids, offsets[: len(ids) - len(after)]) for (_, end), ids, offsets in rows)
+    return [tuple(ids[: max(len(before), _until(offsets, end))]) for end, ids, offsets in kept]
 
 
 def _until(offsets: Sequence[tuple[int, int]], end: int) -> int:
     """Return how many tokens there are up to the last one that begins before `end`."""
-    # Added special tokens are at (0, 0).
-    return max((number for number, (a, b) in enumerate(offsets, 1) if a < end and a < b), default=0)
+    # Some tokenizers leave spaces out of a token's place: one of spaces alone is at (b, b), its end.
+    return max((number for number, (a, b) in enumerate(offsets, 1) if a < end or a == b == end), default=0)
 
 
 def shortened(batch: Mapping[str, Tensor], cuts: Sequence[int]) -> dict[str, Tensor]:

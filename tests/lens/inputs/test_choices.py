@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 import transformers
 
@@ -175,6 +176,39 @@ def test_a_boundary_that_merges_is_told_once() -> None:
         al.evaluate(lens, task)
 
     assert ["are one token" in str(one.message) for one in said if one.category is Remark] == [True]
+
+
+def test_a_token_of_spaces_is_kept_where_offsets_leave_spaces_out() -> None:
+    """Byte-level tokenizers may say of a space that ends the cue that it has no length."""
+    tokenizer = wrapped("byte-level", TEMPLATES["cue ends in a space"])
+    own = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    own.post_processor = tokenizers.processors.ByteLevel(trim_offsets=True)
+    trims = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=own, pad_token="<pad>", chat_template=tokenizer.chat_template
+    )
+    assert trims("a: ", return_offsets_mapping=True)["offset_mapping"][-1] == (3, 3)
+    task = al.Task("t", examples_of({"role": "user", "content": TEXT}), labels=LABELS)
+    found, expected = (prepare_task(lens_of(one), task) for one in (trims, tokenizer))
+
+    assert found.labels == expected.labels
+    assert found.batches[0]["input_ids"].equal(expected.batches[0]["input_ids"])
+
+
+@pytest.mark.parametrize("content", ["m.content", "m.content|trim", "m.content.lstrip()"])
+def test_spaces_around_a_label_are_those_that_the_template_keeps(content: str) -> None:
+    """Also where the template trims an answer and writes spaces of its own around it."""
+    template = _TURNS + "{{ m.role }}: {{ " + content + " }} {{ eos_token }}{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant:{% endif %}"
+    tokenizer, labels = wrapped("byte-level", template), (" happy", "sad ", "not good")
+    turn = {"role": "user", "content": TEXT}
+    example = al.Example("1", "sad ", messages=(turn,))
+    prepared = prepare_task(lens_of(tokenizer), al.Task("t", (example,), labels=labels))
+    for label, ids in zip(labels, prepared.labels, strict=True):
+        chat = [turn, {"role": "assistant", "content": label}]
+        whole = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False)
+        found = [*prepared.batches[0]["input_ids"][0].tolist(), *ids]
+        assert found == whole[: len(found)]
+        assert label.strip() not in tokenizer.decode(whole[len(found) :])
 
 
 def test_rows_are_cut_by_themselves() -> None:
