@@ -15,6 +15,7 @@ from torch import Tensor
 from affectlens.errors import LensError
 from affectlens.interventions.edits import Places, finite, only_points, only_sites, set_fields
 from affectlens.lens import Activations, Live, Moment, Recording, Rewrite, record, without
+from affectlens.lens.hooks.widths import refuse_width
 from affectlens.sites import Point, Points, Site, Sites, Span
 from affectlens.tasks import Example
 
@@ -49,7 +50,10 @@ class Mean:
     def rewrites(self, lens: Live) -> Mapping[Point, Rewrite]:
         """Return for each point its mean, whatever passes."""
         found = _recorded(lens, self.points, self.over, prompt=self.prompt, keep="mean")
-        return {point: _always(found[point].mean) for point in self.points}
+        means = {point: found[point].mean for point in self.points}
+        for point, mean in means.items():
+            _refuse_unfit(point, mean, lens=lens, what="the mean")
+        return {point: _always(mean) for point, mean in means.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +91,7 @@ class Resample:
             passed = found[point]
             if not isinstance(passed, Activations) or not len(passed.rows):
                 raise LensError(f"{point!r}: nothing was recorded there to draw from; give other examples")
+            _refuse_unfit(point, passed.rows, lens=lens, what="what was recorded")
             drawn[point] = _draws(passed.rows, self.seed)
         return drawn
 
@@ -161,10 +166,15 @@ class Steer:
         alpha: float = 1.0,
     ) -> None:
         chosen = only_points(points, "Steer")
-        set_fields(self, points=chosen, vector=torch.as_tensor(vector), alpha=finite("alpha", alpha))
+        found = torch.as_tensor(vector)
+        if not bool(torch.isfinite(found).all()):
+            raise LensError("the vector of Steer holds NaN or infinity")
+        set_fields(self, points=chosen, vector=found, alpha=finite("alpha", alpha))
 
     def rewrites(self, lens: Live) -> Mapping[Point, Rewrite]:
         """Return for each point the sum of what passes and the vector."""
+        for point in self.points if self.vector.ndim == 1 else ():
+            refuse_width(point, lens, width=len(self.vector), what="the vector")
         return dict.fromkeys(self.points, self._steered)
 
     def _steered(self, values: Tensor, moment: Moment | None) -> Tensor:
@@ -173,7 +183,14 @@ class Steer:
         if self.vector.shape != values.shape[-1:]:
             there = f"{values.shape[-1]} features pass the point"
             raise LensError(f"a vector of shape {tuple(self.vector.shape)} can't be added: {there}")
-        return values + (self.alpha * self.vector).to(device=values.device, dtype=values.dtype)
+        new = values + (self.alpha * self.vector).to(device=values.device, dtype=values.dtype)
+        # The range of the other dtypes is that of float32, which no activation comes near.
+        if values.dtype == torch.float16 and bool((new.isinf() & ~values.isinf()).any()):
+            raise LensError(
+                f"adding alpha · vector goes beyond the largest number of float16, 65,504: alpha is "
+                f"{self.alpha:g}, the largest entry of the vector {float(self.vector.abs().max()):g}"
+            )
+        return new
 
 
 def _kept(over: Over) -> Recording | tuple[Example, ...]:
@@ -186,6 +203,13 @@ def _recorded(
     if isinstance(over, Recording):
         return over
     return record(Recording(lens, points, keep=keep), lens, examples=over, prompt=prompt)
+
+
+def _refuse_unfit(point: Point, values: Tensor, *, lens: Live, what: str) -> None:
+    """Raise `LensError` for values of another width than passes a point, and for NaN or infinity."""
+    refuse_width(point, lens, width=values.shape[-1], what=what)
+    if not bool(torch.isfinite(values).all()):
+        raise LensError(f"{point!r}: {what} holds NaN or infinity")
 
 
 def _always(mean: Float[Tensor, " feature"]) -> Callable[[Tensor, Moment | None], Tensor]:

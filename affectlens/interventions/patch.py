@@ -4,7 +4,7 @@ a recording ── aligned ────▶ values at the chosen positions
 a lens ─────── Following ──▶ its own pass at each pass of this model ──▶ the same
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from affectlens.checkpoints.vocabulary import compare_words
 from affectlens.errors import LensError, NoSuchSite, near
 from affectlens.interventions.edits import Places, only_points, set_fields
 from affectlens.lens import Activations, Live, Moment, Recording, Rewrite, spread
 from affectlens.lens.holding import Running
 from affectlens.lens.hooks.steps import CACHES, held
+from affectlens.lens.hooks.widths import refuse_width, width_of
 from affectlens.lens.live import answering, encodes, inner
 from affectlens.sites import Point, Points, Span
 
@@ -59,18 +61,50 @@ class Patch:
                     "a model can't run beside itself. Record it before: lens.record(points, …), or without "
                     "its adapter: lens.without_adapter().record(points, …)"
                 )
+            for point in self.points:
+                _refuse_unlike(point, lens, self.source)
             beside = Following(self.source, self.points)
             return {point: partial(_followed, point, beside) for point in self.points}
-        return {point: _from_recording(point, self.source) for point in self.points}
+        return {point: _from_recording(point, self.source, lens=lens) for point in self.points}
+
+    def remarks(self, lens: Live) -> Sequence[str]:
+        """Return how the tokenizer of the lens that this patches from differs."""
+        if not isinstance(self.source, Live):
+            return ()
+        return tuple(compare_words(lens.checkpoint.tokenizer, self.source.checkpoint.tokenizer).findings)
 
 
-def _from_recording(point: Point, source: Recording) -> Callable[[Tensor, Moment | None], Tensor]:
+def _refuse_unlike(point: Point, lens: Live, other: Live) -> None:
+    """Raise `LensError` where the other model lacks the point, has another width, or fewer tokens."""
+    if point.site.at() not in other.checkpoint.storage:
+        raise LensError(f"{point!r}: the model to patch from has no such site; its layers may be fewer")
+    if (width := width_of(point, other)) is not None:
+        refuse_width(point, lens, width=width, what="the model to patch from")
+    here, there = (_words(one) for one in (lens, other))
+    if here is not None and there is not None and there < here:
+        raise LensError(
+            f"the model to patch from knows {there:,} tokens, and this one {here:,}: it would get tokens "
+            f"that it does not have"
+        )
+
+
+def _words(lens: Live) -> int | None:
+    """Return the number of rows of a model's input embedding."""
+    embedding = getattr(inner(answering(lens.model)), "get_input_embeddings", lambda: None)()
+    found = getattr(embedding, "num_embeddings", None)
+    return found if type(found) is int else None
+
+
+def _from_recording(
+    point: Point, source: Recording, *, lens: Live
+) -> Callable[[Tensor, Moment | None], Tensor]:
     known = next((p for p in (point, Point(point.site, point.kind)) if p in source.points), None)
     if known is None:
         raise NoSuchSite(f"{point!r} was not recorded. Recorded: {near(point, source.points)}")
     passed = source[known]
     if not isinstance(passed, Activations):
         raise LensError(f"{point!r}: the recording holds only means; record with keep='values'")
+    refuse_width(point, lens, width=passed.values.shape[-1], what="the recording")
     if passed.chosen is None:
         return _InTurn(point, passed.values)
     # A recording of all positions also serves a span: then positions are matched over all of them.

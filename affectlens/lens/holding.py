@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
 from affectlens.checkpoints import Checkpoint
@@ -155,7 +156,7 @@ def _wait() -> None:
 
 
 class _SameThread:
-    """Hook at a model's entrance that raises `LensError` in other threads than its own."""
+    """Hook at a model's entrance that raises `LensError` in other threads, and for recomputed layers."""
 
     def __init__(self) -> None:
         self._thread, self._name = threading.get_ident(), threading.current_thread().name
@@ -163,8 +164,18 @@ class _SameThread:
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if threading.get_ident() != self._thread:
             raise LensError(_other_thread(module, self._name, threading.current_thread().name))
+        if torch.is_grad_enabled() and any(map(_recomputes, modules_of(module))):
+            raise LensError(
+                "this pass recomputes its layers in the backward pass (gradient checkpointing), where what a "
+                "block changes or records would act twice or not at all. Call "
+                "model.gradient_checkpointing_disable(), or model.eval()"
+            )
 
     __reduce_ex__ = refuse_copy
+
+
+def _recomputes(module: nn.Module) -> bool:
+    return module.training and getattr(module, "gradient_checkpointing", False) is True
 
 
 def _other_thread(model: nn.Module, holder: str, other: str) -> str:

@@ -130,9 +130,10 @@ def _after(steps: Sequence[Activations]) -> Activations:
 def _padded(one: Activations, most: int) -> Activations:
     more = most - one.values.shape[1]
     pad = torch.nn.functional.pad
-    gradients = None if one.gradients is None else pad(one.gradients, (0, 0, more, 0))
+    left = (0, 0) * (one.values.ndim - 2) + (more, 0)  # of positions; behind them may be heads and features
+    gradients = None if one.gradients is None else pad(one.gradients, left)
     assert one.chosen is not None
-    return Activations(pad(one.values, (0, 0, more, 0)), pad(one.chosen, (more, 0)), gradients)
+    return Activations(pad(one.values, left), pad(one.chosen, (more, 0)), gradients)
 
 
 def _all(tensors: Sequence[Tensor | None], *, dim: int = 0) -> Tensor | None:

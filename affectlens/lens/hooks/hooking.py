@@ -113,7 +113,12 @@ class Hook:
             new = self._features(tensor.movedim(1, -1), None)
             return new.movedim(-1, 1)
         moment = self._moment(tensor)
-        if moment is not None and tensor.ndim == 4 and tensor.shape[1] != moment.length == tensor.shape[2]:
+        if self.point.kind == "residual" and tensor.ndim != 3 and self.place.positional:
+            raise LensError(
+                f"{self.point!r}: the residual of this model has several streams, of shape "
+                f"{tuple(tensor.shape)}; choose another point"
+            )
+        if moment is not None and tensor.ndim == 4 and _heads_first(tensor, moment.length):
             # (batch, head, position, feature)
             heads_first = tensor.transpose(1, 2)
             new = self._features(heads_first, moment)
@@ -178,6 +183,18 @@ class Hook:
             )
         new = new.to(device=values.device, dtype=values.dtype)
         return new if chosen is None else torch.where(spread(chosen, values), new, values)
+
+
+def _heads_first(tensor: Tensor, length: int) -> bool:
+    """Return whether a tensor of four dimensions is (batch, head, position, feature), heads before positions.
+
+    Where there are as many heads as positions, memory tells: a projection writes the heads of one position
+    side by side, so the dimension with the smaller step is that of the heads.
+    """
+    first, second = tensor.shape[1:3]
+    if first == second == length:
+        return tensor.stride(1) < tensor.stride(2)
+    return first != length == second
 
 
 def without(mask: Tensor, blocked: Bool[Tensor, "batch query key"]) -> Tensor:

@@ -15,8 +15,9 @@ from torch import nn
 
 from affectlens.checkpoints import Checkpoint
 from affectlens.errors import LensError, NoSuchSite, near
+from affectlens.lens.inputs.placeholders import MEDIA
 from affectlens.lens.live import config_of
-from affectlens.sites import ATTENTION, MLP, Point, Site, Storage
+from affectlens.sites import ATTENTION, MLP, Point, Site, Span, Storage
 from affectlens.sites.points import KINDS
 
 _CROSS_ATTENTION = re.compile(r"(?i)cross|encoder_attn|encdec")
@@ -43,6 +44,12 @@ def place_of(point: Point, *, model: nn.Module, live: Checkpoint) -> Place:
     kind, site = _KINDS[point.kind], point.site
     where = live.at(site)  # raises for an unknown site, before the search for its neighbours
     if kind.module is not None:
+        if where.unit is not None:
+            way = "Knockout cuts all heads of a layer" if point.kind == "attention" else "it is shared by all"
+            raise LensError(
+                f"{point!r}: a head or neuron has no {point.kind} of its own: {way}. Choose the whole site, "
+                f"or the unit at another point, such as 'heads' or 'gated'"
+            )
         return _place(site, kind.module(site, model, live), kind.side, None)
     if kind.roles:
         site = _beside(point, kind, live)
@@ -55,6 +62,12 @@ def place_of(point: Point, *, model: nn.Module, live: Checkpoint) -> Place:
 def refuse_unheard(point: Point, place: Place, *, model: nn.Module) -> None:
     """Raise `LensError` for an output that no module reads: a new value there would have no effect."""
     module = model.get_submodule(place.module)
+    if point.site.role == "embed_tokens" and place.side == "output" and _is_replaced(point.span, model):
+        raise LensError(
+            f"{point!r}: behind the embedding, the model replaces these rows by the output of a tower, so a "
+            f"change there has no effect. Use the input of the first layer: its input_layernorm at 'input', "
+            f"or the residual of layer 0"
+        )
     if (
         point.site.role == "router"
         and point.kind != "residual"
@@ -65,6 +78,13 @@ def refuse_unheard(point: Point, place: Place, *, model: nn.Module) -> None:
             f"{point!r}: {type(module).__name__} chooses the experts inside itself, and no module reads its "
             f"scores. Change its input or its weights"
         )
+
+
+def _is_replaced(span: Span, model: nn.Module) -> bool:
+    """Return whether a span is of a medium whose rows of the embedding are replaced."""
+    # Chameleon and Emu3 turn pictures into tokens of the vocabulary, which are embedded like words.
+    own_tokens = hasattr(config_of(model), "vocabulary_map")
+    return isinstance(span, str) and span.partition(":")[0] in MEDIA and not own_tokens
 
 
 def module_name(where: Storage) -> str:
