@@ -10,6 +10,7 @@ from affectlens.errors import LensError
 from tests.lens.families import BY_NAME
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("family", ["llama", "qwen2_vl", "t5_gated"])
 def test_gradient_checkpointing_is_refused_in_training(family: str, reentrant: bool) -> None:
