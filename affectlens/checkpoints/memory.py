@@ -61,6 +61,7 @@ class MemoryStore:
         self.name, self.format, self.source = name, "memory", ""
         self.tensors = tensors
         self._elsewhere = elsewhere or {}  # fetch the values of tensors that are offloaded
+        self.unclear: Mapping[str, str] = {}  # tensors below adapters whose effect is unknown: why
         self.untouched = False  # True: read the values from before the interventions that are active now
         self.config: Mapping[str, Any] = config or {}
         self.skipped: Mapping[str, tuple[str, int]] = {}
@@ -87,7 +88,11 @@ class MemoryStore:
         return found
 
     def read(self, tensor: str, rows: slice | None = None) -> Tensor:
-        """Return a tensor, or some of its rows, without a copy; an offloaded one is fetched."""
+        """Return a tensor, or some of its rows, without a copy; an offloaded one is fetched.
+
+        Raises `CheckpointError` for a tensor with which the model doesn't compute as it is.
+        """
+        self._refuse_unclear(tensor)
         found = value_of(self.tensors[tensor], untouched=self.untouched)
         if found.is_meta and tensor in self._elsewhere:
             found = self._elsewhere[tensor]().detach()
@@ -104,6 +109,7 @@ class MemoryStore:
 
     def span(self, tensor: str) -> Span | None:
         """Return where the bytes of a tensor are; None off the CPU, or if they are not one run."""
+        self._refuse_unclear(tensor)
         found = self.tensors[tensor].detach()
         # The values from before are in another tensor, and perhaps on another device.
         if self.untouched and self.tensors[tensor] in HELD:
@@ -116,6 +122,10 @@ class MemoryStore:
     def origin(self, tensor: str) -> Span | None:
         """Return the span: this store has no edits."""
         return self.span(tensor)
+
+    def _refuse_unclear(self, tensor: str) -> None:
+        if tensor in self.unclear:
+            raise CheckpointError(self.name, self.unclear[tensor])
 
     def check(self) -> None:
         """Do nothing: the caller must not change tensors while they are read."""

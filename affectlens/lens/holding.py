@@ -86,20 +86,8 @@ def looked_up(live: Live) -> Checkpoint:
         return live.known.checkpoint(live.model)
 
 
-def refuse_without_layers(model: nn.Module) -> None:
-    """Raise `LensError` for a model without adapters that can be switched off layer by layer."""
-    if next(adapter_layers(model), None) is not None:
-        return
-    if hasattr(model, "disable_adapter"):
-        raise LensError(
-            "the adapter of this model has no layers of its own (prompt tuning). Use PEFT's block: "
-            "with lens.model.disable_adapter(): …"
-        )
-    raise LensError(f"this {type(model).__name__} has no adapter, so the lens is already without one")
-
-
 @dataclass
-class _Held:
+class _Holder:
     """The thread that holds a model, with the number of its runs and blocks."""
 
     thread: int
@@ -108,7 +96,7 @@ class _Held:
     blocks: int = 0
 
 
-_HELD: MutableMapping[nn.Module, _Held] = WeakKeyDictionary()
+_HOLDERS: MutableMapping[nn.Module, _Holder] = WeakKeyDictionary()
 _FREED = threading.Condition()
 
 
@@ -123,7 +111,7 @@ class _Turn:
         me = threading.current_thread()
         while True:
             with _FREED:
-                held = _HELD.setdefault(self._model, _Held(threading.get_ident(), me.name))
+                held = _HOLDERS.setdefault(self._model, _Holder(threading.get_ident(), me.name))
                 if held.thread == threading.get_ident():
                     self._count(held, 1)
                     return
@@ -134,15 +122,15 @@ class _Turn:
     def end(self) -> None:
         """Give the model back, if it was taken."""
         with _FREED:
-            held = _HELD.get(self._model)
+            held = _HOLDERS.get(self._model)
             if held is None or not self._mine:
                 return
             self._count(held, -1)
             if not held.runs + held.blocks:
-                del _HELD[self._model]
+                del _HOLDERS[self._model]
                 _FREED.notify_all()
 
-    def _count(self, held: _Held, more: int) -> None:
+    def _count(self, held: _Holder, more: int) -> None:
         held.blocks += more * self._block
         held.runs += more * (not self._block)
         self._mine = more > 0
