@@ -53,12 +53,13 @@ def hold(swaps: Swaps, model: nn.Module, *, adapters_off: bool) -> None:
     """Hold a model until the swaps are undone, and raise `LensError` in other threads that run it."""
     _take_turn(swaps, model, adapters_off=adapters_off, block=True)
     part = inner(answering(model))
-    if not compiled(part):  # a compiled graph runs no hooks
-        swaps.hook(part, _SameThread(), side="enter")
+    for entrance in {part, getattr(part, "base_model", part)}:
+        if not compiled(entrance):  # a compiled graph runs no hooks
+            swaps.hook(entrance, _SameThread(), side="enter")
 
 
 def _take_turn(swaps: Swaps, model: nn.Module, *, adapters_off: bool, block: bool) -> None:
-    turn = _Turn(inner(model), block)
+    turn = _Turn(inner(model), block=block, off=adapters_off)
     swaps.note(turn.end)
     turn.begin()
     if adapters_off:
@@ -80,6 +81,8 @@ def _switch_off(swaps: Swaps, model: nn.Module) -> None:
 
 def looked_up(live: Live) -> Checkpoint:
     """Return the checkpoint of a lens's model with its adapters as the lens runs them."""
+    if not live.adapters_off:
+        _refuse_switched_off(_HOLDERS.get(inner(live.model)))
     if not live.adapters_off or live.known.pinned is not None:
         return live.known.checkpoint(live.model)
     with Running(live):
@@ -94,6 +97,7 @@ class _Holder:
     name: str
     runs: int = 0
     blocks: int = 0
+    off: int = 0  # how many of them switched the adapters off
 
 
 _HOLDERS: MutableMapping[nn.Module, _Holder] = WeakKeyDictionary()
@@ -103,8 +107,8 @@ _FREED = threading.Condition()
 class _Turn:
     """A run or a block of one thread on one model."""
 
-    def __init__(self, model: nn.Module, block: bool) -> None:
-        self._model, self._block, self._mine = model, block, False
+    def __init__(self, model: nn.Module, *, block: bool, off: bool) -> None:
+        self._model, self._block, self._off, self._mine = model, block, off, False
 
     def begin(self) -> None:
         """Wait until no other thread runs the model; raise `LensError` if one is inside a block on it."""
@@ -113,6 +117,8 @@ class _Turn:
             with _FREED:
                 held = _HOLDERS.setdefault(self._model, _Holder(threading.get_ident(), me.name))
                 if held.thread == threading.get_ident():
+                    if not self._off:
+                        _refuse_switched_off(held)
                     self._count(held, 1)
                     return
                 if held.blocks:
@@ -133,7 +139,18 @@ class _Turn:
     def _count(self, held: _Holder, more: int) -> None:
         held.blocks += more * self._block
         held.runs += more * (not self._block)
+        held.off += more * self._off
         self._mine = more > 0
+
+
+def _refuse_switched_off(held: _Holder | None) -> None:
+    """Raise `LensError` where a block of a lens without adapters has switched off those of another lens."""
+    if held is not None and held.off and held.thread == threading.get_ident():
+        raise LensError(
+            "a block of lens.without_adapter() has switched the adapters off, but this lens runs and reads "
+            "the model with them. Use the lens without adapters inside the block; to transplant the adapted "
+            "weights, open them before it: al.open_checkpoint(lens.model)"
+        )
 
 
 @interruptible

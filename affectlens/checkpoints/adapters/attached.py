@@ -76,7 +76,7 @@ def opened(store: MemoryStore, layers: Mapping[str, Any]) -> Checkpoint:
             _take(now, name, layer, mine, untouched=store.untouched)
     below = store.of(own)
     base = Checkpoint(below)
-    below.unclear = _refused(below, now.unclear)
+    below.unclear = {**store.unclear, **_refused(below, now.unclear)}
     if not now.tensors:
         return base
     parameters = tuple(now.parameters)
@@ -84,7 +84,8 @@ def opened(store: MemoryStore, layers: Mapping[str, Any]) -> Checkpoint:
     try:
         return adapted(store.of(now.tensors, now.elsewhere), base, recipe=rule)
     except AffectlensError as error:  # sites never refuse: the error is raised when one of these is read
-        below.unclear = _refused(below, {name: str(error) for name in layers} | now.unclear)
+        others = {name: str(error) for name in layers} | now.unclear
+        below.unclear = {**store.unclear, **_refused(below, others)}
         return base
 
 
