@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from affectlens import html, printable
 from affectlens.checkpoints.bytes import Span
 from affectlens.checkpoints.store import Store
-from affectlens.errors import CheckpointError, NoSuchSite, near, quoted
+from affectlens.errors import NoSuchSite, near, quoted
 from affectlens.sites import (
     Laid,
     Site,
@@ -70,8 +70,6 @@ class Checkpoint:
         self.untouched: Checkpoint = self
         # Sites that an adapter changes by a product of factors.
         self.factors: Mapping[Site, LowRank] = change.factors if change else {}
-        # Of a live model: tensors whose effective values are unknown, with the reason.
-        self.unclear: Mapping[str, str] = {}
         # Stored tensors that can't be compared: why, and their number of elements.
         self.skipped = {**store.skipped, **(change.skipped if change else {})}
         if change is not None:
@@ -136,18 +134,11 @@ class Checkpoint:
 
         where = self.at(site)
         whole = site.at()
-        self.refuse_unclear(site)
         if whole in self.factors:
             return self._changed(site, wanted)
         if wanted is None:
             return take(self.store.read(where.tensor, rows(where)), where)
         return some(self.store, where, wanted=wanted)
-
-    def refuse_unclear(self, site: Site) -> None:
-        """Raise `CheckpointError` where the effective values of a live site are unknown."""
-        tensor = self.at(site).tensor
-        if tensor in self.unclear:
-            raise CheckpointError(self.store.name, self.unclear[tensor])
 
     def _changed(self, site: Site, wanted: slice | None) -> "Tensor":
         assert self.change is not None
@@ -167,7 +158,6 @@ class Checkpoint:
         """Return where the values of a site are stored; None if they are not stored in one run."""
         from affectlens.checkpoints.slicing import contiguous
 
-        self.refuse_unclear(site)
         if site.at() in self.factors:
             return None
         where = self.at(site)

@@ -1,5 +1,6 @@
 """The store over tensors in memory: those of a live module, or a mapping from names to tensors."""
 
+import math
 from collections.abc import Callable, Hashable, Mapping, MutableMapping
 from copy import copy
 from dataclasses import dataclass
@@ -57,17 +58,20 @@ class MemoryStore:
         name: str = "in memory",
         config: Mapping[str, Any] | None = None,
         elsewhere: Mapping[str, Callable[[], Tensor]] | None = None,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         self.name, self.format, self.source = name, "memory", ""
         self.tensors = tensors
         self._elsewhere = elsewhere or {}  # fetch the values of tensors that are offloaded
+        self._shapes = shapes or {}  # of matrices that are stored packed
+        self.unclear: Mapping[str, str] = {}  # tensors with which the model doesn't compute as they are: why
         self.untouched = False  # True: read the values from before the interventions that are active now
         self.config: Mapping[str, Any] = config or {}
         self.skipped: Mapping[str, tuple[str, int]] = {}
         self.aliases: Mapping[str, str] = {}
         self.notes: tuple[str, ...] = ()
         self.headers: Mapping[str, Header] = {
-            key: Header(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            key: Header(self._shapes.get(key, tuple(tensor.shape)), str(tensor.dtype).removeprefix("torch."))
             for key, tensor in tensors.items()
         }
 
@@ -82,12 +86,16 @@ class MemoryStore:
     ) -> "MemoryStore":
         """Return a store of other tensors of the same model; `elsewhere` fetches those that are on meta."""
         known = {**self._elsewhere, **(elsewhere or {})}
-        found = MemoryStore(tensors, name=self.name, config=self.config, elsewhere=known)
-        found.untouched = self.untouched
+        found = MemoryStore(tensors, name=self.name, config=self.config, elsewhere=known, shapes=self._shapes)
+        found.untouched, found.unclear = self.untouched, self.unclear
         return found
 
     def read(self, tensor: str, rows: slice | None = None) -> Tensor:
-        """Return a tensor, or some of its rows, without a copy; an offloaded one is fetched."""
+        """Return a tensor, or some of its rows, without a copy; an offloaded one is fetched.
+
+        Raises `CheckpointError` for a tensor with which the model doesn't compute as it is.
+        """
+        self._refuse_unclear(tensor)
         found = value_of(self.tensors[tensor], untouched=self.untouched)
         if found.is_meta and tensor in self._elsewhere:
             found = self._elsewhere[tensor]().detach()
@@ -104,6 +112,7 @@ class MemoryStore:
 
     def span(self, tensor: str) -> Span | None:
         """Return where the bytes of a tensor are; None off the CPU, or if they are not one run."""
+        self._refuse_unclear(tensor)
         found = self.tensors[tensor].detach()
         # The values from before are in another tensor, and perhaps on another device.
         if self.untouched and self.tensors[tensor] in HELD:
@@ -116,6 +125,10 @@ class MemoryStore:
     def origin(self, tensor: str) -> Span | None:
         """Return the span: this store has no edits."""
         return self.span(tensor)
+
+    def _refuse_unclear(self, tensor: str) -> None:
+        if tensor in self.unclear:
+            raise CheckpointError(self.name, self.unclear[tensor])
 
     def check(self) -> None:
         """Do nothing: the caller must not change tensors while they are read."""
@@ -155,7 +168,28 @@ def store_of(module: nn.Module) -> MemoryStore:
     # accelerate replaces each tied parameter by a placeholder of its own, so they no longer look tied.
     tied = {name for name in getattr(module, "all_tied_weights_keys", None) or {} if name in elsewhere}
     tensors = {name: tensor for name, tensor in saved.items() if name not in tied}
-    return MemoryStore(tensors, name=type(module).__name__, config=known, elsewhere=elsewhere)
+    found = MemoryStore(
+        tensors, name=type(module).__name__, config=known, elsewhere=elsewhere, shapes=_packed(module)
+    )
+    found.unclear = {
+        name: f"{name} is quantised ({tensor.dtype}), so its values can't be read. Load the model unquantised"
+        for name, tensor in tensors.items()
+        if isinstance(tensor, nn.Parameter) and (tensor.itemsize < 2 or not tensor.is_floating_point())
+    }
+    return found
+
+
+def _packed(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes (out, in) of matrices that are stored in another shape, as 4-bit ones are."""
+    found = {}
+    for name, part in module.named_modules():
+        weight, known = part._parameters.get("weight"), vars(part)
+        rows, columns = known.get("out_features"), known.get("in_features")
+        if weight is None or weight.is_floating_point() or type(rows) is not int or type(columns) is not int:
+            continue
+        if weight.shape != (rows, columns):
+            found[f"{name}.weight".removeprefix(".")] = (rows, columns)
+    return found
 
 
 def _offloaded(module: nn.Module) -> dict[str, Callable[[], Tensor]]:

@@ -17,7 +17,7 @@ State = tuple[object, ...]
 _MOST = 4  # states of the adapters whose checkpoints are kept, e.g. on and off in turn
 
 
-class Known:
+class Current:
     """The parameters of a model, and its checkpoint in the last few states of its adapters."""
 
     def __init__(self) -> None:

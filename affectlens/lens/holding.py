@@ -54,12 +54,13 @@ def hold(swaps: Swaps, model: nn.Module, *, adapters_off: bool) -> None:
     """Hold a model until the swaps are undone, and raise `LensError` in other threads that run it."""
     _take_turn(swaps, model, adapters_off=adapters_off, block=True)
     part = inner(answering(model))
-    if not compiled(part):  # a compiled graph runs no hooks
-        swaps.hook(part, _SameThread(), side="enter")
+    for entrance in {part, getattr(part, "base_model", part)}:
+        if not compiled(entrance):  # a compiled graph runs no hooks
+            swaps.hook(entrance, _SameThread(), side="enter")
 
 
 def _take_turn(swaps: Swaps, model: nn.Module, *, adapters_off: bool, block: bool) -> None:
-    turn = _Turn(inner(model), block)
+    turn = _Turn(inner(model), block=block, off=adapters_off)
     swaps.note(turn.end)
     turn.begin()
     if adapters_off:
@@ -81,51 +82,44 @@ def _switch_off(swaps: Swaps, model: nn.Module) -> None:
 
 def looked_up(live: Live) -> Checkpoint:
     """Return the checkpoint of a lens's model with its adapters as the lens runs them."""
+    if not live.adapters_off:
+        _refuse_switched_off(_HOLDERS.get(inner(live.model)))
     if not live.adapters_off or live.known.pinned is not None:
         return live.known.checkpoint(live.model)
     with Running(live):
         return live.known.checkpoint(live.model)
 
 
-def refuse_without_layers(model: nn.Module) -> None:
-    """Raise `LensError` for a model without adapters that can be switched off layer by layer."""
-    if next(adapter_layers(model), None) is not None:
-        return
-    if hasattr(model, "disable_adapter"):
-        raise LensError(
-            "the adapter of this model has no layers of its own (prompt tuning). Use PEFT's block: "
-            "with lens.model.disable_adapter(): …"
-        )
-    raise LensError(f"this {type(model).__name__} has no adapter, so the lens is already without one")
-
-
 @dataclass
-class _Held:
+class _Holder:
     """The thread that holds a model, with the number of its runs and blocks."""
 
     thread: int
     name: str
     runs: int = 0
     blocks: int = 0
+    off: int = 0  # how many of them switched the adapters off
 
 
-_HELD: MutableMapping[nn.Module, _Held] = WeakKeyDictionary()
+_HOLDERS: MutableMapping[nn.Module, _Holder] = WeakKeyDictionary()
 _FREED = threading.Condition()
 
 
 class _Turn:
     """A run or a block of one thread on one model."""
 
-    def __init__(self, model: nn.Module, block: bool) -> None:
-        self._model, self._block, self._mine = model, block, False
+    def __init__(self, model: nn.Module, *, block: bool, off: bool) -> None:
+        self._model, self._block, self._off, self._mine = model, block, off, False
 
     def begin(self) -> None:
         """Wait until no other thread runs the model; raise `LensError` if one is inside a block on it."""
         me = threading.current_thread()
         while True:
             with _FREED:
-                held = _HELD.setdefault(self._model, _Held(threading.get_ident(), me.name))
+                held = _HOLDERS.setdefault(self._model, _Holder(threading.get_ident(), me.name))
                 if held.thread == threading.get_ident():
+                    if not self._off:
+                        _refuse_switched_off(held)
                     self._count(held, 1)
                     return
                 if held.blocks:
@@ -135,18 +129,29 @@ class _Turn:
     def end(self) -> None:
         """Give the model back, if it was taken."""
         with _FREED:
-            held = _HELD.get(self._model)
+            held = _HOLDERS.get(self._model)
             if held is None or not self._mine:
                 return
             self._count(held, -1)
             if not held.runs + held.blocks:
-                del _HELD[self._model]
+                del _HOLDERS[self._model]
                 _FREED.notify_all()
 
-    def _count(self, held: _Held, more: int) -> None:
+    def _count(self, held: _Holder, more: int) -> None:
         held.blocks += more * self._block
         held.runs += more * (not self._block)
+        held.off += more * self._off
         self._mine = more > 0
+
+
+def _refuse_switched_off(held: _Holder | None) -> None:
+    """Raise `LensError` where a block of a lens without adapters has switched off those of another lens."""
+    if held is not None and held.off and held.thread == threading.get_ident():
+        raise LensError(
+            "a block of lens.without_adapter() has switched the adapters off, but this lens runs and reads "
+            "the model with them. Use the lens without adapters inside the block; to transplant the adapted "
+            "weights, open them before it: al.open_checkpoint(lens.model)"
+        )
 
 
 @interruptible

@@ -105,7 +105,7 @@ class Intervening:
             # stay tied.
             for owner, name, value in swaps:
                 self._undo.swap(owner, name, value=value)
-            guard(self._undo, self._lens, edits)
+            guard(self._undo, self._lens, edits=edits)
             self._put(hooks)
             self.swaps += swaps
 

@@ -1,6 +1,5 @@
 """Lens: a live model and its processor, addressed by the same sites as its files."""
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,9 @@ from affectlens.checkpoints import Checkpoint, Source
 from affectlens.checkpoints.chat_templates import ChatTemplate
 from affectlens.errors import LensError
 from affectlens.lens.asking import ask
-from affectlens.lens.current import Known
+from affectlens.lens.current import Current
 from affectlens.lens.greedy import settings_for
-from affectlens.lens.holding import Running, looked_up, refuse_without_layers
+from affectlens.lens.holding import Running, looked_up
 from affectlens.lens.hooks.places import module_name
 from affectlens.lens.hooks.recording import Metric, Recording, record
 from affectlens.lens.inputs.batching import Numbers, batches
@@ -76,7 +75,7 @@ class Lens(Live):
         self.processor = processor
         self.source = source  # the checkpoint the model was loaded from, if it was
         self.remote_code = remote_code  # the revision and files of the model's own code, if it ran any
-        self.known = Known()
+        self.known = Current()
         self._form: tuple[Any, PromptFormat] | None = None
         self.told: set[str] = set()  # remarks made so far; each is made once
         self.template_options = dict(template_options or {})  # passed to the chat template
@@ -120,18 +119,6 @@ class Lens(Live):
         the adapters that are active now. Raises `CheckpointError` where these values are unknown.
         """
         return self.checkpoint.read(site)
-
-    def without_adapter(self) -> "Lens":
-        """Return a lens of the same model that runs it without its adapters: of the base.
-
-        Each of its runs and blocks switches all adapters off and puts their state back after it. It is also
-        a donor: `al.Transplant(sites, donor=lens.without_adapter())`. Raises `LensError` for a model without
-        adapters and, when it runs, for adapters that are merged into the weights.
-        """
-        refuse_without_layers(self.model)
-        found = copy.copy(self)
-        found.known, found.adapters_off = Known(), True
-        return found
 
     def intervene(self, *interventions: Intervention | ActivationIntervention) -> Intervening:
         """Apply interventions, in order, for the length of a `with` block; blocks nest.

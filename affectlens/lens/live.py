@@ -8,15 +8,16 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from affectlens.checkpoints import Checkpoint, Source
+from affectlens.checkpoints.adapters.attached import adapter_layers
 from affectlens.checkpoints.memory import modules_of
 from affectlens.errors import LensError, warn
-from affectlens.lens.current import Known
+from affectlens.lens.current import Current
 from affectlens.lens.inputs.prompt_format import PromptFormat
 from affectlens.sites import Site
 from affectlens.tasks import Example
@@ -32,7 +33,7 @@ class Live(ABC):
     processor: Any
     source: Checkpoint | None  # the checkpoint on disk that the model was loaded from
     told: set[str]  # remarks made so far; each is made once
-    known: Known  # what was looked up of the model
+    known: Current  # what was looked up of the model
     adapters_off: bool = False  # whether it runs the model without its adapters
     shown: Checkpoint | None = None  # the checkpoint that a block shows instead of the live one
     reads_padding: bool | None = None  # whether padding changes its answers; None until it is measured
@@ -56,12 +57,24 @@ class Live(ABC):
     def prepare(self, *examples: Example, prompt: str = "{text}") -> dict[str, Tensor]:
         """Turn examples into one batch of model input."""
 
+    def without_adapter(self) -> Self:
+        """Return a lens of the same model that runs it without its adapters: the base.
+
+        Each of its runs and blocks switches all adapters off, and puts their state back after it. It is also
+        a donor: `al.Transplant(sites, donor=lens.without_adapter())`. Raises `LensError` for a model without
+        adapters and, when it runs, for adapters that are merged into the weights.
+        """
+        _refuse_without_layers(self.model)
+        found = copy.copy(self)
+        found.known, found.adapters_off = Current(), True
+        return found
+
 
 def over(live: Live, model: nn.Module, *, processor: Any) -> Live:
     """Return `live` over another model, e.g. a copy of its own; the two share the remarks made so far."""
     found = copy.copy(live)
     found.model, found.processor, found.source = model, processor, None
-    found.known = Known()
+    found.known = Current()
     return found
 
 
@@ -75,6 +88,18 @@ def remark(live: Live, words: str) -> None:
     if words not in live.told:
         live.told.add(words)
         warn(words)
+
+
+def _refuse_without_layers(model: nn.Module) -> None:
+    """Raise `LensError` for a model without adapters that can be switched off layer by layer."""
+    if next(adapter_layers(model), None) is not None:
+        return
+    if hasattr(model, "disable_adapter"):
+        raise LensError(
+            "the adapter of this model has no layers of its own (prompt tuning). Use PEFT's block: "
+            "with lens.model.disable_adapter(): …"
+        )
+    raise LensError(f"this {type(model).__name__} has no adapter, so the lens is already without one")
 
 
 def refuse_compiled(model: nn.Module) -> None:

@@ -133,7 +133,7 @@ class Switched:
             lens = self._paired._lens
             hold(self._swaps, lens.model, adapters_off=lens.adapters_off)
             self._ready()
-            guard(self._swaps, lens, self._paired.differing)
+            guard(self._swaps, lens, edits=self._paired.differing)
             for owner, name, value in self._paired._held or ():
                 self._swaps.swap(owner, name, value=value)
             if self._paired._hooks and not any(hook.on for _, hook in self._paired._hooks):

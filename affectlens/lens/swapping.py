@@ -31,8 +31,8 @@ def swapped(lens: Live, edits: Mapping[Site, Tensor]) -> list[Swap]:
     """Return the attributes to set so that sites get new values; sets none. Raises `LensError`."""
     live, parameters = lens.checkpoint, lens.parameters
     for site in edits:
-        live.refuse_unclear(site)
         refuse_unlike(site, parameters[parameter_name(live.at(site))])
+        live.store.read(live.at(site).tensor)  # raises where an adapter's effect is unknown
     adapted = _adapted(lens, edits)
     new: dict[str, Tensor] = dict(_merged(lens, adapted))
     given: set[str] = set()  # new tensors that belong to the caller: never write into them
@@ -134,7 +134,7 @@ class Unswitched:
     __reduce_ex__ = refuse_copy
 
 
-def guard(swaps: Swaps, lens: Live, edits: Iterable[Site]) -> None:
+def guard(swaps: Swaps, lens: Live, *, edits: Iterable[Site]) -> None:
     """Refuse to run changed layers of PEFT in another state of their adapters, until the swaps are undone."""
     names = dict.fromkeys(module_name(lens.checkpoint.at(site)) for site in edits)
     for name in names:

@@ -74,18 +74,19 @@ def opened(store: MemoryStore, layers: Mapping[str, Any]) -> Checkpoint:
             now.unclear[name] = f"{name}: {why}"
         else:
             _take(now, name, layer, mine, untouched=store.untouched)
-    base = Checkpoint(store.of(own))
-    base.unclear = _refused(base, now.unclear)
+    below = store.of(own)
+    base = Checkpoint(below)
+    below.unclear = {**store.unclear, **_refused(below, now.unclear)}
     if not now.tensors:
         return base
-    rule = Recipe(scales=now.scales, tokens=now.tokens or None, parameters=tuple(now.parameters))
+    parameters = tuple(now.parameters)
+    rule = Recipe(scales=now.scales, tokens=now.tokens or None, parameters=parameters)
     try:
-        found = adapted(store.of(now.tensors, now.elsewhere), base, recipe=rule)
+        return adapted(store.of(now.tensors, now.elsewhere), base, recipe=rule)
     except AffectlensError as error:  # sites never refuse: the error is raised when one of these is read
-        base.unclear = _refused(base, {name: str(error) for name in layers} | now.unclear)
+        others = {name: str(error) for name in layers} | now.unclear
+        below.unclear = {**store.unclear, **_refused(below, others)}
         return base
-    found.unclear = base.unclear
-    return found
 
 
 def _belongs(tensor: str, layer: str) -> bool:
@@ -94,12 +95,12 @@ def _belongs(tensor: str, layer: str) -> bool:
     return (rest != tensor or not layer) and rest.partition(".")[0] not in _BELOW
 
 
-def _refused(base: Checkpoint, unclear: Mapping[str, str]) -> dict[str, str]:
+def _refused(store: MemoryStore, unclear: Mapping[str, str]) -> dict[str, str]:
     """Return the tensors below some layers, each with the reason why its effective values are unknown."""
     return {
         tensor: why
         for layer, why in unclear.items()
-        for tensor in base.store.headers
+        for tensor in store.headers
         if tensor.startswith(f"{layer}.")
     }
 
