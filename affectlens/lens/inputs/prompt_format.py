@@ -126,10 +126,10 @@ class PromptFormat:
         found = Answered(text, text, spaced=self.used is None)
         if self.used is not None and not self.cue:
             found = _placed(text, self._with_answer([*example.chat(prompt), _said(_PROBE)]), self._trims)
-        if opened := _open_thought(found.prompt):
+        if opened := _inside_thought(found.prompt, example.chat(prompt)):
             closed = f"\n{opened[1]}\n\n"
             raise LensError(
-                f"example {quoted(example.id)}: the chat template ends the prompt with {opened[0]}, so the "
+                f"example {quoted(example.id)}: the chat template opens a thought with {opened[0]}, so the "
                 f"model thinks first, and a label can't be scored there. Close the thought with "
                 f"al.load(…, cue={closed!r}), or let it write: answer='greedy' and enough max_new_tokens"
             )
@@ -275,6 +275,14 @@ def _placed(prompt: str, whole: str, trims: tuple[bool, bool]) -> Answered:
     opened = _open_thought(prompt)
     closes = opened is not None and shown[len(asked) :] == opened[1]
     return Answered(before if closes else prompt, before, after, trims=trims)
+
+
+def _inside_thought(prompt: str, messages: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
+    """Return the tags of a thought that a prompt opens behind the last message, and leaves open."""
+    words = _texts(messages[-1]["content"]).strip() if messages else ""
+    behind = prompt.rpartition(words)[2] if words in prompt and words else ""
+    begun = (tags for tags in THOUGHTS if behind.rfind(tags[0]) > behind.rfind(tags[1]))
+    return next(begun, _open_thought(prompt))
 
 
 def _open_thought(prompt: str) -> tuple[str, str] | None:

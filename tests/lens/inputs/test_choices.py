@@ -271,7 +271,7 @@ def test_a_prompt_inside_a_thought_is_refused_or_closed() -> None:
     opens = _CHATML + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
     task = al.Task("t", examples_of({"role": "user", "content": TEXT}), labels=LABELS)
     lens = lens_of(wrapped("byte-level", opens, "<think>", "</think>"))
-    with pytest.raises(LensError, match=r"ends the prompt with <think>.*cue="):
+    with pytest.raises(LensError, match=r"opens a thought with <think>.*cue="):
         al.evaluate(lens, task)
     lens.cue = "\n</think>\n\n"
     prepared = prepare_task(lens, task)
@@ -284,6 +284,16 @@ def test_a_prompt_inside_a_thought_is_refused_or_closed() -> None:
     own.template_options = {"thinks": True}
     with pytest.raises(LensError, match="reads no option 'thinks'"):
         own.prepare(*task.examples)
+
+
+def test_a_prompt_that_has_begun_to_write_a_thought_is_refused() -> None:
+    """Words behind the tag don't end the thought; a tag in the user's text begins none."""
+    opens = _CHATML + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\nOkay, {% endif %}"
+    task = al.Task("t", examples_of({"role": "user", "content": TEXT}), labels=LABELS)
+    with pytest.raises(LensError, match="opens a thought with <think>"):
+        prepare_task(lens_of(wrapped("byte-level", opens)), task)
+    task = al.Task("t", examples_of({"role": "user", "content": "what is <think> for"}), labels=LABELS)
+    prepare_task(lens_of(wrapped("byte-level", TEMPLATES["chatml"])), task)
 
 
 def test_an_empty_thought_of_the_template_is_part_of_the_prompt() -> None:
