@@ -5,6 +5,7 @@ example ── messages in the form that the template takes ──▶ prompt
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -43,9 +44,7 @@ class Answered:
         """Return the text of prompt and answer in one, and where the answer ends."""
         said = label.lstrip() if self.trims[0] else label
         said = said.rstrip() if self.trims[1] else said
-        ends, begins = self.before[-1:], said[:1]
-        words = ends + begins and not (ends + begins).isspace() and not _UNSPACED.search(ends + begins)
-        space = " " if self.spaced and words and ends and not ends.isspace() else ""
+        space = " " if self.spaced and _parts_words(self.before[-1:], said[:1]) else ""
         whole = f"{self.before}{space}{said}"
         return whole + self.after, len(whole)
 
@@ -242,6 +241,13 @@ class PromptFormat:
             self.processor, f"{medium}_processor", None
         )
         return str(found) if found is not None and reads is not None else None
+
+
+def _parts_words(end: str, beginning: str) -> bool:
+    """Return whether a space stands between a text and the next word, given their characters there."""
+    there = bool(end and beginning) and not (end.isspace() or beginning.isspace())
+    opens = there and unicodedata.category(end) in ("Ps", "Pi")  # brackets and quotation marks
+    return there and not opens and not _UNSPACED.search(end + beginning)
 
 
 def templates(processor: Any) -> tuple[Any, Any]:

@@ -166,6 +166,26 @@ def test_bare_text_is_continued_as_a_text(kind: str) -> None:
     assert whole[: len(whole) - ended] == [*found.batch["input_ids"][0].tolist(), *found.labels[0][0]]
 
 
+@pytest.mark.parametrize(
+    ("text", "label", "whole"),
+    [
+        ("I am so", "happy", "I am so happy"),
+        ("I am so", " happy", "I am so happy"),  # as evaluation harnesses write labels
+        ("I am (", "happy", "I am (happy"),
+        ("I am „", "happy", "I am „happy"),
+        ("movie:", "happy", "movie: happy"),
+        ("情绪：", "happy", "情绪：happy"),
+        ("I am", "开心", "I am开心"),
+    ],
+)
+def test_a_bare_text_gets_one_space_at_most(text: str, label: str, whole: str) -> None:
+    """It stands before a new word, unless the label brings it, a bracket opens or the script has none."""
+    tokenizer = wrapped("byte-level")
+    found = ask(lens_of(tokenizer), [al.Example("1", label, text=text)], labels=(label, "sad"))
+
+    assert tokenizer(whole)["input_ids"] == [*found.batch["input_ids"][0].tolist(), *found.labels[0][0]]
+
+
 def test_a_boundary_that_merges_is_told_once() -> None:
     """The token that holds the end of the cue is scored with the label, and a remark says so."""
     lens = lens_of(wrapped("byte-level", TEMPLATES["cue ends in a space"]))
