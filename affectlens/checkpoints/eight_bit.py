@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FP8 = ("float8_e4m3fn", "float8_e5m2")
-_PACKED = ("int8", "uint8", "int16", "uint16", "int32", "uint32")
-# Names of matrices; other integers, such as positions or masks, are what they are.
-_WEIGHT = re.compile(r"weight|\w+_(?:proj|weight)|w[123io](?:_[01])?|Wi")
+_PACKED = tuple(f"{sign}int{bits}" for bits in (8, 16, 32, 64) for sign in ("", "u"))
+# Names of parameters; other integers, such as positions or masks, are what they are.
+_WEIGHT = re.compile(r"weight|bias|\w+_(?:proj|weight)|w[123io](?:_[01])?|Wi")
 _SCALES = ("float32", "bfloat16", "float16", "float8_e8m0fnu", "uint8")
 _MULTIPLIED = ("_scale_inv", "_scale", ".scale", ".qscale_weight")  # DeepSeek-V3's `_inv` is multiplied too
 _NAMED = 4  # tensors listed
@@ -60,7 +60,7 @@ def scaled(store: Store, tensor: str, *, scheme: Scheme) -> Found | None:
     parts = (tensor, *_beside(store, tensor))
     if dtype.startswith("float8_") and dtype != "float8_e8m0fnu":
         return Found(tensor, parts, _by_scale(store, parts, scheme))
-    if dtype not in _PACKED or len(shape) < 2:
+    if dtype not in _PACKED or len(shape) < (1 if leaf in ("weight", "bias") else 2):
         return None
     if dtype == "int8" and leaf == "weight" and f"{module}.SCB" in store.headers:
         return _int8(store, tensor, module)

@@ -14,6 +14,7 @@ from affectlens.checkpoints.store import Store, together
 from affectlens.checkpoints.weight_files import (
     WHOLE,
     adapters_among,
+    folders_with_weights,
     foreign_among,
     listed,
     mlx_adapter,
@@ -185,8 +186,13 @@ def _adapter(folder: Path, source: str) -> Store:
         raise CheckpointError(folder, f"this adapter has no {' or '.join(_ADAPTERS)}")
     store: Store = _store(source, [inside(folder, name)], None)
     changed = {bare_name(owner_of(tensor)) for tensor in store.headers if FACTOR.search(tensor)}
-    notes = [f"{file} beside the adapter can't be read" for file in foreign_among(_names(folder))]
-    for file in weights_among(_names(folder)):
+    there = _names(folder)
+    notes = [f"{file} beside the adapter can't be read" for file in foreign_among(there)]
+    notes += [
+        f"the folder {name} beside the adapter holds weights too; they were not read"
+        for name in folders_with_weights(folder, there, steps=False)
+    ]
+    for file in weights_among(there):
         if file in _ADAPTERS:
             continue
         if file not in adapters_among([file]):

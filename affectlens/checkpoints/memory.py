@@ -1,6 +1,5 @@
 """The store over tensors in memory: those of a live module, or a mapping from names to tensors."""
 
-import math
 from collections.abc import Callable, Hashable, Mapping, MutableMapping
 from copy import copy
 from dataclasses import dataclass

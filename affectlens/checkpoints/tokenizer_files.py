@@ -68,8 +68,9 @@ class TokenizerFiles:
         elif "vocab.json" in self.paths:
             found |= _numbers(read_json(self.paths["vocab.json"]).content)
         elif "vocab.txt" in self.paths:
-            lines = _raw(self.paths["vocab.txt"]).decode("utf-8", "replace").splitlines()
-            found |= {line: number for number, line in enumerate(lines)}
+            # Tokens may hold the other line ends that `splitlines` knows.
+            lines = _raw(self.paths["vocab.txt"]).decode("utf-8", "replace").removesuffix("\n").split("\n")
+            found |= {line.removesuffix("\r"): number for number, line in enumerate(lines)}
         if found and "added_tokens.json" in self.paths:
             found |= _numbers(read_json(self.paths["added_tokens.json"]).content)
         return found or None

@@ -24,7 +24,7 @@ _NOT_WEIGHTS = (
     "dataloader*", "*rng_state*", "random_states*", "tokenizer*",
 )  # fmt: skip
 _FOLDERS = 200  # looked into
-_STEP = re.compile(r"checkpoint-(\d+)")
+_STEP = re.compile(r"(?:checkpoint-|global_step)(\d+)")
 _DISTRIBUTED = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} OUT.pth"
 
 
@@ -58,7 +58,7 @@ def no_checkpoint(folder: Path, there: list[str]) -> CheckpointError:
     """Return the error for a folder whose files, `there`, hold no checkpoint: what it is, and what helps."""
     for reason, fix in _known(folder, there):
         return CheckpointError(folder, reason, fix=fix)
-    inner = [name for name in there[:_FOLDERS] if _holds_weights(folder / name)]
+    inner = folders_with_weights(folder, there)
     if inner:
         fix = f"Name one of: {listed([str(folder / name) for name in inner])}"
         return CheckpointError(folder, "no checkpoint here, but in its folders", fix=fix)
@@ -67,6 +67,12 @@ def no_checkpoint(folder: Path, there: list[str]) -> CheckpointError:
         "torch or of an adapter"
     )
     return CheckpointError(folder, reason, fix=f"In it: {listed(there) or 'nothing'}")
+
+
+def folders_with_weights(folder: Path, there: list[str], *, steps: bool = True) -> list[str]:
+    """Return which of the names `there` are folders with files of weights; without `steps`, of no trainer."""
+    names = (name for name in there[:_FOLDERS] if steps or not _STEP.fullmatch(name))
+    return [name for name in names if _holds_weights(folder / name)]
 
 
 def _known(folder: Path, there: list[str]) -> Iterator[tuple[str, str]]:

@@ -43,7 +43,9 @@ def asked_as(lens: Lens, prompt_of: PromptOf, *, tuned: Checkpoint | None = None
     if found.template is None:
         name = source.store.name if isinstance(source, Checkpoint) else str(source)
         raise LensError(f"{name} has no chat template of its own; use prompt_of='base'")
-    return found
+    # Beside an adapter a processor's template lies with the tokenizer alone; it is called as base's own is.
+    own = lens.prompt_format.used
+    return lens if own is not None and own.text == found.template.text else found
 
 
 def describe_prompts(form: PromptFormat, task: Task) -> Mapping[str, Any]:

@@ -18,6 +18,7 @@ from affectlens.errors import LensError
 from affectlens.lens.failures import told
 from affectlens.lens.greedy import greedily
 from affectlens.lens.inputs.row_ends import ends_in_padding, row_ends, text_mask
+from affectlens.lens.inputs.tokens import special_tokens
 from affectlens.lens.live import ANSWER, answering, config_of, encodes, inner
 from affectlens.lens.precision import logits_in_float32
 from affectlens.tasks.written_answers import THOUGHTS
@@ -67,8 +68,8 @@ def decoder_ids(model: nn.Module, tokenizer: Any, *, label: str) -> tuple[int, .
     """Return the tokens that a decoder is trained to write for a label, without start and end."""
     with told(f"the label {label!r} can't be tokenized"):
         ids = list(tokenizer.encode(label))
-    if ids and ids[-1] == tokenizer.eos_token_id:
-        ids = ids[:-1]
+        after = special_tokens(tokenizer)[1]  # the end, which is not eos_token for all: BERT's is [SEP]
+    ids = ids[: -len(after)] if after and tuple(ids[-len(after) :]) == after else ids
     return tuple(ids[1:] if ids and ids[0] == begins(model) else ids)
 
 

@@ -16,6 +16,7 @@ from tokenizers import models, pre_tokenizers
 from torch import Tensor
 
 import affectlens as al
+from affectlens.checkpoints.tokenizer_files import open_tokenizer
 from affectlens.errors import NothingToCompare
 from tests.small_models import tiny
 
@@ -115,6 +116,18 @@ def test_rows_are_those_of_the_same_token(case: str, form: str, tmp_path: Path) 
         assert any("have another number" in finding for finding in drift.findings)
         assert al.open_checkpoint(one).parameters == drift.ledger["base_parameters"].sum()
         assert al.open_checkpoint(two).parameters == drift.ledger["tuned_parameters"].sum()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_each_line_of_a_vocabulary_is_a_token(end: str, tmp_path: Path) -> None:
+    """Line ends other than the file's are part of a token, as transformers reads it."""
+    tokens = ["[PAD]", "a", "\u2028", "b\x85", "c"]
+    (tmp_path / "vocab.txt").write_text("".join(token + end for token in tokens), "utf-8", newline="")
+    save_file({"w": torch.ones(1)}, tmp_path / "model.safetensors")
+    found = open_tokenizer(al.open_checkpoint(tmp_path).store)
+
+    assert found is not None
+    assert found.tokens == {token: number for number, token in enumerate(tokens)}
 
 
 def test_the_same_model_in_another_order_did_not_move(tmp_path: Path) -> None:

@@ -179,6 +179,9 @@ def test_what_beside_an_adapter_is_not_read_is_named(adapter: Path) -> None:
     (adapter / "other.gguf").write_bytes(b"GGUF")
     torch.save({"v_head.summary.weight": torch.ones(1, 8)}, adapter / "value_head.bin")
     torch.save({"state": torch.ones(3)}, adapter / "optimizer.pt")
+    for folder in ("second", "checkpoint-20"):
+        (adapter / folder).mkdir()
+        save_file({"x": torch.ones(3)}, adapter / folder / "adapter_model.safetensors")
 
     drift = al.diff(adapter.parent / "base", adapter, progress=False)
 
@@ -189,9 +192,11 @@ def test_what_beside_an_adapter_is_not_read_is_named(adapter: Path) -> None:
         "broken.bin beside the adapter was not read",
         "other.gguf beside the adapter can't be read",
         "first: v_head.summary.weight",
+        "the folder second beside the adapter holds weights too; they were not read",
     ):
         assert words in told
     assert "optimizer" not in told
+    assert "checkpoint-20" not in told
     assert {"gate_proj"} == set(drift.frame.query("frobenius > 0")["role"])
 
 

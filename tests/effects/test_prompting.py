@@ -10,6 +10,7 @@ import pytest
 
 import affectlens as al
 from affectlens.checkpoints.chat_templates import ChatTemplate, chat_template
+from affectlens.effects.prompting import asked_as
 from affectlens.errors import LensError, Remark
 
 OTHER = "{% for m in messages %}{{ m.role }} {{ m.content[-1].text }}{% endfor %}"
@@ -82,6 +83,18 @@ def test_what_prompts_of_a_model_can_be_given(lens: al.Lens, demo: al.Demo, tune
     (tuned / "chat_template.jinja").unlink()
     with pytest.raises(LensError, match="no chat template of its own"):
         al.evaluate(lens, task, prompt_of=tuned)
+
+
+def test_one_template_asks_in_one_way(lens: al.Lens, demo: al.Demo, tuned: Path) -> None:
+    """A tuned folder that has base's template, but no files of a processor, asks as base does."""
+    own = lens.prompt_format.used
+    assert own is not None
+    (tuned / "chat_template.jinja").write_text(str(own.text))
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        (tuned / name).unlink(missing_ok=True)
+    asked = asked_as(lens, tuned)
+
+    assert asked.prompt_format.used == own
 
 
 @pytest.mark.parametrize(

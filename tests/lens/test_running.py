@@ -12,10 +12,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 import affectlens as al
 from affectlens.errors import LensError
 from affectlens.lens.live import answering, config_of, device_of
-from affectlens.lens.running import _decoded
+from affectlens.lens.running import _decoded, decoder_ids
 from affectlens.tasks.written_answers import read_answer
 from tests.lens.families import BY_NAME, base
-from tests.lens.inputs.tokenizers import wrapped
+from tests.lens.inputs.tokenizers import KINDS, wrapped
 from tests.lens.processors import processor
 from tests.tiny_models import shrink, tiny
 
@@ -38,6 +38,16 @@ def with_adapter(model: nn.Module, task: str | None, **settings: Any) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("warnings.warn", lambda *_, **__: None)  # of what PEFT calls by its old name
         return peft.get_peft_model(model, peft.LoraConfig(r=2, task_type=task, **settings))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_decoder_s_label_ends_where_the_word_ends(kind: str) -> None:
+    """What a tokenizer writes before a label is part of it, what it writes behind is not."""
+    tokenizer = wrapped(kind)
+    ids = decoder_ids(decoding("t5"), tokenizer, label="happy")
+    whole = tokenizer("happy")["input_ids"]
+
+    assert list(ids) == (whole[:-1] if "ends" in kind else whole)
 
 
 @pytest.mark.parametrize("name", ["t5", "t5_gated", "t5gemma", "bart"])

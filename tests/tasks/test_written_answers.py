@@ -15,6 +15,8 @@ LABELS = ("happy", "sad", "angry", "neutral")
         ("<think>angry, since", None),
         ("[THINK]sad[/THINK]angry", "angry"),
         ("◁think▷sad◁/think▷angry", "angry"),
+        ("<|START_THINKING|>sad<|END_THINKING|>angry", "angry"),
+        ("<|channel>thought\nsad<channel|>angry", "angry"),
         (
             "<|channel|>analysis<|message|>sad?<|end|><|start|>assistant<|channel|>final<|message|>angry",
             "angry",

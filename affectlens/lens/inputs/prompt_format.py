@@ -5,6 +5,7 @@ example ── messages in the form that the template takes ──▶ prompt
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -43,9 +44,7 @@ class Answered:
         """Return the text of prompt and answer in one, and where the answer ends."""
         said = label.lstrip() if self.trims[0] else label
         said = said.rstrip() if self.trims[1] else said
-        ends, begins = self.before[-1:], said[:1]
-        words = ends + begins and not (ends + begins).isspace() and not _UNSPACED.search(ends + begins)
-        space = " " if self.spaced and words and ends and not ends.isspace() else ""
+        space = " " if self.spaced and _parts_words(self.before[-1:], said[:1]) else ""
         whole = f"{self.before}{space}{said}"
         return whole + self.after, len(whole)
 
@@ -126,10 +125,10 @@ class PromptFormat:
         found = Answered(text, text, spaced=self.used is None)
         if self.used is not None and not self.cue:
             found = _placed(text, self._with_answer([*example.chat(prompt), _said(_PROBE)]), self._trims)
-        if opened := _open_thought(found.prompt):
+        if opened := _inside_thought(found.prompt, example.chat(prompt)):
             closed = f"\n{opened[1]}\n\n"
             raise LensError(
-                f"example {quoted(example.id)}: the chat template ends the prompt with {opened[0]}, so the "
+                f"example {quoted(example.id)}: the chat template opens a thought with {opened[0]}, so the "
                 f"model thinks first, and a label can't be scored there. Close the thought with "
                 f"al.load(…, cue={closed!r}), or let it write: answer='greedy' and enough max_new_tokens"
             )
@@ -244,6 +243,13 @@ class PromptFormat:
         return str(found) if found is not None and reads is not None else None
 
 
+def _parts_words(end: str, beginning: str) -> bool:
+    """Return whether a space stands between a text and the next word, given their characters there."""
+    there = bool(end and beginning) and not (end.isspace() or beginning.isspace())
+    opens = there and unicodedata.category(end) in ("Ps", "Pi")  # brackets and quotation marks
+    return there and not opens and not _UNSPACED.search(end + beginning)
+
+
 def templates(processor: Any) -> tuple[Any, Any]:
     """Return the chat templates of a processor and of its tokenizer."""
     tokenizer = getattr(processor, "tokenizer", processor)
@@ -275,6 +281,14 @@ def _placed(prompt: str, whole: str, trims: tuple[bool, bool]) -> Answered:
     opened = _open_thought(prompt)
     closes = opened is not None and shown[len(asked) :] == opened[1]
     return Answered(before if closes else prompt, before, after, trims=trims)
+
+
+def _inside_thought(prompt: str, messages: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
+    """Return the tags of a thought that a prompt opens behind the last message, and leaves open."""
+    words = _texts(messages[-1]["content"]).strip() if messages else ""
+    behind = prompt.rpartition(words)[2] if words in prompt and words else ""
+    begun = (tags for tags in THOUGHTS if behind.rfind(tags[0]) > behind.rfind(tags[1]))
+    return next(begun, _open_thought(prompt))
 
 
 def _open_thought(prompt: str) -> tuple[str, str] | None:

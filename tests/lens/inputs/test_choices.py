@@ -166,6 +166,26 @@ def test_bare_text_is_continued_as_a_text(kind: str) -> None:
     assert whole[: len(whole) - ended] == [*found.batch["input_ids"][0].tolist(), *found.labels[0][0]]
 
 
+@pytest.mark.parametrize(
+    ("text", "label", "whole"),
+    [
+        ("I am so", "happy", "I am so happy"),
+        ("I am so", " happy", "I am so happy"),  # as evaluation harnesses write labels
+        ("I am (", "happy", "I am (happy"),
+        ("I am „", "happy", "I am „happy"),
+        ("movie:", "happy", "movie: happy"),
+        ("情绪：", "happy", "情绪：happy"),
+        ("I am", "开心", "I am开心"),
+    ],
+)
+def test_a_bare_text_gets_one_space_at_most(text: str, label: str, whole: str) -> None:
+    """It stands before a new word, unless the label brings it, a bracket opens or the script has none."""
+    tokenizer = wrapped("byte-level")
+    found = ask(lens_of(tokenizer), [al.Example("1", label, text=text)], labels=(label, "sad"))
+
+    assert tokenizer(whole)["input_ids"] == [*found.batch["input_ids"][0].tolist(), *found.labels[0][0]]
+
+
 def test_a_boundary_that_merges_is_told_once() -> None:
     """The token that holds the end of the cue is scored with the label, and a remark says so."""
     lens = lens_of(wrapped("byte-level", TEMPLATES["cue ends in a space"]))
@@ -271,7 +291,7 @@ def test_a_prompt_inside_a_thought_is_refused_or_closed() -> None:
     opens = _CHATML + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
     task = al.Task("t", examples_of({"role": "user", "content": TEXT}), labels=LABELS)
     lens = lens_of(wrapped("byte-level", opens, "<think>", "</think>"))
-    with pytest.raises(LensError, match=r"ends the prompt with <think>.*cue="):
+    with pytest.raises(LensError, match=r"opens a thought with <think>.*cue="):
         al.evaluate(lens, task)
     lens.cue = "\n</think>\n\n"
     prepared = prepare_task(lens, task)
@@ -284,6 +304,16 @@ def test_a_prompt_inside_a_thought_is_refused_or_closed() -> None:
     own.template_options = {"thinks": True}
     with pytest.raises(LensError, match="reads no option 'thinks'"):
         own.prepare(*task.examples)
+
+
+def test_a_prompt_that_has_begun_to_write_a_thought_is_refused() -> None:
+    """Words behind the tag don't end the thought; a tag in the user's text begins none."""
+    opens = _CHATML + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\nOkay, {% endif %}"
+    task = al.Task("t", examples_of({"role": "user", "content": TEXT}), labels=LABELS)
+    with pytest.raises(LensError, match="opens a thought with <think>"):
+        prepare_task(lens_of(wrapped("byte-level", opens)), task)
+    task = al.Task("t", examples_of({"role": "user", "content": "what is <think> for"}), labels=LABELS)
+    prepare_task(lens_of(wrapped("byte-level", TEMPLATES["chatml"])), task)
 
 
 def test_an_empty_thought_of_the_template_is_part_of_the_prompt() -> None:
