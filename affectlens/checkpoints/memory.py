@@ -180,7 +180,7 @@ def store_of(module: nn.Module) -> MemoryStore:
 
 def _packed(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the shapes (out, in) of matrices that are stored in another shape, as 4-bit ones are."""
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for name, part in module.named_modules():
         weight, known = part._parameters.get("weight"), vars(part)
         rows, columns = known.get("out_features"), known.get("in_features")
