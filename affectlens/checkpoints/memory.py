@@ -1,6 +1,5 @@
 """The store over tensors in memory: those of a live module, or a mapping from names to tensors."""
 
-import math
 from collections.abc import Callable, Hashable, Mapping, MutableMapping
 from copy import copy
 from dataclasses import dataclass
@@ -181,7 +180,7 @@ def store_of(module: nn.Module) -> MemoryStore:
 
 def _packed(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the shapes (out, in) of matrices that are stored in another shape, as 4-bit ones are."""
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for name, part in module.named_modules():
         weight, known = part._parameters.get("weight"), vars(part)
         rows, columns = known.get("out_features"), known.get("in_features")
