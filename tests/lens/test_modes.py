@@ -1,4 +1,4 @@
-"""A lens runs its model in evaluation mode and puts every module's mode back; a user's own forward keeps it."""
+"""A lens runs its model in evaluation mode and puts every mode back; a user's own forward keeps it."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_a_lens_of_a_model_in_training_answers_as_in_evaluation(name: str) -> No
         lens.run(batch)
         assert before == modes(model)
     assert before == modes(model)
-    assert True in before and False in before
+    assert {True, False} == set(before)
 
 
 def test_the_modes_come_back_after_an_error() -> None:
@@ -99,6 +99,6 @@ def test_an_intervention_works_in_a_training_loop(training: bool) -> None:
         loss.backward()
 
     weights = [layer.self_attn.o_proj.weight.grad for layer in model.model.layers]  # type: ignore[union-attr]
-    assert not any(grad.any() for grad in weights)
+    assert all(grad is None or not grad.any() for grad in weights)
     assert model.model.layers[0].mlp.down_proj.weight.grad.any()  # type: ignore[union-attr, index]
     assert torch.allclose(expected, logits(model.eval(), batch), rtol=0, atol=1e-5)
