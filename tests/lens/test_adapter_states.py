@@ -332,3 +332,43 @@ def test_quantised_layers_keep_their_sites_and_points() -> None:
     before = lens.run(batch)
     with lens.intervene(al.Scale(value, factor=1.0)):
         assert torch.allclose(before, lens.run(batch), atol=1e-5)
+
+
+def test_activations_of_a_mixed_batch_are_those_of_each_row() -> None:
+    """With `adapter_names=`, each row is recorded and changed as it is computed."""
+    model, batch = two("llama"), BY_NAME["llama"].batch()
+    lens = al.Lens(model)
+    point = lens.sites.where(role="q_proj", layer=0, param="weight").at("output")
+    with lens.record(point) as mixed:
+        model(**batch, adapter_names=["other", "__base__"])
+    model.set_adapter("other")  # type: ignore[operator]
+    rows = [lens.record(point, batch), lens.without_adapter().record(point, batch)]
+    for number, alone in enumerate(rows):
+        expected, found = (one[point[0]].values[number] for one in (alone, mixed))  # type: ignore[union-attr]
+        assert torch.allclose(expected, found, rtol=0, atol=1e-5)
+    seen: list[Tensor] = []
+    output = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
+    with lens.intervene(al.Zero(point)):
+        handle = output.register_forward_hook(lambda _, __, out: seen.append(out))
+        model(**batch, adapter_names=["other", "__base__"])
+        handle.remove()
+
+    assert not seen[0].any()
+
+
+def test_a_task_is_answered_with_and_without_the_adapter() -> None:
+    """`evaluate` of the lens without its adapter is that of the base, in both ways."""
+    demo = al.load_demo()
+    task, plain = demo.tasks[1].head(4), al.load(demo.base, dtype="float32")
+    config = peft.LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    lens = al.Lens(peft.get_peft_model(al.load(demo.base, dtype="float32").model, config), plain.processor)
+    expected, off, on = (al.evaluate(one, task) for one in (plain, lens.without_adapter(), lens))
+    written = [al.evaluate(one, task, answer="greedy").frame for one in (plain, lens.without_adapter())]
+
+    assert torch.allclose(
+        torch.tensor(expected.frame["logp"].to_numpy()), torch.tensor(off.frame["logp"].to_numpy()), atol=1e-4
+    )
+    assert not torch.allclose(
+        torch.tensor(expected.frame["logp"].to_numpy()), torch.tensor(on.frame["logp"].to_numpy()), atol=1e-3
+    )
+    assert written[0].equals(written[1])
