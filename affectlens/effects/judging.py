@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from affectlens.checkpoints import Checkpoint, open_checkpoint
+from affectlens.checkpoints.adapters.attached import adapter_layers, adapter_state
 from affectlens.checkpoints.opening import opens_again
 from affectlens.effects.caching import remembering_senses
 from affectlens.effects.evaluating import PreparedTask, judge, prepare_task
@@ -89,7 +90,10 @@ class SweepContext:
         """A fingerprint of the live weights, the config and the kind of device."""
         config: Any = getattr(self.lens.model, "config", None)
         settings = config.to_json_string() if hasattr(config, "to_json_string") else ""
-        return combined(fingerprint(self.lens.parameters), settings, self.lens.device.type)
+        # Journals of models without adapters stay valid.
+        layers = [[name, str(adapter_state(layer))] for name, layer in adapter_layers(self.lens.model)]
+        adapters = [[layers, self.lens.adapters_off]] if layers else []
+        return combined(fingerprint(self.lens.parameters), settings, self.lens.device.type, *adapters)
 
     @cached_property
     def _donor_fingerprints(self) -> dict[str, str]:

@@ -27,6 +27,10 @@ class Current:
         self._checkpoints: dict[State, Checkpoint] = {}
         self.pinned: State | None = None
 
+    def __reduce__(self) -> "tuple[type[Current], tuple[()]]":
+        # A copy belongs to a copy of the model, which has other tensors.
+        return Current, ()
+
     def parameters(self, model: nn.Module) -> Mapping[str, Tensor]:
         """Return the parameters and persistent buffers by name, as they are now."""
         self._look(model)

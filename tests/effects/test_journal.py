@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import affectlens as al
@@ -407,3 +408,20 @@ def limit(monkeypatch: pytest.MonkeyPatch, most: int, error: Exception | None = 
 def test_nothing_asked_is_nothing_done(lens: al.Lens) -> None:
     """An empty sweep opens no journal and has no failures."""
     assert ({}, {}) == collect(SweepContext(lens, {}, {}), [], needed=())
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_the_state_of_adapters_is_a_part_of_the_key() -> None:
+    """A sweep that is resumed without the adapter, or at another scale, must not reuse the results."""
+    demo = al.load_demo()
+    lens = al.load(demo.base, dtype="float32")
+    config = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    adapted = al.Lens(get_peft_model(lens.model, config), lens.processor)
+    keys = {"on": SweepContext(adapted, {}, {}).weights}
+    keys["off"] = SweepContext(adapted.without_adapter(), {}, {}).weights
+    with adapted.model.disable_adapter():  # type: ignore[operator]
+        keys["disabled"] = SweepContext(adapted, {}, {}).weights
+    next(m for m in adapted.model.modules() if hasattr(m, "set_scale")).set_scale("default", 2.0)  # type: ignore[operator]
+    keys["rescaled"] = SweepContext(adapted, {}, {}).weights
+
+    assert len(set(keys.values())) == len(keys)

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import affectlens as al
-from affectlens.errors import CheckpointError, LensError
+from affectlens.errors import LensError
 from tests.lens.families import BY_NAME, base, logits, tuned
 from tests.lens.test_families import changed
 from tests.lens.test_lens import same, snapshot
@@ -154,21 +154,6 @@ def test_what_passes_an_adapted_module_is_what_it_computes_with_its_adapter(name
 
     assert torch.allclose(zeroed[1], zeroed[0], rtol=0, atol=1e-4)
     assert differ(logits(model, batch), zeroed[0])
-
-
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_a_merged_adapter_is_refused_untouched(name: str) -> None:
-    """Merged into the weights it is still beside, an adapter is refused before anything is touched."""
-    model = adapted(name)
-    model.merge_adapter()  # type: ignore[operator]
-    before = snapshot(model)
-    with (
-        pytest.raises(CheckpointError, match="merged"),
-        al.Lens(model).intervene(al.Zero(al.Lens(model).sites)),
-    ):
-        pytest.fail("the block was entered")
-
-    assert same(before, snapshot(model))
 
 
 def test_dora_is_refused_untouched() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from affectlens.checkpoints import Checkpoint
+from affectlens.errors import LensError
 from affectlens.lens.intervening import ActivationIntervention, Intervening, Intervention
 from affectlens.lens.live import Live, refuse_compiled, refuse_whole
 from affectlens.sites import Site
@@ -39,6 +40,11 @@ def nnsight_of(lens: Live, *interventions: Intervention | ActivationIntervention
     """
     refuse_compiled(lens.model)
     refuse_whole(lens.model)
+    if lens.adapters_off:
+        raise LensError(
+            "nnsight runs the model itself, with its adapters. Use PEFT's block around the runs: "
+            "with lens.model.disable_adapter(): …"
+        )
     with Intervening(lens, interventions) as block:
         pass
 

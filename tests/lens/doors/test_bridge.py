@@ -325,6 +325,24 @@ def test_an_adapter_is_merged_into_the_copy() -> None:
     assert any("lora_A" in key for key, _ in lens.model.named_parameters())
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_an_adapter_that_is_off_is_left_out_of_the_copy() -> None:
+    """Disabled in the model, or for the lens; switched off in some layers only, it is refused."""
+    import peft
+
+    plain = eager("llama").model
+    config = peft.LoraConfig(target_modules=["gate_proj", "q_proj"], r=4, init_lora_weights=False)
+    lens = al.Lens(peft.get_peft_model(copy.deepcopy(plain), config))
+    expected = logits(plain, BY_NAME["llama"].batch())
+    with lens.model.disable_adapter():  # type: ignore[operator]
+        disabled = bridge(lens)
+    for built in (disabled, bridge(lens.without_adapter())):
+        torch.testing.assert_close(bridged(built, "llama"), expected, atol=1e-5, rtol=0)
+    next(m for m in lens.model.modules() if hasattr(m, "enable_adapters")).enable_adapters(False)  # type: ignore[operator]
+    with pytest.raises(LensError, match="some layers only"):
+        bridge(lens)
+
+
 def test_text_becomes_the_tokens_that_it_is_to_the_lens(lens: al.Lens, demo: al.Demo) -> None:
     """The tokenizer is a copy of the lens's, looked up nowhere; a batch of real examples gives its logits."""
     before = lens.tokenizer.padding_side, lens.tokenizer.bos_token, len(lens.tokenizer)
