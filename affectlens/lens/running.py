@@ -153,6 +153,14 @@ def called(
     return out
 
 
+def mixes_rows(model: nn.Module) -> bool:
+    """Return whether rows of a batch change each other's generated text, as RWKV's do in transformers.
+
+    Its state of one token per row is broadcast against the rows from the second step on.
+    """
+    return "state" in _takes(model)
+
+
 def generated(
     model: nn.Module, batch: Mapping[str, Tensor], *, tokenizer: Any, padding: int | None, max_new_tokens: int
 ) -> list[str]:
