@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FP8 = ("float8_e4m3fn", "float8_e5m2")
-_PACKED = tuple(f"{sign}int{bits}" for bits in (8, 16, 32, 64) for sign in ("", "u"))
+_PACKED = ("int8", "uint8", "int16", "uint16", "int32", "uint32")
 # Names of parameters; other integers, such as positions or masks, are what they are.
 _WEIGHT = re.compile(r"weight|bias|\w+_(?:proj|weight)|w[123io](?:_[01])?|Wi")
 _SCALES = ("float32", "bfloat16", "float16", "float8_e8m0fnu", "uint8")

@@ -24,7 +24,7 @@ from affectlens.lens.inputs.prompt_format import PromptFormat, templates
 from affectlens.lens.intervening import ActivationIntervention, Intervening, Intervention
 from affectlens.lens.live import Live, device_of, remark, tokenizer_of
 from affectlens.lens.paired import Paired
-from affectlens.lens.running import forward, generated, typed
+from affectlens.lens.running import forward, generated, mixes_rows, typed
 from affectlens.lens.tower_sizes import COLUMNS, tower_sizes
 from affectlens.probes.claims import Verification
 from affectlens.probes.verifying import verify
@@ -263,20 +263,21 @@ class Lens(Live):
         usual = {"max_new_tokens": max_new_tokens, "pad_token_id": padding_id(self.model, self.tokenizer)}
         chosen = usual | settings_for(self, settings)
         found: dict[int, str] = {}
-        for numbers, batch in self._batches(examples, prompt):
+        size = 1 if mixes_rows(self.model) else len(examples)
+        for numbers, batch in self._batches(examples, prompt, size=size):
             with Running(self):
                 texts = generated(self.model, batch, tokenizer=self.tokenizer, settings=chosen)
             found |= zip(numbers, texts, strict=True)
         return [found[number] for number in sorted(found)]
 
     def _batches(
-        self, examples: Sequence[Example], prompt: str
+        self, examples: Sequence[Example], prompt: str, *, size: int | None = None
     ) -> Iterator[tuple[Numbers, dict[str, Tensor]]]:
-        """Yield all examples as one batch; where padding changes their answers, one of each length."""
+        """Yield examples in batches of `size`, by default one; where padding changes answers, by length."""
         if not examples:
             self.prepare()  # raises
         make = partial(self.prepare, prompt=prompt)
-        yield from batches(self, examples, make=make, tensors=dict, size=len(examples))
+        yield from batches(self, examples, make=make, tensors=dict, size=size or len(examples))
 
     @property
     def tokenizer(self) -> Any:

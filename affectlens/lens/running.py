@@ -150,6 +150,14 @@ def called(
     return out
 
 
+def mixes_rows(model: nn.Module) -> bool:
+    """Return whether rows of a batch change each other's generated text, as RWKV's do in transformers.
+
+    Its state of one token per row is broadcast against the rows from the second step on.
+    """
+    return "state" in _takes(model)
+
+
 def generated(
     model: nn.Module, batch: Mapping[str, Tensor], *, tokenizer: Any, settings: Mapping[str, Any]
 ) -> list[str]:

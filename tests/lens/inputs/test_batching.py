@@ -107,6 +107,19 @@ def test_a_model_is_measured_once_and_only_if_it_has_to_be() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["rwkv", "recurrent_gemma", "mamba", "gpt2"])
+def test_answers_of_one_length_are_generated_alike(family: str) -> None:
+    """Without padding, too: RWKV's rows would change each other."""
+    lens = made(family)
+    with torch.no_grad():
+        for parameter in lens.model.parameters():
+            parameter.mul_(4)
+    examples = task(("I am so good", "I am so evil")).examples
+    alone = [lens.generate(one, max_new_tokens=6)[0] for one in examples]
+
+    assert alone == lens.generate(*examples, max_new_tokens=6)
+
+
 @pytest.mark.parametrize("family", ["rwkv", "llama"])
 def test_answers_are_generated_alike(family: str) -> None:
     """Greedy answers of a batch come in the order of the examples, each as alone."""
