@@ -186,13 +186,9 @@ class Hook:
 
 
 def _heads_first(tensor: Tensor, length: int) -> bool:
-    """Return whether a tensor of four dimensions is (batch, head, position, feature), heads before positions.
-
-    Where there are as many heads as positions, memory tells: a projection writes the heads of one position
-    side by side, so the dimension with the smaller step is that of the heads.
-    """
+    """Return whether a tensor of four dimensions is (batch, head, position, feature)."""
     first, second = tensor.shape[1:3]
-    if first == second == length:
+    if first == second == length:  # a projection writes the heads of one position side by side
         return tensor.stride(1) < tensor.stride(2)
     return first != length == second
 
