@@ -28,7 +28,7 @@ def test_what_is_no_place_for_an_intervention_is_told() -> None:
     with pytest.raises(NoSuchSite, match="would change nothing"):
         al.Zero(points[:0])
     with (
-        pytest.raises(LensError, match=r"shape \(3,\) can't be added: \d+ features"),
+        pytest.raises(LensError, match=r"\d+ features pass there, but the vector has 3"),
         lens.intervene(al.Steer(points, vector=torch.zeros(3))),
     ):
         lens.run(batch)

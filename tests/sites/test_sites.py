@@ -4,7 +4,8 @@ import pytest
 
 from affectlens.errors import NoSuchSite, WrongCount
 from affectlens.sites import Site, Sites
-from affectlens.sites.points import KINDS, SPANS
+from affectlens.sites.points import KINDS
+from affectlens.sites.span_names import KNOWN
 
 SITES = Sites(
     Site(tower, role, layer=layer)
@@ -82,12 +83,12 @@ def test_values_are_listed_in_their_order(choice: dict[str, object], expected: s
         (
             "output",
             "images",
-            f"no span 'images'. Spans: token numbers, {', '.join(SPANS)}. Did you mean 'image'?",
+            f"no span 'images'. Spans: {', '.join(KNOWN[:8])}, …. Did you mean 'image'?",
         ),
         (
             "output",
             1.5,
-            f"no span 1.5. Spans: token numbers, {', '.join(SPANS)}",
+            f"no span 1.5. Spans: {', '.join(KNOWN)}",
         ),
     ],
 )

@@ -113,11 +113,13 @@ class Hook:
             new = self._features(tensor.movedim(1, -1), None)
             return new.movedim(-1, 1)
         moment = self._moment(tensor)
-        if self.point.kind == "residual" and tensor.ndim != 3 and self.place.positional:
-            raise LensError(
-                f"{self.point!r}: the residual of this model has several streams, of shape "
-                f"{tuple(tensor.shape)}; choose another point"
-            )
+        if self.point.kind == "residual" and tensor.ndim == 4 and moment is not None:
+            if tuple(tensor.shape[:2]) != (len(moment.own), moment.length):
+                raise LensError(
+                    f"{self.point!r}: several residual streams pass, in shape {tuple(tensor.shape)}, and the "
+                    f"first dimension is not the batch; choose another point"
+                )
+            return self._features(tensor, moment)
         if moment is not None and tensor.ndim == 4 and _heads_first(tensor, moment.length):
             # (batch, head, position, feature)
             heads_first = tensor.transpose(1, 2)

@@ -330,12 +330,13 @@ def test_blocks_that_end_in_any_order_give_the_model_its_methods_back() -> None:
     assert 1 == len(two[two.points[0]].rows)  # type: ignore[union-attr]
 
 
-def test_a_copy_that_is_made_in_a_block_generates_by_itself() -> None:
-    """The copy has the hidden methods, bound to itself and listened to by nobody."""
+def test_a_copy_in_a_block_is_refused_and_one_behind_it_generates_by_itself() -> None:
+    """A copy would keep the hidden methods of `generate`; behind the block nothing of them is left."""
     model = BY_NAME["llama"].build()
     expected = model.generate(**text(IDS), **SETTINGS)  # type: ignore[operator]
-    with al.Lens(model).record(point(model, "last")):
-        copied = copy.deepcopy(model)
+    with al.Lens(model).record(point(model, "last")), pytest.raises(LensError, match="inside a block"):
+        copy.deepcopy(model)
+    copied = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
