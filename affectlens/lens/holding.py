@@ -80,6 +80,13 @@ def _switch_off(swaps: Swaps, model: nn.Module) -> None:
             swaps.swap(layer, "_disable_adapters", value=True)
 
 
+def refuse_other_thread(live: Live) -> None:
+    """Raise `LensError` while a block of another thread may have changed the model's weights."""
+    held = _HOLDERS.get(inner(live.model))
+    if held is not None and held.blocks and held.thread != threading.get_ident():
+        raise LensError(_other_thread(live.model, held.name, threading.current_thread().name))
+
+
 def looked_up(live: Live) -> Checkpoint:
     """Return the checkpoint of a lens's model with its adapters as the lens runs them."""
     if not live.adapters_off:

@@ -15,7 +15,7 @@ from affectlens.errors import LensError
 from affectlens.lens.asking import ask
 from affectlens.lens.current import Current
 from affectlens.lens.greedy import settings_for
-from affectlens.lens.holding import Running, looked_up
+from affectlens.lens.holding import Running, looked_up, refuse_other_thread
 from affectlens.lens.hooks.places import module_name
 from affectlens.lens.hooks.recording import Metric, Recording, record
 from affectlens.lens.inputs.batching import Numbers, batches
@@ -118,6 +118,7 @@ class Lens(Live):
         For a site that an adapter changes: the effective values, base plus factors, computed in float32, with
         the adapters that are active now. Raises `CheckpointError` where these values are unknown.
         """
+        refuse_other_thread(self)
         return self.checkpoint.read(site)
 
     def intervene(self, *interventions: Intervention | ActivationIntervention) -> Intervening:

@@ -60,6 +60,7 @@ def test_a_block_is_an_error_in_other_threads(block: str) -> None:
         lambda: model.model(**batch),  # type: ignore[operator]
         lambda: BLOCKS[block](lens).__enter__(),
         lambda: al.Lens(model).run(batch),
+        lambda: lens.parameter(sites(lens)[0]),
     ]
     with BLOCKS[block](lens):
         for use in uses:

@@ -130,10 +130,10 @@ def _unclear(layer: Any) -> str:
             f"adapter {named} is of kind {kind.split('.')[-2]}, not LoRA, so the effective weights are "
             f"unknown. Merge it or disable it"
         )
+    decomposed = [name for name in active if getattr(layer, "use_dora", {}).get(name)]
     variants = [name for name in active if name in getattr(layer, "lora_variant", {})]
-    decomposed = [name for name in variants if getattr(layer, "use_dora", {}).get(name)]
-    if other := set(variants) - set(decomposed):
-        return f"adapter {', '.join(sorted(other))} is of a variant of LoRA that has no effective weights"
+    if other := sorted(set(variants) - set(decomposed)):
+        return f"adapter {', '.join(other)} is of a variant of LoRA whose effective weights are unknown"
     alone = bool(decomposed) or not _stacks(layer)
     if len(active) > 1 and alone:
         return (
@@ -187,19 +187,20 @@ def _factors(
 ) -> None:
     if hasattr(layer, "parameter_name"):  # a bare parameter: wrappers are nested, one for each
         now.parameters.append(bare_name(f"{name}.{layer.parameter_name}"))
-    parts: dict[str, dict[str, Tensor]] = {}
+    parts: dict[tuple[str, str], dict[str, Tensor]] = {}
     for key, tensor in mine.items():
         kind, _, rest = key.removeprefix(f"{name}.").partition(".")
         adapter, _, leaf = rest.partition(".")
         if adapter in active:
-            parts.setdefault(f"{name}.{kind}.{leaf}".removesuffix("."), {})[adapter] = tensor
-    for key, by in parts.items():
+            parts.setdefault((kind, leaf), {})[adapter] = tensor
+    for (kind, leaf), by in parts.items():
+        key, side = f"{name}.{kind}.{leaf}".removesuffix("."), kind[-1]
         first = next(iter(by.values()))
         if len(by) == 1:
             now.tensors[key], now.scales[key] = first, layer.scaling[next(iter(by))]
             continue
-        scales = [1.0 if "_A" in key else layer.scaling[adapter] for adapter in by]
-        value = partial(_together, list(by.values()), scales, dim=int("_A" not in key), untouched=untouched)
+        scales = [1.0 if side == "A" else layer.scaling[adapter] for adapter in by]
+        value = partial(_together, list(by.values()), scales, dim=int(side == "B"), untouched=untouched)
         now.tensors[key] = torch.empty_like(value(), device="meta")
         now.elsewhere[key], now.scales[key] = value, 1.0
 
