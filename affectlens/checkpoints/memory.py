@@ -64,6 +64,8 @@ class MemoryStore:
         self._elsewhere = elsewhere or {}  # fetch the values of tensors that are offloaded
         self._shapes = shapes or {}  # of matrices that are stored packed
         self.unclear: Mapping[str, str] = {}  # tensors with which the model doesn't compute as they are: why
+        # The layer of PEFT around a tensor, and which of its adapters were merged when this was opened.
+        self.merged: Mapping[str, tuple[nn.Module, tuple[str, ...]]] = {}
         self.untouched = False  # True: read the values from before the interventions that are active now
         self.config: Mapping[str, Any] = config or {}
         self.skipped: Mapping[str, tuple[str, int]] = {}
@@ -86,7 +88,7 @@ class MemoryStore:
         """Return a store of other tensors of the same model; `elsewhere` fetches those that are on meta."""
         known = {**self._elsewhere, **(elsewhere or {})}
         found = MemoryStore(tensors, name=self.name, config=self.config, elsewhere=known, shapes=self._shapes)
-        found.untouched, found.unclear = self.untouched, self.unclear
+        found.untouched, found.unclear, found.merged = self.untouched, self.unclear, self.merged
         return found
 
     def read(self, tensor: str, rows: slice | None = None) -> Tensor:
@@ -128,6 +130,10 @@ class MemoryStore:
     def _refuse_unclear(self, tensor: str) -> None:
         if tensor in self.unclear:
             raise CheckpointError(self.name, self.unclear[tensor])
+        layer, merged = self.merged.get(tensor, (None, ()))
+        if tuple(vars(layer).get("merged_adapters", ()) if layer else ()) != merged:
+            reason = "its adapters were merged or unmerged since it was opened"
+            raise CheckpointError(self.name, reason, key=tensor, fix="Open it again")
 
     def check(self) -> None:
         """Do nothing: the caller must not change tensors while they are read."""

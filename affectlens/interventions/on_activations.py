@@ -101,9 +101,10 @@ class Knockout:
     """Cut attention from the positions of `target` to those of `source`, in the layers of `sites`.
 
     The method is attention knockout (arXiv 2304.14767). Any attention site of a layer selects the layer's
-    attention. A position always sees itself, so that no softmax is over nothing. Where a decoder attends to
-    its encoder, `source` is of the encoder's tokens. Raises `NoSuchSite` for an unknown span, and
-    `LensError`, when it is applied, for an attention that takes no mask of queries and keys.
+    attention, and `site.at(head=3)` that head of it. A position always sees itself, so that no softmax is
+    over nothing. Where a decoder attends to its encoder, `source` is of the encoder's tokens. Raises
+    `NoSuchSite` for an unknown span, and `LensError`, when it is applied, for an attention that takes no mask
+    of queries and keys.
 
     >>> import affectlens as al
     >>> lens = al.load(al.load_demo().base)

@@ -17,6 +17,7 @@ from affectlens.errors import LensError, NoSuchSite, near
 from affectlens.interventions.edits import Places, only_points, set_fields
 from affectlens.lens import Activations, Live, Moment, Recording, Rewrite, spread
 from affectlens.lens.holding import Running
+from affectlens.lens.hooks.places import place_of
 from affectlens.lens.hooks.steps import CACHES, held
 from affectlens.lens.hooks.widths import refuse_width, width_of
 from affectlens.lens.live import answering, encodes, inner
@@ -105,7 +106,7 @@ def _from_recording(
     if not isinstance(passed, Activations):
         raise LensError(f"{point!r}: the recording holds only means; record with keep='values'")
     refuse_width(point, lens, width=passed.values.shape[-1], what="the recording")
-    if passed.chosen is None:
+    if passed.chosen is None or not place_of(point, model=lens.model, live=lens.checkpoint).positional:
         return _InTurn(point, passed.values)
     # A recording of all positions also serves a span: then positions are matched over all of them.
     return partial(aligned, passed=passed, span=known.span, point=point)

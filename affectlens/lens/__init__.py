@@ -10,7 +10,8 @@ loading ──▶ Lens ── preparing (chat template, media) ──▶ logits,
 
 from affectlens.lens.failures import told
 from affectlens.lens.hooks.activations import Activations, Statistics, spread
-from affectlens.lens.hooks.hooking import Rewrite, without
+from affectlens.lens.hooks.hooking import Rewrite
+from affectlens.lens.hooks.masking import without
 from affectlens.lens.hooks.places import module_name
 from affectlens.lens.hooks.positions import Moment
 from affectlens.lens.hooks.recording import Recording, record

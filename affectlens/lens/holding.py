@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import nn
 
 from affectlens.checkpoints import Checkpoint
 from affectlens.checkpoints.adapters.attached import adapter_layers
 from affectlens.checkpoints.memory import modules_of
 from affectlens.errors import LensError
+from affectlens.lens.hooks.recomputing import recomputes, refuse_late
 from affectlens.lens.live import Live, answering, compiled, inner
 from affectlens.lens.restoring import Swaps, atomic, interruptible, raise_waiting, refuse_copy
 
@@ -53,10 +53,12 @@ class Running:
 def hold(swaps: Swaps, model: nn.Module, *, adapters_off: bool) -> None:
     """Hold a model until the swaps are undone, and raise `LensError` in other threads that run it."""
     _take_turn(swaps, model, adapters_off=adapters_off, block=True)
+    if adapters_off:
+        refuse_late(swaps, model)
     part = inner(answering(model))
     for entrance in {part, getattr(part, "base_model", part)}:
         if not compiled(entrance):  # a compiled graph runs no hooks
-            swaps.hook(entrance, _SameThread(), side="enter")
+            swaps.hook(entrance, _SameThread(entrance), side="enter")
 
 
 def _take_turn(swaps: Swaps, model: nn.Module, *, adapters_off: bool, block: bool) -> None:
@@ -78,6 +80,25 @@ def _switch_off(swaps: Swaps, model: nn.Module) -> None:
             )
         if not layer.disable_adapters:
             swaps.swap(layer, "_disable_adapters", value=True)
+
+
+@atomic
+def switched_off(live: Live) -> Swaps:
+    """Switch the adapters of a model off, for every lens on it, until the swaps are undone."""
+    swaps = Swaps()
+    swaps.open()
+    try:
+        if not live.adapters_off:
+            raise LensError(
+                "a lens is no block; use `with lens.intervene(…):` or `with lens.without_adapter():`"
+            )
+        hold(swaps, live.model, adapters_off=False)
+        _switch_off(swaps, live.model)
+        raise_waiting()
+    except BaseException:
+        swaps.undo()
+        raise
+    return swaps
 
 
 def refuse_other_thread(live: Live) -> None:
@@ -168,26 +189,31 @@ def _wait() -> None:
 
 
 class _SameThread:
-    """Hook at a model's entrance that raises `LensError` in other threads, and for recomputed layers."""
+    """Hook at a model's entrance that raises `LensError` for passes that a block can't be right for.
 
-    def __init__(self) -> None:
+    Those of other threads, and those through adapters that were attached or removed since.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
         self._thread, self._name = threading.get_ident(), threading.current_thread().name
+        self._adapters = _attached(module)
 
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if threading.get_ident() != self._thread:
+        # On a GPU, a backward pass runs checkpointed parts again in a thread of its own.
+        if threading.get_ident() != self._thread and not recomputes():
             raise LensError(_other_thread(module, self._name, threading.current_thread().name))
-        if torch.is_grad_enabled() and any(map(_recomputes, modules_of(module))):
+        if _attached(module) != self._adapters:
             raise LensError(
-                "this pass recomputes its layers in the backward pass (gradient checkpointing), where what a "
-                "block changes or records would act twice or not at all. Call "
-                "model.gradient_checkpointing_disable(), or model.eval()"
+                "an adapter was attached or removed inside a block (intervene, record or paired), which its "
+                "hooks and weights don't know. Do it before the block"
             )
 
     __reduce_ex__ = refuse_copy
 
 
-def _recomputes(module: nn.Module) -> bool:
-    return module.training and getattr(module, "gradient_checkpointing", False) is True
+def _attached(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the adapters that PEFT attached to a module, which it notes there."""
+    return tuple(vars(module).get("peft_config") or ())
 
 
 def _other_thread(model: nn.Module, holder: str, other: str) -> str:

@@ -6,6 +6,7 @@ good. Activations are rewritten by hooks.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -14,8 +15,16 @@ from affectlens.checkpoints import Checkpoint
 from affectlens.errors import LensError, warn
 from affectlens.lens.holding import hold
 from affectlens.lens.hooks.hooking import Hook, Rewrite
+from affectlens.lens.hooks.layouts import learn
 from affectlens.lens.hooks.moments import Moments
-from affectlens.lens.hooks.places import place_of, refuse_unheard
+from affectlens.lens.hooks.places import (
+    HEAD_NORMS,
+    names_medium,
+    place_of,
+    refuse_unheard,
+    writes_placeholders,
+)
+from affectlens.lens.hooks.recomputing import refuse_late
 from affectlens.lens.live import Live, refuse_compiled, remark, tokenizer_of
 from affectlens.lens.restoring import Swaps, atomic, interruptible, raise_waiting
 from affectlens.lens.swapping import Swap, guard, swapped
@@ -106,6 +115,8 @@ class Intervening:
             for owner, name, value in swaps:
                 self._undo.swap(owner, name, value=value)
             guard(self._undo, self._lens, edits=edits)
+            if swaps and not self.swaps:
+                refuse_late(self._undo, self._lens.model)
             self._put(hooks)
             self.swaps += swaps
 
@@ -161,5 +172,9 @@ def _hooks_of(lens: Live, rewrites: Mapping[Point, Rewrite], *, moments: Moments
     for point, rewrite in rewrites.items():
         place = place_of(point, model=lens.model, live=lens.checkpoint)
         refuse_unheard(point, place, model=lens.model)
-        found.setdefault((place, point.span), Hook(point, place, rewrite, moments))
-    return list(found.values())
+        unread = writes_placeholders(point, model=lens.model, live=lens.checkpoint)
+        say = partial(remark, lens) if unread and not names_medium(point.span) else None
+        found.setdefault((place, point.span), Hook(point, place, rewrite, moments, say=say))
+    hooks = list(found.values())
+    learn(lens.model, [hook.place for hook in hooks if hook.point.site.role in HEAD_NORMS])
+    return hooks

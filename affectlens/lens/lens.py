@@ -15,7 +15,7 @@ from affectlens.errors import LensError
 from affectlens.lens.asking import ask
 from affectlens.lens.current import Current
 from affectlens.lens.greedy import settings_for
-from affectlens.lens.holding import Running, looked_up, refuse_other_thread
+from affectlens.lens.holding import Running, looked_up, refuse_other_thread, switched_off
 from affectlens.lens.hooks.places import module_name
 from affectlens.lens.hooks.recording import Metric, Recording, record
 from affectlens.lens.inputs.batching import Numbers, batches
@@ -24,6 +24,7 @@ from affectlens.lens.inputs.prompt_format import PromptFormat, templates
 from affectlens.lens.intervening import ActivationIntervention, Intervening, Intervention
 from affectlens.lens.live import Live, device_of, remark, tokenizer_of
 from affectlens.lens.paired import Paired
+from affectlens.lens.restoring import atomic
 from affectlens.lens.running import forward, generated, mixes_rows, typed
 from affectlens.lens.tower_sizes import COLUMNS, tower_sizes
 from affectlens.probes.claims import Verification
@@ -83,6 +84,15 @@ class Lens(Live):
         self.cue = cue  # written behind each prompt
         self.unread = ""  # why the processor could not be read, where there are files of one
 
+    @atomic
+    def __enter__(self) -> "Lens":
+        self._switched = switched_off(self)
+        return self
+
+    @atomic
+    def __exit__(self, *_: object) -> None:
+        self._switched.undo()
+
     @property
     def checkpoint(self) -> Checkpoint:
         """The live parameters, seen as a checkpoint: adapters count as they are now."""
@@ -92,11 +102,6 @@ class Lens(Live):
         if self.source is not None:
             found.tokenizer = self.source.tokenizer
         return found
-
-    @property
-    def sites(self) -> Sites:
-        """All sites, the same as in the checkpoint on disk."""
-        return self.checkpoint.sites
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:

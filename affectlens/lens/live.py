@@ -19,7 +19,7 @@ from affectlens.checkpoints.memory import modules_of
 from affectlens.errors import LensError, warn
 from affectlens.lens.current import Current
 from affectlens.lens.inputs.prompt_format import PromptFormat
-from affectlens.sites import Site
+from affectlens.sites import Site, Sites
 from affectlens.tasks import Example
 
 ANSWER: ContextVar[int] = ContextVar("ANSWER", default=0)  # how many last tokens of an input are its answer
@@ -44,6 +44,11 @@ class Live(ABC):
         """The live parameters, seen as a checkpoint."""
 
     @property
+    def sites(self) -> Sites:
+        """All sites, the same as in the checkpoint on disk."""
+        return self.checkpoint.sites
+
+    @property
     @abstractmethod
     def parameters(self) -> Mapping[str, Tensor]:
         """The live parameters and persistent buffers, by the model's own names; tied ones once."""
@@ -61,8 +66,9 @@ class Live(ABC):
         """Return a lens of the same model that runs it without its adapters: the base.
 
         Each of its runs and blocks switches all adapters off, and puts their state back after it. It is also
-        a donor: `al.Transplant(sites, donor=lens.without_adapter())`. Raises `LensError` for a model without
-        adapters and, when it runs, for adapters that are merged into the weights.
+        a donor: `al.Transplant(sites, donor=lens.without_adapter())`; and a block, in which the model has no
+        adapters for any lens: `with lens.without_adapter(): lens.logits(example)`. Raises `LensError` for a
+        model without adapters and, when it runs, for adapters that are merged into the weights.
         """
         _refuse_without_layers(self.model)
         found = copy.copy(self)

@@ -11,6 +11,7 @@ from affectlens.checkpoints.store import JoinedStore
 from affectlens.errors import LensError
 from affectlens.lens.holding import Running, hold
 from affectlens.lens.hooks.places import parameter_name
+from affectlens.lens.hooks.recomputing import refuse_late
 from affectlens.lens.live import Live, as_donor, remark
 from affectlens.lens.restoring import Swaps, atomic, interruptible, raise_waiting
 from affectlens.lens.swapping import Beside, Swap, beside, fits_beside, guard, swapped
@@ -134,6 +135,7 @@ class Switched:
             hold(self._swaps, lens.model, adapters_off=lens.adapters_off)
             self._ready()
             guard(self._swaps, lens, edits=self._paired.differing)
+            refuse_late(self._swaps, lens.model)
             for owner, name, value in self._paired._held or ():
                 self._swaps.swap(owner, name, value=value)
             if self._paired._hooks and not any(hook.on for _, hook in self._paired._hooks):

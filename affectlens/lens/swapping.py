@@ -97,11 +97,16 @@ def _silenced(lens: Live, adapted: Mapping[str, nn.Module]) -> list[Swap]:
         found += [(hook, "off", True) for hook in hooks[name]]
         if hooks[name]:
             continue
-        for inner, parameter in module.named_parameters():
-            if ".lora_B." in f".{inner}" or ".lora_embedding_B." in f".{inner}":
-                found.append((parameter, "data", torch.zeros_like(parameter.data)))
+        found += _zeroed(module)
     gone = {name for name, own in hooks.items() if own}
     return [*found, (lens, "shown", _less(lens.checkpoint, gone))] if gone else found
+
+
+def _zeroed(layer: nn.Module) -> Iterator[Swap]:
+    """Yield the swaps after which a layer of PEFT adds nothing to its weights."""
+    for name, parameter in layer.named_parameters():
+        if ".lora_B." in f".{name}" or ".lora_embedding_B." in f".{name}":
+            yield parameter, "data", torch.zeros_like(parameter.data)
 
 
 def _less(live: Checkpoint, names: set[str]) -> Checkpoint:
@@ -144,6 +149,9 @@ def guard(swaps: Swaps, lens: Live, *, edits: Iterable[Site]) -> None:
             if (merged := vars(layer).get("merged_adapters")) is not None:
                 # A merge inside the block is undone with the weights that it changed.
                 swaps.swap(layer, "merged_adapters", value=list(merged))
+                # PEFT merges and unmerges in place, perhaps into the donor's own memory: by zeros, then.
+                for owner, attribute, value in _zeroed(layer) if merged or layer.disable_adapters else ():
+                    swaps.swap(owner, attribute, value=value)
 
 
 class Beside:

@@ -74,13 +74,15 @@ class Sites(Sequence[Site]):
         `kind` is `"output"` or `"input"` of the module whose weight the site is (of a fused module: the
         site's part of the output); `"pre_activation"`, the output of the gate before its activation;
         `"gated"`, act(gate)·up, the input of `down_proj`; `"heads"`, the input of `o_proj`, head by head;
-        `"residual"`, the residual stream after the layer. A head or neuron selects its own features.
+        `"residual"`, the residual stream after the layer (of Gemma-3n all streams, their features side by
+        side). A head or neuron selects its own features.
 
         `span` is a medium (`"image"`, `"audio"`, `"video"`), one item of it (`"image:2"`, the second picture
         of an example), a tile or frame of that (`"image:2/tile:1"`, `"video:1/frame:3"`), `"text"`, a word of
         the text wherever it occurs (`"text:sad"`), the `"prompt"`, its `"last"` token, the `"generated"`
         tokens, or numbers of an example's tokens, negative ones counted from the end of the prompt; None
-        selects all positions. Raises `NoSuchSite` for another kind or span.
+        selects all positions. At the output of the input embedding, a medium means what enters the first
+        layer, where it has replaced its placeholders. Raises `NoSuchSite` for another kind or span.
         """
         return Points(Point(site, kind, numbered(span)) for site in self)
 

@@ -70,7 +70,7 @@ class Family:
         return self.name
 
 
-def _words(made: torch.Generator, *media: tuple[int, int]) -> Batch:
+def words(made: torch.Generator, *media: tuple[int, int]) -> Batch:
     """Return two rows of words around media, given as (id, count); the first row is two words shorter."""
 
     def words(count: int) -> list[int]:
@@ -91,7 +91,7 @@ def _words(made: torch.Generator, *media: tuple[int, int]) -> Batch:
 
 def _numbered(made: torch.Generator) -> Batch:
     """Return words with position ids, for a model with learned positions: padding would shift them."""
-    batch = _words(made)
+    batch = words(made)
     return {**batch, "position_ids": (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)}
 
 
@@ -100,21 +100,21 @@ def _kinds(batch: Batch) -> Tensor:
     return (ids == IMAGE) * 1 + (ids == VIDEO) * 2 + (ids == AUDIO) * 3
 
 
-def _noise(made: torch.Generator, *shape: int) -> Tensor:
+def noise(made: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(shape, generator=made)
 
 
 def _llava(made: torch.Generator) -> Batch:
-    return {**_words(made, (IMAGE, 4)), "pixel_values": _noise(made, 2, 3, 28, 28)}
+    return {**words(made, (IMAGE, 4)), "pixel_values": noise(made, 2, 3, 28, 28)}
 
 
 def _onevision(made: torch.Generator) -> Batch:
     # Twice as wide as high: an overview of 2 × 2 features, then 2 × 4 with a mark after each line.
     return {
-        **_words(made, (IMAGE, 14), (VIDEO, 3)),
-        "pixel_values": _noise(made, 2, 3, 3, 28, 28),
+        **words(made, (IMAGE, 14), (VIDEO, 3)),
+        "pixel_values": noise(made, 2, 3, 3, 28, 28),
         "image_sizes": torch.tensor([[28, 56]] * 2),
-        "pixel_values_videos": _noise(made, 2, 2, 3, 28, 28),
+        "pixel_values_videos": noise(made, 2, 2, 3, 28, 28),
     }
 
 
@@ -122,13 +122,13 @@ def _qwen_vl(made: torch.Generator, patch: int = 14, *, apart: bool = False) -> 
     width = 3 * 2 * patch * patch
     # Some families put timestamps between the frames of a video.
     video = ((VIDEO, 4), (VIDEO, 4)) if apart else ((VIDEO, 8),)
-    batch = _words(made, (IMAGE, 4), *video)
+    batch = words(made, (IMAGE, 4), *video)
     return {
         **batch,
         "mm_token_type_ids": _kinds(batch),
-        "pixel_values": _noise(made, 2 * 16, width),
+        "pixel_values": noise(made, 2 * 16, width),
         "image_grid_thw": torch.tensor([[1, 4, 4]] * 2),
-        "pixel_values_videos": _noise(made, 2 * 32, width),
+        "pixel_values_videos": noise(made, 2 * 32, width),
         "video_grid_thw": torch.tensor([[2, 4, 4]] * 2),
     }
 
@@ -138,38 +138,38 @@ def _qwen3_vl(made: torch.Generator) -> Batch:
 
 
 def _gemma3(made: torch.Generator) -> Batch:
-    batch = _words(made, (IMAGE, 4))
-    return {**batch, "token_type_ids": _kinds(batch), "pixel_values": _noise(made, 2, 3, 64, 64)}
+    batch = words(made, (IMAGE, 4))
+    return {**batch, "token_type_ids": _kinds(batch), "pixel_values": noise(made, 2, 3, 64, 64)}
 
 
 def _idefics3(made: torch.Generator) -> Batch:
     return {
-        **_words(made, (IMAGE, 8)),
-        "pixel_values": _noise(made, 2, 2, 3, 32, 32),
+        **words(made, (IMAGE, 8)),
+        "pixel_values": noise(made, 2, 2, 3, 32, 32),
         "pixel_attention_mask": torch.ones(2, 2, 32, 32, dtype=torch.long),
     }
 
 
 def _internvl(made: torch.Generator) -> Batch:
-    return {**_words(made, (IMAGE, 4)), "pixel_values": _noise(made, 2, 3, 56, 56)}
+    return {**words(made, (IMAGE, 4)), "pixel_values": noise(made, 2, 3, 56, 56)}
 
 
 def _sound(made: torch.Generator) -> Batch:
     return {
-        "input_features": _noise(made, 2, 16, 32),
+        "input_features": noise(made, 2, 16, 32),
         "feature_attention_mask": torch.ones(2, 32, dtype=torch.long),
     }
 
 
 def _qwen2_audio(made: torch.Generator) -> Batch:
-    return {**_words(made, (AUDIO, 8)), **_sound(made)}
+    return {**words(made, (AUDIO, 8)), **_sound(made)}
 
 
 def _omni(made: torch.Generator) -> Batch:
     return {
-        **_words(made, (AUDIO, 8), (IMAGE, 4)),
+        **words(made, (AUDIO, 8), (IMAGE, 4)),
         **_sound(made),
-        "pixel_values": _noise(made, 2 * 16, 3 * 2 * 14 * 14),
+        "pixel_values": noise(made, 2 * 16, 3 * 2 * 14 * 14),
         "image_grid_thw": torch.tensor([[1, 4, 4]] * 2),
     }
 
@@ -179,7 +179,7 @@ def _answers(made: torch.Generator) -> Tensor:
 
 
 def _whisper(made: torch.Generator) -> Batch:
-    return {"input_features": _noise(made, 2, 16, 64), "decoder_input_ids": _answers(made)}
+    return {"input_features": noise(made, 2, 16, 64), "decoder_input_ids": _answers(made)}
 
 
 def _translated(made: torch.Generator) -> Batch:
@@ -196,11 +196,11 @@ _IDEFICS = {"image_token_id": IMAGE, "vision_config.patch_size": 8, "vision_conf
 _SOUND = {"audio_config.num_mel_bins": 16, "audio_config.max_source_positions": 16}
 
 FAMILIES: tuple[Family, ...] = (
-    Family("llama", "llama", _words),
-    Family("phi3", "phi3", _words),
+    Family("llama", "llama", words),
+    Family("phi3", "phi3", words),
     Family("gpt2", "gpt2", _numbered, gated=False),
-    Family("mixtral", "mixtral", _words),
-    Family("qwen2_moe", "qwen2_moe", _words),
+    Family("mixtral", "mixtral", words),
+    Family("qwen2_moe", "qwen2_moe", words),
     Family("llava", "llava", _llava, changes={"image_token_index": IMAGE, **_CLIP}, media=("image",)),
     Family("llava_onevision", "llava_onevision", _onevision, media=("image", "video"),
            changes={"image_token_index": IMAGE, "video_token_index": VIDEO,

@@ -236,6 +236,54 @@ def test_a_merge_inside_a_block_is_undone_with_its_weights(change: str) -> None:
     assert torch.allclose(before, lens.run(batch), rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("state", ["disabled", "merged"])
+def test_a_merge_inside_a_block_does_not_write_to_the_donor(state: str) -> None:
+    """PEFT merges and unmerges in place, and inside the block the weights are the donor's own memory."""
+    model, batch, donor = adapted("llama"), BY_NAME["llama"].batch(), base("llama")
+    STATES[state](model)
+    lens, before, expected = al.Lens(model), snapshot(donor), logits(model, batch)
+    with lens.intervene(al.Transplant(lens.sites, donor=donor)):
+        (model.unmerge_adapter if state == "merged" else model.merge_adapter)()  # type: ignore[operator]
+
+    assert same(before, snapshot(donor))
+    assert torch.equal(expected, logits(model, batch))
+
+
+@pytest.mark.parametrize("points", [True, False], ids=["activations", "weights"])
+def test_an_adapter_that_is_attached_inside_a_block_is_refused(points: bool) -> None:
+    """It would wrap the modules that the block changes, and so bypass the block."""
+    model, batch = BY_NAME["llama"].build(), BY_NAME["llama"].batch()
+    lens = al.Lens(model)
+    queries = lens.sites.where(role="q_proj", param="weight")
+    config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    with lens.intervene(al.Zero(queries.at("output") if points else queries)):
+        wrapped = peft.get_peft_model(model, config)
+        with pytest.raises(LensError, match="attached or removed inside a block"):
+            logits(wrapped, batch)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_lens_without_its_adapter_is_a_block_too(name: str) -> None:
+    """Inside it every lens on the model is the base; after it, also an interrupt, the adapters are back."""
+    model, batch, plain = adapted(name), BY_NAME[name].batch(), al.Lens(base(name))
+    lens, before = al.Lens(model), snapshot(model)
+    on, changed = lens.run(batch), al.Sites(lens.checkpoint.factors)
+    with lens.without_adapter() as off:
+        assert all(torch.equal(plain.parameter(site), lens.parameter(site)) for site in lens.sites)
+        for one in (lens, off):
+            assert torch.allclose(plain.run(batch), one.run(batch), rtol=0, atol=1e-5)
+            with plain.intervene(al.Scale(changed, factor=2.0)), one.intervene(al.Scale(changed, factor=2.0)):
+                assert torch.allclose(plain.run(batch), one.run(batch), rtol=0, atol=1e-5)
+    assert torch.equal(on, lens.run(batch))
+    with pytest.raises(KeyboardInterrupt), lens.without_adapter():
+        raise KeyboardInterrupt
+
+    assert torch.equal(on, lens.run(batch))
+    assert same(before, snapshot(model))
+    with pytest.raises(LensError, match="a lens is no block"), lens:
+        pytest.fail("the block was entered")
+
+
 OTHERS: dict[str, peft.PeftConfig] = {
     "ia3": peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
     "loha": peft.LoHaConfig(target_modules=["q_proj"], init_weights=False),
@@ -287,6 +335,22 @@ def test_a_model_without_adapters_says_so() -> None:
     model.merge_adapter()  # type: ignore[operator]
     with pytest.raises(LensError, match="unmerge_adapter"):
         al.Lens(model).without_adapter().run(BY_NAME["llama"].batch())
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_checkpoint_that_is_kept_is_not_read_after_a_merge(name: str) -> None:
+    """Its adapter would count twice; switched, it is still the adapter that was active."""
+    model = two(name)
+    kept = al.open_checkpoint(model)
+    site = next(iter(kept.factors))
+    expected = kept.read(site).clone()
+    model.set_adapter("other")  # type: ignore[operator]
+
+    assert torch.equal(expected, kept.read(site))
+    model.merge_adapter()  # type: ignore[operator]
+    for one in (kept, kept.untouched):
+        with pytest.raises(CheckpointError, match=r"merged or unmerged since.*Open it again"):
+            one.read(site)
 
 
 def test_a_pair_is_made_again_after_a_switch() -> None:

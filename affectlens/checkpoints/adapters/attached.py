@@ -75,6 +75,13 @@ def opened(store: MemoryStore, layers: Mapping[str, Any]) -> Checkpoint:
         else:
             _take(now, name, layer, mine, untouched=store.untouched)
     below = store.of(own)
+    # In the order of names, so that of nested layers the inner one counts.
+    below.merged = {
+        tensor: (layer, tuple(vars(layer).get("merged_adapters", ())))
+        for name, layer in sorted(layers.items())
+        for tensor in own
+        if tensor.startswith(f"{name}.")
+    }
     base = Checkpoint(below)
     below.unclear = {**store.unclear, **_refused(below, now.unclear)}
     if not now.tensors:

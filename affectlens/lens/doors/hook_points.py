@@ -173,7 +173,7 @@ def _place(bridge: "TransformerBridge", hook: Hook, live: Checkpoint) -> tuple[n
     point, place = hook.point, hook.place
     at, around = _walk(bridge.original_model, place.module)
     if place.side == "mask":
-        return at, None
+        return at, place.features
     if place.positional and (part := _part(bridge, hook, live)) is not None:
         unit = live.at(point.site).unit
         if hook.side == "input":

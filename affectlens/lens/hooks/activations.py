@@ -19,11 +19,12 @@ class Activations:
 
     `values` is (batch, position, feature). A tower without text positions keeps its own shape, with the
     feature last. A point with a span has the positions of the span alone, padded on the left to the longest
-    row. `chosen`, (batch, position), is false for padding. `gradients` has the shape of `values`.
+    row. `chosen`, (batch, position), is false for padding; in a tower it has as many of the first dimensions
+    as padding needs, and is None without any. `gradients` has the shape of `values`.
     """
 
     values: Float[Tensor, "... feature"]
-    chosen: Bool[Tensor, "batch position"] | None = None
+    chosen: Bool[Tensor, "batch ..."] | None = None
     gradients: Float[Tensor, "... feature"] | None = None
 
     @property
@@ -86,12 +87,15 @@ def joined(batches: Sequence[Sequence[Activations]]) -> Activations:
     whole = [_after(steps) for steps in batches]
     if len(whole) == 1:
         return whole[0]
-    if any(one.chosen is None for one in whole):
-        if len({one.values.shape[1:] for one in whole}) > 1:
-            raise LensError("the activations differ in shape between batches; record them one by one")
-        return Activations(
-            torch.cat([one.values for one in whole]), None, _all([one.gradients for one in whole])
-        )
+    known = [one.chosen.ndim for one in whole if one.chosen is not None]
+    shapes = {one.values.shape[2 if known and min(known) > 1 else 1 :] for one in whole}
+    if len(shapes) > 1 or len(set(known)) > 1:
+        raise LensError("the activations differ in shape between batches; record them one by one")
+    if not known:
+        return _after(whole, dim=0)
+    whole = [_with_mask(one, known[0]) for one in whole]
+    if known[0] == 1:
+        return _after(whole, dim=0)
     most = max(one.values.shape[1] for one in whole)
     padded = [_padded(one, most) for one in whole]
     chosen = _all([one.chosen for one in padded])
@@ -120,11 +124,19 @@ def spread(chosen: Bool[Tensor, "batch position"], values: Tensor) -> Tensor:
     return chosen.to(values.device).reshape(*chosen.shape, *(1,) * (values.ndim - chosen.ndim))
 
 
-def _after(steps: Sequence[Activations]) -> Activations:
+def _after(steps: Sequence[Activations], *, dim: int = 1) -> Activations:
     if len(steps) == 1:
         return steps[0]
-    gradients, chosen = (_all([getattr(s, n) for s in steps], dim=1) for n in ("gradients", "chosen"))
-    return Activations(torch.cat([step.values for step in steps], dim=1), chosen, gradients)
+    gradients, chosen = (_all([getattr(s, n) for s in steps], dim=dim) for n in ("gradients", "chosen"))
+    return Activations(torch.cat([step.values for step in steps], dim=dim), chosen, gradients)
+
+
+def _with_mask(one: Activations, dims: int) -> Activations:
+    """Return activations of a tower without padding with a mask, as those of other batches have one."""
+    if one.chosen is not None:
+        return one
+    whole = torch.ones(one.values.shape[:dims], dtype=torch.bool, device=one.values.device)
+    return Activations(one.values, whole, one.gradients)
 
 
 def _padded(one: Activations, most: int) -> Activations:
@@ -133,7 +145,8 @@ def _padded(one: Activations, most: int) -> Activations:
     left = (0, 0) * (one.values.ndim - 2) + (more, 0)  # of positions; behind them may be heads and features
     gradients = None if one.gradients is None else pad(one.gradients, left)
     assert one.chosen is not None
-    return Activations(pad(one.values, left), pad(one.chosen, (more, 0)), gradients)
+    own = pad(one.chosen, (0, 0) * (one.chosen.ndim - 2) + (more, 0))
+    return Activations(pad(one.values, left), own, gradients)
 
 
 def _all(tensors: Sequence[Tensor | None], *, dim: int = 0) -> Tensor | None:

@@ -3,21 +3,23 @@
 activations ──▶ features of the point ──▶ rewrite(values, moment) ──▶ new values at the chosen positions
 """
 
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from einops import rearrange
-from jaxtyping import Bool
 from torch import Tensor, nn
 
 from affectlens.errors import LensError
 from affectlens.lens.hooks.activations import spread
+from affectlens.lens.hooks.layouts import layout_of
+from affectlens.lens.hooks.masking import mask_as_keyword, mask_of, of_heads
 from affectlens.lens.hooks.moments import Moments
 from affectlens.lens.hooks.places import Place
 from affectlens.lens.hooks.positions import Moment
+from affectlens.lens.hooks.recomputing import NOT_REPEATED, checkpointed, recomputes
+from affectlens.lens.inputs.placeholders import MEDIA
 from affectlens.lens.live import UNSEEN
 from affectlens.lens.restoring import refuse_copy
 from affectlens.sites import Point
@@ -25,8 +27,6 @@ from affectlens.sites import Point
 # From the values at a point, (batch, position, feature) where it has positions, and the moment, to new values
 # of the same shape; the same tensor object means 'no change'. A mask is (batch, 1, query, key).
 Rewrite = Callable[[Tensor, Moment | None], Tensor]
-_CHANNELS_FIRST = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_CROSS_STATES = ("key_value_states", "encoder_hidden_states", "cross_attention_states")
 
 
 @runtime_checkable
@@ -49,10 +49,10 @@ class Hook:
     place: Place
     rewrite: Rewrite
     moments: Moments
-    always: bool = False  # call the rewrite even where no position of the span passes
+    records: bool = False  # look at each pass once, also where no position of the span passes
+    say: Callable[[str], None] | None = None  # makes a remark where placeholders of media pass
     reached: int = 0
     _pass: int = 0
-    _channels_first: bool = False  # (batch, channel, …), as around a convolution
 
     __reduce_ex__ = refuse_copy
 
@@ -69,84 +69,82 @@ class Hook:
 
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any], *output: Any) -> Any:
         """Return the new output or the new input of a module; None where nothing changes."""
-        if UNSEEN.get() or self.moments.ignores:
+        if UNSEEN.get() or self.moments.ignores or (self.records and recomputes()):
             return None
+        if not self.records and ((self.moments.graded and checkpointed()) or recomputes()):
+            raise LensError(f"{self.point!r}: {NOT_REPEATED}")
         if self.moments.passes != self._pass:
             self._pass = self.moments.passes
             counting: object = self.rewrite
             if isinstance(counting, Beginning):
                 counting.begin()
-        self._channels_first = isinstance(module, _CHANNELS_FIRST)
         if self.place.side == "mask":
-            args, kwargs = _mask_as_keyword(module, args, kwargs)
-            moment = self._moment(kwargs.get("hidden_states", *args[:1]))
-            mask, moment = _mask_of(module, kwargs, moment=moment, encoder=self.moments.encoder)
-            new = self.rewrite(mask, moment)
+            args, kwargs = mask_as_keyword(module, args, kwargs=kwargs)
+            passing = kwargs.get("hidden_states", *args[:1])
+            moment = self._moment(passing, getattr(passing, "shape", ()))
+            mask, moment = mask_of(module, kwargs, moment=moment, encoder=self.moments.encoder)
+            new = of_heads(mask, self.place, rewrite=lambda some: self.rewrite(some, moment))
             self.reached += new is not mask
             return None if new is mask else (args, {**kwargs, "attention_mask": new})
         if output:
-            return self._within(output[0])
+            return self._within(output[0], module)
         if args:
-            new = self._within(args[0])
+            new = self._within(args[0], module)
             return None if new is None else ((new, *args[1:]), kwargs)
         for name, value in kwargs.items():  # some modules are called with keywords alone
             if isinstance(value, Tensor) and value.is_floating_point():
-                new = self._within(value)
+                new = self._within(value, module)
                 return None if new is None else (args, {**kwargs, name: new})
         raise LensError(f"{self.point!r}: the input of this module has no floating-point tensor")
 
-    def _within(self, value: Any) -> Any:
+    def _within(self, value: Any, module: nn.Module) -> Any:
         """Rewrite the first tensor of a value, which may be nested in tuples; None where nothing changes."""
         if isinstance(value, Tensor):
-            new = self._changed(value)
+            new = self._changed(value, module)
             return None if new is value else new
         if isinstance(value, tuple | list) and value:
-            first = self._within(value[0])
+            first = self._within(value[0], module)
             return None if first is None else type(value)((first, *value[1:]))
         raise LensError(f"{self.point!r}: a {type(value).__name__} passes there, not a tensor")
 
-    def _changed(self, tensor: Tensor) -> Tensor:
+    def _changed(self, tensor: Tensor, module: nn.Module) -> Tensor:
         """Rewrite a tensor in the layout (batch, position, …, feature), and restore its own layout."""
         if not tensor.is_floating_point():
             raise LensError(f"{self.point!r}: {tensor.dtype} passes there, not a floating-point tensor")
-        if self._channels_first:
-            new = self._features(tensor.movedim(1, -1), None)
-            return new.movedim(-1, 1)
-        moment = self._moment(tensor)
-        if self.point.kind == "residual" and tensor.ndim == 4 and moment is not None:
-            if tuple(tensor.shape[:2]) != (len(moment.own), moment.length):
-                raise LensError(
-                    f"{self.point!r}: several residual streams pass, in shape {tuple(tensor.shape)}, and the "
-                    f"first dimension is not the batch; choose another point"
-                )
-            return self._features(tensor, moment)
-        if moment is not None and tensor.ndim == 4 and _heads_first(tensor, moment.length):
-            # (batch, head, position, feature)
-            heads_first = tensor.transpose(1, 2)
-            new = self._features(heads_first, moment)
-            return tensor if new is heads_first else new.transpose(1, 2)
-        # A mixture of experts flattens rows and positions into one dimension.
-        flat = moment is not None and tensor.ndim == 2 and len(tensor) == len(moment.own) * moment.length
-        if flat and moment is not None:
-            shaped = rearrange(
-                tensor, "(batch position) feature -> batch position feature", position=moment.length
-            )
-            new = self._features(shaped, moment)
-            return (
-                tensor
-                if new is shaped
-                else rearrange(new, "batch position feature -> (batch position) feature")
-            )
-        return self._features(tensor, moment)
+        layout = layout_of(tensor, self.place, module=module, moment=self._moment)
+        shaped = tensor if layout.there is None else layout.there(tensor)
+        self._refuse_other_streams(shaped, layout.moment)
+        new = self._features(shaped, layout.moment)
+        return tensor if new is shaped else layout.back(new)
 
-    def _moment(self, passing: object) -> Moment | None:
+    def _refuse_other_streams(self, shaped: Tensor, moment: Moment | None) -> None:
+        """Raise `LensError` for several residual streams in a layout that is not known."""
+        if self.point.kind != "residual" or shaped.ndim != 4 or moment is None:
+            return
+        if tuple(shaped.shape[:2]) != (len(moment.own), moment.length):
+            raise LensError(
+                f"{self.point!r}: several residual streams pass, in shape {tuple(shaped.shape)}, and the "
+                f"first dimension is not the batch; choose another point"
+            )
+
+    def _moment(self, passing: object, shape: Sequence[int]) -> Moment | None:
         """Return the moment of a tensor: of its last positions alone, where the model dropped the others."""
         if not self.place.positional or not isinstance(passing, Tensor):
             return None
-        moment = self.moments.now(self.place.stack, passing.shape)
+        moment = self.moments.now(self.place.stack, shape)
         if moment is None or passing.ndim != 3 or len(passing) != len(moment.own):
             return moment
         return moment.tail(passing.shape[1]) if passing.shape[1] < moment.length else moment
+
+    def _remark_placeholders(self, moment: Moment, say: Callable[[str], None]) -> None:
+        for medium in MEDIA:
+            with suppress(LensError):  # a medium that this model does not take
+                if bool((moment.chosen(self.point.span) & moment.chosen(medium)).any()):
+                    say(
+                        f"{self.point.site!r}@{self.point.kind}: what passes there at the positions of "
+                        f"{medium} is a placeholder, which the model then replaces. span={medium!r} selects "
+                        f"what enters the first layer instead"
+                    )
 
     def _features(self, tensor: Tensor, moment: Moment | None) -> Tensor:
         """Rewrite the features that belong to the point."""
@@ -172,9 +170,11 @@ class Hook:
                     f"leave out the span"
                 )
             chosen = moment.chosen(self.point.span)
-            if not self.always and not moment.some(self.point.span):
+            if not self.records and not moment.some(self.point.span):
                 return values  # not counted in `reached`, so that the block can warn of an idle point
         self.reached += 1
+        if self.say is not None and moment is not None:
+            self._remark_placeholders(moment, self.say)
         new = self.rewrite(values, moment)
         if new is values:
             return values
@@ -185,116 +185,3 @@ class Hook:
             )
         new = new.to(device=values.device, dtype=values.dtype)
         return new if chosen is None else torch.where(spread(chosen, values), new, values)
-
-
-def _heads_first(tensor: Tensor, length: int) -> bool:
-    """Return whether a tensor of four dimensions is (batch, head, position, feature)."""
-    first, second = tensor.shape[1:3]
-    if first == second == length:  # a projection writes the heads of one position side by side
-        return tensor.stride(1) < tensor.stride(2)
-    return first != length == second
-
-
-def without(mask: Tensor, blocked: Bool[Tensor, "batch query key"]) -> Tensor:
-    """Return the mask with some pairs of query and key blocked.
-
-    Raises `LensError` where the mask has fewer keys than `blocked`.
-
-    >>> mask = torch.ones(1, 1, 2, 2, dtype=torch.bool)
-    >>> without(mask, torch.tensor([[[False, False], [True, False]]])).int().tolist()
-    [[[[1, 1], [0, 1]]]]
-    """
-    more = mask.shape[-1] - blocked.shape[-1]
-    if more < 0:
-        raise LensError(
-            f"the mask has {mask.shape[-1]} keys, but {blocked.shape[-1]} positions were selected"
-        )
-    # A cache of fixed size reserves keys for tokens to come.
-    blocked = torch.nn.functional.pad(blocked, (0, more))[:, None].to(mask.device)
-    if mask.dtype == torch.bool:
-        return mask & ~blocked
-    return torch.where(blocked, torch.finfo(mask.dtype).min, mask)
-
-
-def _mask_as_keyword(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return the arguments of a call with the mask among the keywords: some layers pass it by position."""
-    names = list(inspect.signature(module.forward).parameters)
-    at = names.index("attention_mask") if "attention_mask" in names else len(args)
-    if at >= len(args):
-        return args, kwargs
-    return args[:at], {**dict(zip(names[at:], args[at:], strict=False)), **kwargs}
-
-
-def _mask_of(
-    module: nn.Module, kwargs: Mapping[str, Any], *, moment: Moment | None, encoder: Moment | None
-) -> tuple[Tensor, Moment]:
-    """Return the mask of a call, (batch, 1, query, key), and the moment with the positions of its keys.
-
-    The mask is bool (true: may be seen), or float and added to the scores. A model passes None for 'every
-    key' or 'every key so far', which this writes out. Raises `LensError` for an attention with another kind
-    of mask, and where queries or keys have no text positions.
-    """
-    mask, name = kwargs.get("attention_mask"), type(module).__name__
-    way = getattr(getattr(module, "config", None), "_attn_implementation", "eager")
-    if moment is None:
-        raise LensError(f"{name} runs without tokens, so a knockout finds no positions")
-    if moment.blind:
-        raise LensError(moment.blind)
-    across = any(kwargs.get(other) is not None for other in _CROSS_STATES)
-    if across and encoder is None:
-        raise LensError(f"{name} attends to the output of another tower, which has no text positions")
-    keys, first = _keys(module, kwargs, moment)
-    moment = replace(moment, across=encoder if across else None, first_key=0 if across else first)
-    if isinstance(mask, Tensor) and mask.ndim == 4:
-        _refuse_reversed(mask, moment, name=name)
-        return mask, moment
-    if mask is not None or way not in ("eager", "sdpa"):
-        raise LensError(
-            f"{name} uses {way} attention without a mask of queries and keys; load the model with sdpa or "
-            f"eager attention"
-        )
-    there = encoder.length if across and encoder is not None else keys
-    hidden = kwargs.get("hidden_states")  # in a spread model on another device than the tokens
-    device = hidden.device if isinstance(hidden, Tensor) else moment.own.device
-    allowed = torch.ones(moment.length, there, dtype=torch.bool, device=device)
-    if not across and getattr(module, "is_causal", True):
-        allowed = allowed.tril(moment.start - first)
-    allowed = allowed.expand(len(moment.own), 1, -1, -1)
-    return (allowed if way == "sdpa" else _added(allowed, next(module.parameters()).dtype)), moment
-
-
-def _keys(module: nn.Module, kwargs: Mapping[str, Any], moment: Moment) -> tuple[int, int]:
-    """Return the number of keys and the position of the first one: a sliding cache has dropped some."""
-    cache, layer = kwargs.get("past_key_values"), getattr(module, "layer_idx", None)
-    there = moment.start + moment.length
-    if cache is None or layer is None or not hasattr(cache, "get_mask_sizes"):
-        return there, 0
-    try:
-        keys, first = cache.get_mask_sizes(moment.length, layer)
-    except ValueError:  # a layer that shares the keys of another layer has no entry in the cache
-        mask = kwargs.get("attention_mask")
-        keys = mask.shape[-1] if isinstance(mask, Tensor) and mask.ndim == 4 else there
-        first = max(0, there - keys)
-    return int(keys), int(first)
-
-
-def _refuse_reversed(mask: Tensor, moment: Moment, *, name: str) -> None:
-    """Raise `LensError` for a mask in which true means 'hidden', as in MPT.
-
-    In a mask where true means 'seen', every token sees itself.
-    """
-    if mask.dtype != torch.bool or moment.across is not None:
-        return
-    itself = mask.diagonal(offset=moment.start - moment.first_key, dim1=-2, dim2=-1)[:, 0]
-    if bool((moment.chosen(None).to(mask.device) & ~itself).any()):
-        raise LensError(
-            f"{name} uses true for hidden keys in its mask, so a knockout would do the opposite; "
-            f"it is not supported"
-        )
-
-
-def _added(allowed: Bool[Tensor, "batch head query key"], dtype: torch.dtype) -> Tensor:
-    """Return a mask as numbers to add to the scores: 0, or the lowest number of the dtype."""
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(
-        ~allowed, torch.finfo(dtype).min
-    )

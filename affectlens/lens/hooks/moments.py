@@ -14,11 +14,11 @@ from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
-import torch
 from torch import Tensor, nn
 
 from affectlens.lens.hooks.frames import nearest, runs
 from affectlens.lens.hooks.positions import Moment
+from affectlens.lens.hooks.recomputing import differentiable, recomputes
 from affectlens.lens.hooks.steps import CACHES, Passing, held, passing, told, untold
 from affectlens.lens.hooks.telling import Telling, tells
 from affectlens.lens.inputs.named_spans import TokenReader
@@ -42,6 +42,7 @@ class Moments:
         self._state: tuple[object, Moment] | None = None
         self._encoded: tuple[ref[Tensor], Moment] | None = None  # the encoder's last output
         self.passes = 0
+        self.graded = True  # whether a backward pass may follow the running one
         self.ignores = False  # a draft of the model's own runs, which changes no answer
 
     __reduce_ex__ = refuse_copy
@@ -90,7 +91,7 @@ class Moments:
         """
         # Where a layer is called by itself, the last moment is that of other tokens. A backward pass may run
         # layers again.
-        if self._outer is None and torch._C._current_graph_task_id() < 0:
+        if self._outer is None and not recomputes():
             return None
         first = self._now.get(stack or "")
         there = [one for one in (first, *self._now.values()) if one is not None]
@@ -98,9 +99,10 @@ class Moments:
         return next(fits, there[0] if there else None)
 
     def _entered(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if UNSEEN.get() or runs(self._outer):
+        if UNSEEN.get() or recomputes() or runs(self._outer):
             return
         self._outer = nearest(_is_call)
+        self.graded = differentiable()
         step = self._telling.taken()
         self.ignores = step is not None and step.call.draft
         if self.ignores:
@@ -121,9 +123,9 @@ class Moments:
             self._now["encoder"] = self._read(moment.call, step.call.encoded if step is not None else None)
 
     def _left(self, module: nn.Module, args: object, kwargs: Mapping[str, Any], out: object) -> None:
-        if UNSEEN.get() or self._outer is None or nearest(_is_call) is not self._outer:
+        if UNSEEN.get() or recomputes() or self._outer is None or nearest(_is_call) is not self._outer:
             return
-        self._outer = None
+        self._outer, self.graded = None, True
         ignored, self.ignores = self.ignores, False
         moment = self._now.get("decoder" if self._encodes else "")
         if ignored or moment is None or out is None:  # without an output, an error has ended the pass
@@ -142,19 +144,20 @@ class Moments:
         return self._filled.get(cache) if _is_key(cache) else None
 
     def _encoding(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if UNSEEN.get():
+        if UNSEEN.get() or recomputes():
             return
         if not runs(self._outer):  # `generate` runs the encoder by itself
             self._outer = nearest(_is_call)
+            self.graded = differentiable()
         passed = passing(module, args, kwargs=kwargs, whole=False)
         found = None if passed is None else untold(passed, earlier=None, holds=0, reader=self._reader)
         self._now["encoder"] = found
 
     def _has_encoded(self, module: nn.Module, args: object, kwargs: object, out: Any) -> None:
-        if UNSEEN.get():
+        if UNSEEN.get() or recomputes():
             return
         if nearest(_is_call) is self._outer:
-            self._outer = None
+            self._outer, self.graded = None, True
         found, states = self._now.get("encoder"), getattr(out, "last_hidden_state", None)
         self._encoded = (ref(states), found) if found is not None and isinstance(states, Tensor) else None
 

@@ -8,6 +8,7 @@ A site knows which slice of a stored matrix it is. The same slice of the module'
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -16,11 +17,12 @@ from torch import nn
 from affectlens.checkpoints import Checkpoint
 from affectlens.errors import LensError, NoSuchSite, near
 from affectlens.lens.inputs.placeholders import MEDIA
-from affectlens.lens.live import config_of
+from affectlens.lens.live import answering, config_of, inner
 from affectlens.sites import ATTENTION, MLP, Point, Site, Span, Storage
 from affectlens.sites.points import KINDS
 
 _CROSS_ATTENTION = re.compile(r"(?i)cross|encoder_attn|encdec")
+HEAD_NORMS = ("q_norm", "k_norm")  # heads may come before positions there
 _WRAPPED = (".base_layer", ".original_module")
 
 
@@ -29,9 +31,12 @@ class Place(NamedTuple):
 
     module: str
     side: str  # "input", "output" or "mask"
-    features: range | tuple[int, ...] | None  # indices of the last dimension; None for all
+    features: range | tuple[int, ...] | None  # indices of the last dimension, of a mask: heads; None for all
     positional: bool  # whether the second dimension is the positions of the text
     stack: str | None  # "encoder", "decoder", or None in a model with one stack
+    heads: int = 0  # how many a mask with one head in `features` has
+    stream: bool = False  # the residual stream between layers, which has no heads
+    streams: int = 1  # how many residual streams pass there, (stream, batch, position, feature)
 
 
 def place_of(point: Point, *, model: nn.Module, live: Checkpoint) -> Place:
@@ -44,13 +49,17 @@ def place_of(point: Point, *, model: nn.Module, live: Checkpoint) -> Place:
     kind, site = _KINDS[point.kind], point.site
     where = live.at(site)  # raises for an unknown site, before the search for its neighbours
     if kind.module is not None:
+        found = _place(site, kind.module(site, model, live), kind.side, None)
+        if kind.side == "mask":
+            return _of_head(point, found, live)
         if where.unit is not None:
-            way = "Knockout cuts all heads of a layer" if point.kind == "attention" else "it is shared by all"
             raise LensError(
-                f"{point!r}: a head or neuron has no {point.kind} of its own: {way}. Choose the whole site, "
-                f"or the unit at another point, such as 'heads' or 'gated'"
+                f"{point!r}: a head or neuron has no {point.kind} of its own: all of them share it. Choose "
+                f"the whole site, or the unit at another point, such as 'heads' or 'gated'"
             )
-        return _place(site, kind.module(site, model, live), kind.side, None)
+        return found._replace(stream=True, streams=_streams(site, model))
+    if names_medium(point.span) and writes_placeholders(point, model=model, live=live):
+        return _entering(site, model, live)
     if kind.roles:
         site = _beside(point, kind, live)
         where = live.at(site)
@@ -62,12 +71,6 @@ def place_of(point: Point, *, model: nn.Module, live: Checkpoint) -> Place:
 def refuse_unheard(point: Point, place: Place, *, model: nn.Module) -> None:
     """Raise `LensError` for an output that no module reads: a new value there would have no effect."""
     module = model.get_submodule(place.module)
-    if point.site.role == "embed_tokens" and place.side == "output" and _is_replaced(point.span, model):
-        raise LensError(
-            f"{point!r}: behind the embedding, the model replaces these rows by the output of a tower, so a "
-            f"change there has no effect. Use the input of the first layer: its input_layernorm at 'input', "
-            f"or the residual of layer 0"
-        )
     if (
         point.site.role == "router"
         and point.kind != "residual"
@@ -80,11 +83,33 @@ def refuse_unheard(point: Point, place: Place, *, model: nn.Module) -> None:
         )
 
 
-def _is_replaced(span: Span, model: nn.Module) -> bool:
-    """Return whether a span is of a medium whose rows of the embedding are replaced."""
-    # Chameleon and Emu3 turn pictures into tokens of the vocabulary, which are embedded like words.
-    own_tokens = hasattr(config_of(model), "vocabulary_map")
-    return isinstance(span, str) and span.partition(":")[0] in MEDIA and not own_tokens
+def names_medium(span: Span) -> bool:
+    """Return whether a span is a medium, or a part of one."""
+    return isinstance(span, str) and span.partition(":")[0] in MEDIA
+
+
+def writes_placeholders(point: Point, *, model: nn.Module, live: Checkpoint) -> bool:
+    """Return whether a point is the output of the input embedding, where media have placeholders."""
+    if (point.kind, point.site.role, point.site.tower) != ("output", "embed_tokens", "language"):
+        return False
+    with suppress(AttributeError, NotImplementedError):
+        embedding = inner(answering(model)).get_input_embeddings()  # type: ignore[operator]
+        return embedding is model.get_submodule(module_name(live.at(point.site)))
+    return False
+
+
+def _entering(site: Site, model: nn.Module, live: Checkpoint) -> Place:
+    """Return the input of the first layer: media replace their placeholders after the input embedding."""
+    stacks = (site.stack, "encoder")  # an encoder and a decoder may share the embedding
+    layers = [s for s in live.sites if (s.tower, s.layer) == (site.tower, 0) and s.stack in stacks]
+    if not layers:
+        raise LensError(
+            f"{site}: after the input embedding, the model replaces these positions by the output of a "
+            f"tower, and the first layer was not found. Choose a point inside a layer"
+        )
+    first = layers[0]
+    place = _place(first, _block(first, model, live), "input", None)
+    return place._replace(stream=True, streams=_streams(first, model))
 
 
 def module_name(where: Storage) -> str:
@@ -110,6 +135,26 @@ def _place(site: Site, module: str, side: str, features: range | tuple[int, ...]
     # are those of the encoder.
     across = site.role in ("k_proj", "v_proj") and _CROSS_ATTENTION.search(site.label)
     return Place(module, side, features, site.tower == "language", "encoder" if across else site.stack)
+
+
+def _of_head(point: Point, place: Place, live: Checkpoint) -> Place:
+    """Return the place of a mask for the head that a site names, if it names one."""
+    site = point.site
+    if site.head is None:
+        return place
+    units = live.units(site)
+    if units is None or units.shared > 1:
+        raise LensError(
+            f"{point!r}: {units.shared if units else 'several'} query heads share this head, so it has no "
+            f"mask of its own. Choose heads of o_proj"
+        )
+    return place._replace(features=range(site.head, site.head + 1), heads=units.count)
+
+
+def _streams(site: Site, model: nn.Module) -> int:
+    """Return how many residual streams a layer passes on, before the batch: AltUp of Gemma-3n."""
+    text = getattr(config_of(model), "get_text_config", lambda: None)()
+    return getattr(text, "altup_num_inputs", 1) if site.tower == "language" else 1
 
 
 def _beside(point: Point, kind: "_Kind", live: Checkpoint) -> Site:

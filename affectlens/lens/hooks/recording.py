@@ -17,9 +17,12 @@ from affectlens.errors import LensError, NoSuchSite, near
 from affectlens.lens.holding import Running, hold
 from affectlens.lens.hooks.activations import Activations, Statistics, joined, of_span
 from affectlens.lens.hooks.hooking import Hook
+from affectlens.lens.hooks.layouts import learn
+from affectlens.lens.hooks.media_padding import MediaPadding
 from affectlens.lens.hooks.moments import Moments
-from affectlens.lens.hooks.places import place_of
+from affectlens.lens.hooks.places import HEAD_NORMS, Place, place_of
 from affectlens.lens.hooks.positions import OTHER_MASK, Moment
+from affectlens.lens.hooks.recomputing import NO_GRADIENTS, reentrant
 from affectlens.lens.inputs.batching import batches
 from affectlens.lens.inputs.row_ends import row_ends, text_mask
 from affectlens.lens.live import Live, encodes, refuse_compiled, tokenizer_of
@@ -53,6 +56,7 @@ class Recording:
         self._off = lens.adapters_off
         self._known = weakref.ref(lens.model)
         self._tokenizer = tokenizer_of(lens.processor)
+        self._padding: MediaPadding | None = None
         self._passed: dict[Point, list[list[Activations]]] = {point: [] for point in points}
         self._statistics = {point: Statistics() for point in points}
         self._waiting: list[tuple[Activations, Tensor, Tensor | None]] = []
@@ -68,11 +72,16 @@ class Recording:
                 raise LensError("the model of this recording is gone; make a new recording with lens.record")
             refuse_compiled(model)
             hold(self._swaps, model, adapters_off=self._off)
+            norms = [place for point, place in self._places.items() if point.site.role in HEAD_NORMS]
+            learn(model, norms)
             moments = Moments(model, self._tokenizer)
             moments.follow(self._swaps)
             for point, place in self._places.items():
-                hook = Hook(point, place, self._keeper(point), moments, always=True)
+                hook = Hook(point, place, self._keeper(point), moments, records=True)
                 self._swaps.hook(model.get_submodule(place.module), hook, side=hook.side)
+            # After the hooks that record, since it forgets a call when the module is left.
+            self._padding = MediaPadding(model, filter(_of_media, self._places.values()))
+            self._padding.follow(self._swaps)
             raise_waiting()
         except BaseException:
             self._swaps.undo()
@@ -82,7 +91,7 @@ class Recording:
     @atomic
     def __exit__(self, *_: object) -> None:
         self._swaps.undo()
-        self._model = None
+        self._model = self._padding = None
 
     def differentiate(self, metric: Tensor) -> None:
         """Compute the gradients of a metric's sum at the activations since the last call."""
@@ -98,13 +107,15 @@ class Recording:
         return partial(self._keep_values if self._keep == "values" else self._add, point)
 
     def _keep_values(self, point: Point, values: Tensor, moment: Moment | None) -> Tensor:
-        passed, chosen = _seen(point, values.detach(), moment)
+        passed, chosen = self._seen(point, values.detach(), moment)
         batches = self._passed[point]
         if moment is None or moment.begins or not batches:
             batches.append([])
         batches[-1].append(passed)
         if not self._gradients:
             return values
+        if reentrant():
+            raise LensError(f"{point!r}: {NO_GRADIENTS}")
         # The copy that goes on belongs to this point alone. Other modules may read the original too, and
         # their gradient would be added.
         kept = values.clone() if values.requires_grad else values.detach().clone().requires_grad_()
@@ -112,9 +123,23 @@ class Recording:
         return kept.clone()  # a model may write into it in place
 
     def _add(self, point: Point, values: Tensor, moment: Moment | None) -> Tensor:
-        passed, _ = _seen(point, values.detach(), moment)
+        passed, _ = self._seen(point, values.detach(), moment)
         self._statistics[point].add(passed.rows, products=self._keep == "second")
         return values
+
+    def _seen(self, point: Point, values: Tensor, moment: Moment | None) -> tuple[Activations, Tensor | None]:
+        """Return a copy of the values that belong to a point, and the mask of its span if it has one."""
+        if moment is not None and values.shape[:2] == (len(moment.own), moment.length):
+            return _at_positions(point, values, moment)
+        place, own = self._places[point], None
+        if self._padding is not None and _of_media(place):
+            own = self._padding.own(point, place, values=values)
+        elif place.positional and moment is not None and not bool(moment.own.all()):
+            raise LensError(
+                f"{point!r}: activations of shape {tuple(values.shape)} have no token positions, so padding "
+                f"can't be left out; record examples of one length at a time"
+            )
+        return Activations(values.clone(), own), None
 
     def __getitem__(self, point: Point) -> Activations | Statistics:
         if point not in self._passed:
@@ -139,6 +164,7 @@ class Recording:
             "_tokenizer": None,
             "_places": {},
             "_swaps": Swaps(),
+            "_padding": None,
         }
         return {**vars(self), **gone}
 
@@ -210,10 +236,13 @@ def _batches(
             yield batch
 
 
-def _seen(point: Point, values: Tensor, moment: Moment | None) -> tuple[Activations, Tensor | None]:
-    """Return a copy of the values that belong to a point, and the mask of its span if it has one."""
-    if moment is None or values.shape[:2] != (len(moment.own), moment.length):
-        return Activations(values.clone()), None
+def _of_media(place: Place) -> bool:
+    """Return whether a place is in a tower, or reads one in cross-attention."""
+    return not place.positional or place.stack == "encoder"
+
+
+def _at_positions(point: Point, values: Tensor, moment: Moment) -> tuple[Activations, Tensor | None]:
+    """Return a copy of the values of a point's span, and the mask of the span if it has one."""
     if moment.blind == OTHER_MASK:  # without a span too: padding would be counted
         raise LensError(f"{point!r}: {moment.blind}")
     chosen = moment.chosen(point.span).to(values.device)

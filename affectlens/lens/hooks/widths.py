@@ -15,8 +15,10 @@ def width_of(point: Point, lens: Live) -> int | None:
     place = place_of(point, model=lens.model, live=lens.checkpoint)
     if place.features is not None:
         return len(place.features)
-    if point.kind == "residual":
-        return _hidden(lens.model) if point.site.tower == "language" else None
+    entering = point.site.role == "embed_tokens" and place.side == "input"  # what enters the first layer
+    if point.kind == "residual" or entering:
+        hidden = _hidden(lens.model) if point.site.tower == "language" else None
+        return None if hidden is None else hidden * place.streams
     module: Any = lens.model.get_submodule(place.module)
     if isinstance(module, nn.Linear):
         return module.out_features if place.side == "output" else module.in_features

@@ -21,6 +21,8 @@ from affectlens.tasks.written_answers import THOUGHTS, UNSPACED
 
 # Both mean: answer at once, without writing a thought first.
 _WITHOUT_THOUGHT = {"enable_thinking": False, "thinking": False}
+# In the format of gpt-oss, a thought is a message of its own, and the answer the next one.
+_CLOSED = {"<|channel|>final<|message|>": "<|end|><|start|>assistant<|channel|>final<|message|>"}
 _PROBE = "qzxjk"  # no template contains it
 _PRINTED_PARTS = re.compile(r"['\"]type['\"]\s*:\s*['\"]text['\"]")  # a list of parts, printed by a template
 # These processors put the placeholders in front of the text themselves.
@@ -126,7 +128,7 @@ class PromptFormat:
         if self.used is not None and not self.cue:
             found = _placed(text, self._with_answer([*example.chat(prompt), _said(_PROBE)]), self._trims)
         if opened := _inside_thought(found.prompt, example.chat(prompt)):
-            closed = f"\n{opened[1]}\n\n"
+            closed = _CLOSED.get(opened[1], f"\n{opened[1]}\n\n")
             raise LensError(
                 f"example {quoted(example.id)}: the chat template opens a thought with {opened[0]}, so the "
                 f"model thinks first, and a label can't be scored there. Close the thought with "

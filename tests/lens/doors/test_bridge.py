@@ -104,6 +104,9 @@ KINDS: dict[str, Callable[[al.Lens, str], Sequence[Any]]] = {
         Patch(of(lens, "o_proj", layer=0).at("residual"), source=al.Lens(tuned(name)))
     ],
     "knockout": lambda lens, _: [Knockout(of(lens, "o_proj"), source=(0, 1, 2), target="last")],
+    "knockout of a head": lambda lens, _: [
+        Knockout([site.at(head=1) for site in of(lens, "o_proj")], source=(0, 1, 2), target="last")
+    ],
     "weights, then activations": lambda lens, _: [
         Scale(of(lens, "o_proj", layer=0), factor=0.5),
         Scale(of(lens, "o_proj").at("output"), factor=3.0),

@@ -1,5 +1,6 @@
 """Prompt and label are exactly the tokens that the model's own template gives."""
 
+import re
 import warnings
 from datetime import date
 from pathlib import Path
@@ -304,6 +305,29 @@ def test_a_prompt_inside_a_thought_is_refused_or_closed() -> None:
     own.template_options = {"thinks": True}
     with pytest.raises(LensError, match="reads no option 'thinks'"):
         own.prepare(*task.examples)
+
+
+@pytest.mark.parametrize(
+    ("begins", "closes"),
+    [
+        ("<think>\n", "\n</think>\n\n"),
+        (
+            "<|channel|>analysis<|message|>",
+            "<|end|><|start|>assistant<|channel|>final<|message|>",
+        ),
+    ],
+)
+def test_the_cue_that_the_error_names_closes_the_thought(begins: str, closes: str) -> None:
+    """Given to the lens, the labels are scored right behind it."""
+    opens = _CHATML + "{% if add_generation_prompt %}<|im_start|>assistant\n" + begins + "{% endif %}"
+    lens = lens_of(wrapped("byte-level", opens))
+    task = al.Task("t", examples_of({"role": "user", "content": TEXT}), labels=LABELS)
+
+    with pytest.raises(LensError, match=re.escape(f"cue={closes!r}")):
+        al.evaluate(lens, task)
+    lens.cue = closes
+    prepared = prepare_task(lens, task)
+    assert lens.tokenizer.decode(prepared.batches[0]["input_ids"][0]).endswith(begins + closes)
 
 
 def test_a_prompt_that_has_begun_to_write_a_thought_is_refused() -> None:
