@@ -93,6 +93,7 @@ def switched_off(live: Live) -> Swaps:
                 "a lens is no block; use `with lens.intervene(…):` or `with lens.without_adapter():`"
             )
         hold(swaps, live.model, adapters_off=False)
+        refuse_late(swaps, live.model)
         _switch_off(swaps, live.model)
         raise_waiting()
     except BaseException:
