@@ -185,10 +185,10 @@ class Steer:
             there = f"{values.shape[-1]} features pass the point"
             raise LensError(f"a vector of shape {tuple(self.vector.shape)} can't be added: {there}")
         new = values + (self.alpha * self.vector).to(device=values.device, dtype=values.dtype)
-        # The range of the other dtypes is that of float32, which no activation comes near.
-        if values.dtype == torch.float16 and bool((new.isinf() & ~values.isinf()).any()):
+        if bool((new.isinf() & ~values.isinf()).any()):
+            name, most = str(values.dtype).removeprefix("torch."), torch.finfo(values.dtype).max
             raise LensError(
-                f"adding alpha · vector goes beyond the largest number of float16, 65,504: alpha is "
+                f"adding alpha · vector goes beyond the largest number of {name}, {most:,.5g}: alpha is "
                 f"{self.alpha:g}, the largest entry of the vector {float(self.vector.abs().max()):g}"
             )
         return new
